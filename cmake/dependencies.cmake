@@ -1,0 +1,18 @@
+# Everything comes from the distribution: see scripts/install_dependencies.sh for the package names.
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(nlohmann_json 3.10 REQUIRED)
+find_package(CLI11 REQUIRED)
+find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED)
+find_library(XXHASH_LIBRARY xxhash REQUIRED)
+
+if(OCTET_ONEDNN)
+  find_package(dnnl QUIET)
+  if(dnnl_FOUND)
+    message(STATUS "oneDNN ${dnnl_VERSION}")
+  else()
+    message(STATUS "oneDNN not found: BF16 GEMMs run on the own blocked kernel")
+  endif()
+endif()

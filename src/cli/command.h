@@ -1,0 +1,18 @@
+// A sub-command: adds its options to the parser; its action returns the exit code.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace octet {
+using Action = std::function<int()>;
+// Each adds one sub-command and sets `action` when the user chose it.
+void add_train(CLI::App& app, Action& action);
+void add_compare(CLI::App& app, Action& action);
+void add_tokenize(CLI::App& app, Action& action);
+void add_data(CLI::App& app, Action& action);
+void add_plan(CLI::App& app, Action& action);
+void add_config(CLI::App& app, Action& action);
+void add_checkpoint(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
+void add_bench(CLI::App& app, Action& action);
+}  // namespace octet

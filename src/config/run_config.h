@@ -1,0 +1,98 @@
+// One JSON file per run, read into one struct tree; each floor below defines its own part.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "data/dataset.h"
+#include "model/spec.h"
+#include "model/transformer.h"
+#include "numerics/recipe.h"
+#include "optimizer/adamw.h"
+#include "optimizer/schedule.h"
+
+namespace octet {
+
+struct RunOptions {
+  std::string name = "run";  // [A-Za-z0-9._-]
+  std::string output;        // folder; default runs/NAME
+  uint64_t seed = 1337;
+  int64_t steps = 100;
+  bool deterministic = false;
+  int threads = 0;  // CPU device; 0 = all
+  bool operator==(const RunOptions&) const = default;
+};
+struct BatchOptions {
+  int64_t tokens = 8192;  // a step, over all ranks
+  int64_t micro = 8;      // context windows a micro-batch
+  Recompute recompute = Recompute::None;
+  int64_t head_chunk = 1024;
+  bool operator==(const BatchOptions&) const = default;
+};
+struct LossOptions {
+  double z_loss = 0;
+  bool operator==(const LossOptions&) const = default;
+};
+struct CheckpointOptions {
+  int64_t every = 100;     // steps; 0 = only at the end and on request
+  int64_t keep = 3;        // newest ones kept
+  int64_t keep_every = 0;  // permanent ones; 0 = none
+  bool asynchronous = true;
+  std::string on_error = "continue";  // or "exit": what a failed save does
+  bool operator==(const CheckpointOptions&) const = default;
+};
+struct EvaluationOptions {
+  int64_t every = 50, batches = 8;
+  bool operator==(const EvaluationOptions&) const = default;
+};
+struct LogOptions {
+  int64_t every = 1;
+  bool tensorboard = true;
+  bool operator==(const LogOptions&) const = default;
+};
+enum class SpikePolicy : uint8_t { Log, Skip, Rollback };
+struct HealthOptions {
+  int64_t every = 20;                       // steps between FP8 cast statistics; 0 = off
+  int64_t stop_after_nonfinite = 5;         // consecutive steps (F28)
+  SpikePolicy on_spike = SpikePolicy::Log;  // (F30)
+  double spike_deviations = 6;              // robust deviations above the median of the window
+  int64_t spike_window = 128;
+  int64_t max_rollbacks = 3;
+  bool operator==(const HealthOptions&) const = default;
+};
+
+struct RunConfig {
+  RunOptions run;
+  TransformerSpec model;
+  Recipe precision;
+  DataOptions data;
+  BatchOptions batch;
+  LossOptions loss;
+  AdamWOptions optimizer;
+  ScheduleOptions schedule;
+  CheckpointOptions checkpoint;
+  EvaluationOptions evaluation;
+  LogOptions log;
+  HealthOptions health;
+  bool operator==(const RunConfig&) const = default;
+};
+
+// Everything wrong at once, as one Error(Usage): JSON pointer, line, found, allowed, nearest valid key
+// (F01-F03). `overrides` are "a.b.c=value" (value is JSON, or a bare string).
+RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides = {});
+RunConfig parse_config(const std::string& text, const std::string& source_name,
+                       const std::vector<std::string>& overrides = {});
+std::string to_json(const RunConfig& config);  // fully resolved, stable key order, pretty
+std::string config_hash(
+    const RunConfig& config);  // 16 hex digits of what decides the numbers (not names, paths, log intervals)
+std::string json_schema();
+
+// How a key may change on resume (F06).
+enum class ChangeClass : uint8_t { Free, Recorded, Forbidden };
+struct ConfigChange {
+  std::string pointer, before, after;
+  ChangeClass change_class;
+};
+std::vector<ConfigChange> compare_configs(const std::string& before_json, const std::string& after_json);
+
+}  // namespace octet

@@ -1,0 +1,71 @@
+// The CPU device: the executable specification of every operation. One operation (or family) a file in this
+// folder.
+#pragma once
+#include <memory>
+
+#include "device/device.h"
+
+namespace octet {
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(const DeviceOptions& options);
+  ~CpuDevice() override;
+
+  // cpu_device.cpp
+  DeviceInfo info() const override;
+  void* allocate(size_t bytes) override;
+  void free(void* pointer) override;
+  void copy_to_host(void* host, const void* device, size_t bytes) override;
+  void copy_from_host(void* device, const void* host, size_t bytes) override;
+  void synchronize() override {}
+  void zero(const Tensor& tensor) override;
+  void copy(const Tensor& to, const Tensor& from) override;
+  void fill_normal(const Tensor& tensor, float deviation, uint64_t key) override;
+  void fill(const Tensor& tensor, float value) override;
+  void accumulate_sum(const Tensor& out, const Tensor& x) override;
+
+  void matmul(const Matmul&) override;  // matmul.cpp (blocked_gemm.cpp, onednn_gemm.cpp)
+  size_t workspace_bytes(std::span<const Matmul> largest) const override;
+  void set_workspace(const Tensor& workspace) override;
+
+  void cast(const CastOperation&) override;                  // cast.cpp
+  void embedding_forward(const EmbeddingForward&) override;  // embedding.cpp
+  void embedding_backward(const EmbeddingBackward&) override;
+  void rmsnorm_forward(const RmsNormForward&) override;  // rmsnorm.cpp
+  void rmsnorm_backward(const RmsNormBackward&) override;
+  void rope_forward(const RopeForward&) override;  // rope.cpp
+  void rope_backward(const RopeBackward&) override;
+  void attention_forward(const AttentionForward&) override;  // attention.cpp
+  void attention_backward(const AttentionBackward&) override;
+  void swiglu_forward(const SwiGluForward&) override;  // swiglu.cpp
+  void swiglu_backward(const SwiGluBackward&) override;
+  void cross_entropy(const CrossEntropy&) override;  // cross_entropy.cpp
+  void gradient_norm(const GradientNorm&) override;  // adamw.cpp
+  void adamw(const AdamWUpdate&) override;
+  void scale_table_update(const ScaleTableUpdate&) override;  // scale_table.cpp
+
+ private:
+  // Fills out.row and out.column (and the scales, amax and counters) from out.high or, when given, from
+  // `source`. [cast.cpp]
+  void finish_cast(const CastTarget& out);
+
+  DeviceOptions options_;
+  int threads_ = 1;
+  struct GemmState;  // oneDNN primitives by shape, packing buffers
+  std::unique_ptr<GemmState> gemm_;
+};
+
+// Adds the seconds of its scope to a device's timings under `name`, when timing is on.
+class OperationTimer {
+ public:
+  OperationTimer(bool on, std::map<std::string, double>& timings, const char* name);
+  ~OperationTimer();
+
+ private:
+  std::map<std::string, double>* timings_;
+  const char* name_;
+  double start_ = 0;
+};
+
+}  // namespace octet

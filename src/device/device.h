@@ -1,0 +1,300 @@
+// Device: the operations of a transformer, as an interface.
+//
+// device/cpu is the executable specification; every other device does the same operations at the same
+// rounding points. Conventions, everywhere:
+//  - T tokens (rows of a micro-batch, T = B * S), D width, F ffn_width, H heads, K kv_heads, Dh head_width, V
+//  vocabulary.
+//  - "storage" is the recipe's activation type: F32 or BF16. Arithmetic inside an operation is FP32; a result
+//  is rounded
+//    once, when it is stored. Codes are made from the value rounded to storage (numerics/recipe.h).
+//  - Tensors are row-major and do not overlap unless the operation says "in place".
+//  - Sums that reach a weight have a fixed order: same inputs, same bits; on the CPU independent of the
+//  thread count.
+//  - Operations are enqueued in order; host code may read results after synchronize().
+#pragma once
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "device/scale_table.h"
+#include "numerics/recipe.h"
+#include "tensor/tensor.h"
+
+namespace octet {
+
+// ---- casting
+// ---------------------------------------------------------------------------------------------------
+
+// Where and how an operation leaves its result [rows, columns]. The device makes as many passes as the
+// scaling needs; the model does not know.
+struct CastTarget {
+  Tensor high;    // storage [rows, columns]; on the CPU always present
+  Tensor row;     // codes [rows, columns], or empty
+  Tensor column;  // codes of the transpose [columns, rows], or empty
+  Cast cast;      // read only when row or column is present
+  Site site;
+  // Scales finer than the site's, both F32, both holding *inverse* scales after the cast. Power of two, from
+  // this very tensor.
+  Tensor row_inverse_scale;     // [rows]: `row` has one scale per row
+  Tensor column_inverse_scale;  // [columns]: `column` has one scale per column of the source
+  // F32 [rows]: `column` is made from source[t, :] * row_factor[t] (Smooth-SwiGLU `token`: dY takes up the
+  // tokens' scales), with its own scale in column_site.
+  Tensor row_factor;
+  Site column_site;
+  uint64_t rounding_key = 0;  // for stochastic rounding: a pure function of (seed, step, micro-batch, site)
+};
+
+enum class ScaleGranularity : uint8_t { Tensor, Outer };  // Outer: one per row of the operand as listed below
+
+// What a GEMM reads.
+struct Operand {
+  Tensor values;                         // F32, BF16 or codes
+  bool transposed = false;               // false: [outer, inner]; true: [inner, outer] (F32 and BF16 only)
+  const float* inverse_scale = nullptr;  // codes only
+  ScaleGranularity granularity = ScaleGranularity::Tensor;
+};
+
+enum class GemmClass : uint8_t { Fprop, Dgrad, Wgrad, HeadFprop, HeadDgrad, HeadWgrad };
+const char* name_of(GemmClass c);
+
+// out[M, N] (+)= sum_k a[M, k] * b[N, k] * inverse scales. FP32 accumulation; one rounding to out's type.
+// Allowed operand pairs: F32/F32, BF16/BF16, E4M3/E4M3, E4M3/E5M2, E5M2/E4M3. Anything else is
+// Error(Internal).
+struct Matmul {
+  Operand a, b;
+  Tensor out;               // F32 or BF16 [M, N]
+  bool accumulate = false;  // out += (an F32 or BF16 accumulator)
+  GemmClass gemm_class = GemmClass::Fprop;
+};
+
+// Counted by matmul itself from the operands it was given.
+struct MatmulKey {
+  GemmClass gemm_class;
+  DType a, b, out;
+  auto operator<=>(const MatmulKey&) const = default;
+};
+struct MatmulCount {
+  uint64_t calls = 0, flops = 0;
+  std::string implementation;
+};  // implementation: "blocked-f32", "onednn-bf16", ...
+using MatmulCounts = std::map<MatmulKey, MatmulCount>;
+
+// ---- operations
+// ------------------------------------------------------------------------------------------------
+
+struct EmbeddingForward {
+  Tensor out;
+  Tensor tokens;
+  Tensor table;
+};  // [T, D] storage; I32 [T]; [V, D] storage
+struct EmbeddingBackward {
+  Tensor table_gradient;
+  Tensor tokens;
+  Tensor out_gradient;
+};  // += [V, D]; each row summed in token order
+
+// residual += branch (when branch is given; rounded to storage); out = residual * rstd * gain.
+struct RmsNormForward {
+  Tensor residual;      // storage [T, D], in place
+  Tensor branch;        // storage [T, D] or empty
+  Tensor residual_out;  // storage [T, D] or empty: the sum is written here instead of in place
+  Tensor gain;          // F32 [D]
+  Tensor rstd;          // F32 [T], written
+  float epsilon = 1e-5f;
+  CastTarget out;  // [T, D]
+};
+// residual_gradient += d(norm)/d(residual) * out_gradient. The sum is rounded to storage, then cast.
+struct RmsNormBackward {
+  Tensor out_gradient;           // storage [T, D]
+  Tensor residual;               // storage [T, D], as normalised in forward
+  Tensor gain;                   // F32 [D]
+  Tensor rstd;                   // F32 [T]
+  Tensor gain_gradient;          // += [D]
+  Tensor residual_gradient_in;   // storage [T, D] or empty (= zero)
+  CastTarget residual_gradient;  // [T, D]; .high may be the same memory as residual_gradient_in
+};
+
+// QKV rows are [H query heads | K key heads | K value heads] x Dh. Rotate-half RoPE on query and key heads,
+// in place, after the bias (if any). Position of row t is t % S.
+struct RopeForward {
+  Tensor qkv;
+  Tensor bias;
+  Tensor cosine, sine;
+  int heads, kv_heads, head_width;
+};  // storage [T,(H+2K)Dh]; F32 or empty; F32 [S, Dh/2]
+struct RopeBackward {
+  Tensor qkv_gradient;   // storage [T, (H+2K)Dh] after rotation: read
+  Tensor bias_gradient;  // += F32 [(H+2K)Dh] or empty
+  Tensor cosine, sine;
+  int heads, kv_heads, head_width;
+  CastTarget out;  // gradient before rotation; .high may be the same memory as qkv_gradient
+};
+
+// Causal softmax(scale * Q K^T) V per context window of S tokens; softmax and sums in FP32.
+struct AttentionForward {
+  Tensor qkv;          // storage [T, (H+2K)Dh]
+  Tensor log_sum_exp;  // F32 [B, H, S], natural log of the softmax sum, written
+  int context, heads, kv_heads, head_width;
+  float softmax_scale;
+  CastTarget out;  // [T, H*Dh]
+};
+struct AttentionBackward {
+  Tensor qkv, out, out_gradient;  // storage
+  Tensor log_sum_exp;
+  Tensor qkv_gradient;  // storage [T, (H+2K)Dh], written
+  int context, heads, kv_heads, head_width;
+  float softmax_scale;
+};
+
+// gate_up rows are [F gate | F up]; h = silu(gate) * up. `mode` says which scales `out` gets:
+//   None: the site's. Dual: out.row_inverse_scale and out.column_inverse_scale. Token: out.row_inverse_scale
+//   for both copies (column = transpose of row). Channel: out.column_inverse_scale for both copies.  Scales
+//   come from the product h.
+struct SwiGluForward {
+  Tensor gate_up;
+  SmoothSwiGLU mode = SmoothSwiGLU::None;
+  CastTarget out;
+};  // storage [T, 2F] -> [T, F]
+struct SwiGluBackward {
+  Tensor gate_up;
+  Tensor h_gradient;
+  CastTarget out;
+};  // [T, 2F], [T, F] -> [T, 2F]
+
+// Softmax cross-entropy with optional z-loss, over a chunk of tokens.  loss = lse - logit[target]; logits
+// become (softmax - onehot + 2 z_loss lse softmax) * gradient_scale when `backward`, rounded to storage.
+struct CrossEntropy {
+  Tensor logits;   // storage [Tc, V], in place
+  Tensor targets;  // I32 [Tc]; negative = ignored (loss 0, gradient 0)
+  Tensor loss;     // F32 [Tc], written (cross-entropy alone, without the z term)
+  float gradient_scale = 0;
+  float z_loss = 0;
+  bool backward = true;
+};
+
+// target from source as it stands: working weights after an update (source F32 master), gradients that enter
+// a linear. column_factor (F32 [columns], optional) multiplies the source's columns first (Smooth-SwiGLU
+// `channel`: folded weights).
+struct CastOperation {
+  Tensor source;
+  Tensor column_factor;
+  CastTarget out;
+};
+
+// What the update of a step may do; written on the device so that no host round trip is needed.
+struct UpdateControl {
+  float gradient_norm;  // global L2 norm before clipping
+  float scale;          // what gradients are multiplied by (clipping)
+  float loss;           // mean loss of the step
+  uint32_t apply;       // 0: loss or norm is not finite, the update changes nothing
+};
+// control->loss = loss_sum[0] / loss_divisor; apply = both are finite.
+struct GradientNorm {
+  std::span<const Tensor> gradients;
+  Tensor loss_sum;  // F64 [1]: sum of the step's token losses
+  double loss_divisor = 1;
+  float clip_norm = 0;     // 0 = no clipping
+  UpdateControl* control;  // device memory, written
+};
+
+struct MomentTensor {
+  Tensor values;   // F32, BF16 or codes, master's shape
+  Tensor inverse;  // F32 [ceil(n / block)] (block 0: [1]) inverse scales; empty for F32 and BF16
+  int block = 128;
+};
+// One AdamW update of one tensor.  [Fishman et al., released code; docs/numerics.md]
+//   g = scale * gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   w = (1 - lr*decay) w - lr * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + epsilon)
+// m and v as computed in FP32 drive the update; then they are stored (exact scale, round to nearest, v > 0
+// never below the smallest subnormal).
+struct AdamWUpdate {
+  Tensor master, gradient;
+  MomentTensor first, second;
+  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  int64_t step;                  // t, from 1
+  const UpdateControl* control;  // device memory
+};
+
+// Pushes this step's amaxes into the history and refreshes the scales of delayed sites; clears `amax`.
+// [numerics/scaling.h]
+struct ScaleTableUpdate {
+  ScaleTable* table;
+  DelayedScaling options;
+  int64_t step;
+};
+
+struct DeviceInfo {
+  std::string name;         // "CPU (AMD EPYC ..., 2 threads)"
+  double peak_flops = 0;    // dense BF16 FLOP/s the progress line's percentage refers to; 0 = unknown
+  std::string peak_source;  // one sentence: where that number comes from
+};
+
+struct DeviceOptions {
+  bool deterministic = false;  // only implementations with a fixed summation order
+  int threads = 0;             // CPU: 0 = all
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual DeviceInfo info() const = 0;
+  virtual void* allocate(
+      size_t bytes) = 0;  // zeroed, 256-byte aligned; throws Error(Usage) with the size when it does not fit
+  virtual void free(void* pointer) = 0;
+  virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;    // synchronous
+  virtual void copy_from_host(void* device, const void* host, size_t bytes) = 0;  // synchronous
+  virtual void synchronize() = 0;
+
+  virtual void zero(const Tensor& tensor) = 0;
+  virtual void copy(const Tensor& to, const Tensor& from) = 0;
+  // tensor (F32) = deviation * normal(key, element): a pure function of (key, element). [base/random.h]
+  virtual void fill_normal(const Tensor& tensor, float deviation, uint64_t key) = 0;
+  virtual void fill(const Tensor& tensor, float value) = 0;
+
+  virtual void matmul(const Matmul&) = 0;
+  virtual void cast(const CastOperation&) = 0;
+  virtual void embedding_forward(const EmbeddingForward&) = 0;
+  virtual void embedding_backward(const EmbeddingBackward&) = 0;
+  virtual void rmsnorm_forward(const RmsNormForward&) = 0;
+  virtual void rmsnorm_backward(const RmsNormBackward&) = 0;
+  virtual void rope_forward(const RopeForward&) = 0;
+  virtual void rope_backward(const RopeBackward&) = 0;
+  virtual void attention_forward(const AttentionForward&) = 0;
+  virtual void attention_backward(const AttentionBackward&) = 0;
+  virtual void swiglu_forward(const SwiGluForward&) = 0;
+  virtual void swiglu_backward(const SwiGluBackward&) = 0;
+  virtual void cross_entropy(const CrossEntropy&) = 0;
+  virtual void gradient_norm(const GradientNorm&) = 0;
+  virtual void adamw(const AdamWUpdate&) = 0;
+  virtual void scale_table_update(const ScaleTableUpdate&) = 0;
+  // out[0] (F64) += sum of x (F32), in index order.
+  virtual void accumulate_sum(const Tensor& out, const Tensor& x) = 0;
+
+  // Bytes of workspace the device itself wants for the largest matmul it will be given (planned like
+  // everything else).
+  virtual size_t workspace_bytes(std::span<const Matmul> largest) const {
+    (void)largest;
+    return 0;
+  }
+  virtual void set_workspace(const Tensor& workspace) { (void)workspace; }
+
+  const MatmulCounts& matmul_counts() const { return counts_; }
+  void reset_matmul_counts() { counts_.clear(); }
+  // Seconds spent by operation name, while timing is on.
+  void set_timing(bool on) { timing_ = on; }
+  const std::map<std::string, double>& timings() const { return timings_; }
+  void reset_timings() { timings_.clear(); }
+
+ protected:
+  MatmulCounts counts_;
+  bool timing_ = false;
+  std::map<std::string, double> timings_;
+};
+
+std::unique_ptr<Device> make_cpu_device(const DeviceOptions& options);
+
+}  // namespace octet

@@ -1,0 +1,68 @@
+// The transformer: forward, loss and backward by hand against Device.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/device.h"
+#include "model/spec.h"
+#include "numerics/recipe.h"
+#include "tensor/memory_plan.h"
+#include "tensor/parameter.h"
+
+namespace octet {
+
+enum class Recompute : uint8_t {
+  None,
+  NormsAndSwiGLU,
+  Block
+};  // which activations are recomputed; the bits never change
+
+struct TransformerOptions {
+  TransformerSpec spec;
+  Recipe recipe;
+  int64_t micro_batch = 8;  // context windows
+  Recompute recompute = Recompute::None;
+  int64_t head_chunk = 1024;  // tokens whose logits exist at once
+  double z_loss = 0;
+  uint64_t seed = 0;
+};
+
+// Where in the run a micro-batch is: keys stochastic rounding.
+struct MicroStep {
+  int64_t step = 0, micro = 0;
+};
+
+class Transformer {
+ public:
+  // Takes every tensor from `plan`. While plan.measuring() the device is not touched and may be null.
+  Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan);
+  ~Transformer();
+  Transformer(const Transformer&) = delete;
+  Transformer& operator=(const Transformer&) = delete;
+
+  const TransformerOptions& options() const;
+  std::vector<Parameter>& parameters();  // fixed order, fixed names
+  ScaleTable& scales();
+
+  void initialize();               // masters from the seed, then refresh_working_weights(); norms 1, biases 0
+  void refresh_working_weights();  // masters -> BF16 copies or codes; after initialize, load and every update
+  void zero_gradients();
+
+  // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and
+  // its gradients, scaled by gradient_scale = 1 / (tokens of the global batch), to the parameters' gradients.
+  void forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale, MicroStep where);
+  // Loss only; no amax is recorded, no gradient touched. Per-token losses: token_losses().
+  void forward(const int32_t* tokens, const int32_t* targets);
+  Tensor loss_sum() const;      // F64 [1] on the device; the caller zeroes it
+  Tensor token_losses() const;  // F32 [micro_batch * context] of the last micro-batch
+
+  void update_scales(int64_t step);  // once a step, after the update
+
+ private:
+  struct Implementation;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace octet

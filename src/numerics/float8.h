@@ -1,0 +1,104 @@
+// E4M3 (fn: no infinity, NaN = 0x7f/0xff, max 448) and E5M2 (IEEE-like, max 57344) codes.  [OCP OFP8 1.0;
+// Micikevicius et al. 2209.05433]
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "base/platform.h"
+#include "numerics/recipe.h"
+
+namespace octet {
+
+inline constexpr float e4m3_max = 448.0f, e5m2_max = 57344.0f;
+inline constexpr float e4m3_min_subnormal = 0x1p-9f, e5m2_min_subnormal = 0x1p-16f;
+
+OCTET_HD float max_of(Format f) { return f == Format::E4M3 ? e4m3_max : e5m2_max; }
+
+// Round to nearest even, saturating: |x| > max and infinities become +-max, NaN becomes NaN (0x7f with the
+// sign). Branch-free.
+OCTET_HD uint8_t encode_e4m3(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 24) & 0x80u;
+  u &= 0x7fffffffu;
+  float a;
+  memcpy(&a, &u, 4);
+  const float clamped = a < e4m3_max ? a : e4m3_max;
+  uint32_t v;
+  memcpy(&v, &clamped, 4);
+  const uint32_t normal = ((v + 0x7ffffu + ((v >> 20) & 1u)) >> 20) - ((127u - 7u) << 3);
+  const float shifted =
+      clamped * 512.0f + 12582912.0f;  // subnormal step 2^-9: adding 1.5 * 2^23 rounds to nearest even
+  uint32_t s;
+  memcpy(&s, &shifted, 4);
+  const uint32_t code = v < 0x3c800000u ? (s & 0x7fu) : normal;
+  return static_cast<uint8_t>((u > 0x7f800000u ? 0x7fu : code) | sign);
+}
+OCTET_HD uint8_t encode_e5m2(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 24) & 0x80u;
+  u &= 0x7fffffffu;
+  float a;
+  memcpy(&a, &u, 4);
+  const float clamped = a < e5m2_max ? a : e5m2_max;
+  uint32_t v;
+  memcpy(&v, &clamped, 4);
+  const uint32_t normal = ((v + 0xfffffu + ((v >> 21) & 1u)) >> 21) - ((127u - 15u) << 2);
+  const float shifted = clamped * 65536.0f + 12582912.0f;  // subnormal step 2^-16
+  uint32_t s;
+  memcpy(&s, &shifted, 4);
+  const uint32_t code = v < 0x38800000u ? (s & 0x7fu) : normal;
+  return static_cast<uint8_t>((u > 0x7f800000u ? 0x7fu : code) | sign);
+}
+OCTET_HD float decode_e4m3(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24, magnitude = code & 0x7fu;
+  float value;
+  if (magnitude == 0x7fu) {
+    const uint32_t nan = 0x7fc00000u | sign;
+    memcpy(&value, &nan, 4);
+    return value;
+  }
+  if (magnitude < 8u) {
+    value = static_cast<float>(magnitude) * 0x1p-9f;
+  } else {
+    const uint32_t bits = (magnitude << 20) + ((127u - 7u) << 23);
+    memcpy(&value, &bits, 4);
+  }
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  bits |= sign;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+// E5M2 is the upper byte of an FP16; infinities and NaNs decode as such.
+OCTET_HD float decode_e5m2(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24, magnitude = code & 0x7fu;
+  float value;
+  if (magnitude >= 0x7cu) {
+    const uint32_t special = (magnitude == 0x7cu ? 0x7f800000u : 0x7fc00000u) | sign;
+    memcpy(&value, &special, 4);
+    return value;
+  }
+  if (magnitude < 4u) {
+    value = static_cast<float>(magnitude) * 0x1p-16f;
+  } else {
+    const uint32_t bits = (magnitude << 21) + ((127u - 15u) << 23);
+    memcpy(&value, &bits, 4);
+  }
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  bits |= sign;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+OCTET_HD uint8_t encode(Format f, float x) { return f == Format::E4M3 ? encode_e4m3(x) : encode_e5m2(x); }
+OCTET_HD float decode(Format f, uint8_t code) {
+  return f == Format::E4M3 ? decode_e4m3(code) : decode_e5m2(code);
+}
+
+// Stochastic rounding: up with probability (x - lower) / (upper - lower), from 32 random bits; saturating as
+// above. Subnormals too.
+OCTET_HD uint8_t encode_stochastic(Format f, float x, uint32_t random);
+
+}  // namespace octet

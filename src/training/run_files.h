@@ -1,0 +1,31 @@
+// The files of a run folder, and what other floors may rely on in them (docs/formats.md).
+//
+//   config.json      resolved configuration + "octet" {version, config_hash}
+//   status.json      {"state": "running|finished|stopped|failed", "exit_code", "reason", "step", "time"}
+//   metrics.jsonl    one JSON object a line:
+//     {"kind":"start", "step":k, "time":unix, "config_hash":"..", "init_hash":"..", "data_fingerprint":"..",
+//     "device":"..",
+//      "version":"..", "recipe":"..", "gemm_table":[{"class","a","b","out","flops"}], "parameters":n,
+//      "memory_bytes":n, "environment":{..}}
+//     {"kind":"step", "step":k (from 1: updates done), "tokens":n, "time":unix, "train/loss":x,
+//     "train/grad_norm":x, "train/learning_rate":x,
+//      "train/skipped":0|1, "data/batch_hash":"16 hex", "perf/tokens_per_second":x, "perf/step_seconds":x,
+//      "perf/fp8_flop_share":x, "memory/bytes":n}
+//     {"kind":"validation", "step":k, "validation/loss":x, "validation/bits_per_token":x}
+//     {"kind":"health", "step":k,
+//     "sites":[{"name","block","amax","scale","saturated":share,"flushed":share}]}
+//     {"kind":"event", "step":k, "event":"spike|skipped|rollback|checkpoint|resume|stop|epoch",
+//     "message":".."}
+//   events.out.tfevents.*    TensorBoard, the same names
+//   checkpoints/step-00000100/
+// Non-finite numbers are the strings "NaN", "Infinity", "-Infinity". After a resume from step k, readers drop
+// earlier records with step > k.
+#pragma once
+#include <string>
+
+namespace octet {
+inline constexpr const char* config_file = "config.json";
+inline constexpr const char* status_file = "status.json";
+inline constexpr const char* metrics_file = "metrics.jsonl";
+inline constexpr const char* checkpoint_folder = "checkpoints";
+}  // namespace octet
