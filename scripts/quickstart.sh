@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# From nothing to a verdict: installs, builds, makes shards from text already on this machine, trains a BF16 and an FP8 twin of one
+# small Llama from the same weights on the same batches, and writes runs/quickstart/report.html.
+# Safe to run again: finished parts are reused, an interrupted comparison goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+began=$SECONDS
+step() { printf '\n[%3ds] %s\n' $((SECONDS - began)) "$*"; }
+
+step "1/4 dependencies"
+scripts/install_dependencies.sh
+
+step "2/4 build"
+scripts/build.sh octet
+octet=${OCTET_BUILD:-build}/octet
+"$octet" --version | head -n 1
+
+step "3/4 training shards from the C++ headers under /usr/include (byte tokenizer)"
+if [ -f data/quickstart/train_000000.bin ] && "$octet" data info data/quickstart/*.bin >/dev/null 2>&1; then
+  echo "data/quickstart is there already"
+else
+  "$octet" tokenize /usr/include/c++ --output data/quickstart --validation 0.05 --overwrite
+fi
+
+step "4/4 training the twins"
+"$octet" compare configs/quickstart.json --variants bf16,fp8
+
+step "done: open runs/quickstart/report.html in a browser"
+cat <<TEXT
+What to try next:
+  $octet train configs/quickstart.json --set run.name=mine --set run.output=runs/mine --set schedule.learning_rate=2e-3
+  $octet plan configs/8b-fp8.json          # memory, FLOPs and schedule of a large model, without a device
+  $octet tokenize YOUR_TEXT --output data/mine --validation 0.05
+  $octet doctor                            # what this machine can train
+TEXT

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Installs, builds and runs every test.
+#   scripts/test.sh          what the gate runs
+#   scripts/test.sh --full   also the long tests, fuzzing for minutes and the build without oneDNN
+set -euo pipefail
+cd "$(dirname "$0")/.."
+full=
+if [ "${1:-}" = "--full" ]; then full=1; fi
+began=$SECONDS
+step() { printf '\n[%4ds] %s\n' $((SECONDS - began)) "$*"; }
+passed=0
+failed=0
+check() {   # NAME COMMAND...
+  local name=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+    echo "passed: $name"
+  else
+    failed=$((failed + 1))
+    echo "FAILED: $name"
+  fi
+}
+run_tests() {   # BUILD CTEST-ARGUMENTS...
+  local build=$1 log=$1/ctest.log bad total
+  shift
+  ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@" >"$log" 2>&1 || true
+  grep -vE '^ *(Start +[0-9]+:|[0-9]+/[0-9]+ Test +#[0-9]+:.* Passed )' "$log" || true
+  if read -r bad total < <(sed -nE 's/.* ([0-9]+) tests? failed out of ([0-9]+).*/\1 \2/p' "$log" | tail -n 1) && [ "$total" -gt 0 ]; then
+    failed=$((failed + bad))
+    passed=$((passed + total - bad))
+  else
+    failed=$((failed + 1))
+    echo "FAILED: no tests ran in $build"
+  fi
+}
+
+step "dependencies"
+scripts/install_dependencies.sh --test
+
+step "format and structure"
+check "clang-format" bash -c 'find src kernels tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" | xargs clang-format-14 --dry-run --Werror'
+check "no floor includes a higher one" tests/check_floors.sh
+check "the floor check finds planted violations" tests/check_floors_selftest.sh
+
+step "release build, warnings are errors"
+OCTET_BUILD=build scripts/build.sh all
+step "tests"
+run_tests build
+
+step "build with address and undefined-behaviour sanitizers"
+OCTET_BUILD=build-asan OCTET_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTET_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1" \
+  scripts/build.sh all
+step "tests under the sanitizers"
+# Tests named (slow) train for many steps or start hundreds of processes: they run without sanitizers only.
+UBSAN_OPTIONS=print_stacktrace=1 run_tests build-asan --exclude-regex '\(slow\)'
+
+if [ -n "$full" ]; then
+  step "long tests"
+  for program in build/tests/test_*; do
+    if [ -f "$program" ] && [ -x "$program" ]; then check "$(basename "$program") [.long]" "$program" "[.long]"; fi
+  done
+  step "fuzzing, one minute a parser"
+  for program in build-asan/tests/fuzz_*; do
+    if [ -f "$program" ] && [ -x "$program" ]; then check "$(basename "$program")" "$program" --seconds 60; fi
+  done
+  step "build and tests without oneDNN"
+  OCTET_BUILD=build-own OCTET_CMAKE_ARGS="-DOCTET_ONEDNN=OFF" scripts/build.sh all
+  run_tests build-own
+fi
+
+step "summary"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
