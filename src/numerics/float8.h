@@ -99,6 +99,31 @@ OCTET_HD float decode(Format f, uint8_t code) {
 
 // Stochastic rounding: up with probability (x - lower) / (upper - lower), from 32 random bits; saturating as
 // above. Subnormals too.
-OCTET_HD uint8_t encode_stochastic(Format f, float x, uint32_t random);
+OCTET_HD uint8_t encode_stochastic(Format f, float x, uint32_t random) {
+  const bool e4m3 = f == Format::E4M3;
+  const int dropped = e4m3 ? 20 : 21;  // significand bits of FP32 that the format does not have
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 24) & 0x80u;
+  u &= 0x7fffffffu;
+  float a;
+  memcpy(&a, &u, 4);
+  const float max = max_of(f);
+  const float clamped = a < max ? a : max;
+  uint32_t v;
+  memcpy(&v, &clamped, 4);
+  // Adding `dropped` random bits before cutting them off carries with the wanted probability.
+  const uint32_t bias = (e4m3 ? 127u - 7u : 127u - 15u) << (e4m3 ? 3 : 2);
+  const uint32_t normal = ((v + (random >> (32 - dropped))) >> dropped) - bias;
+  // Subnormals have a fixed step: the fraction of a step, compared with a uniform number of 24 bits.
+  const float steps = clamped * (e4m3 ? 0x1p9f : 0x1p16f);
+  const float limited = steps < 8.0f ? steps : 8.0f;
+  const uint32_t lower = static_cast<uint32_t>(limited);
+  const float fraction = limited - static_cast<float>(lower),
+              uniform = static_cast<float>(random >> 8) * 0x1p-24f;
+  const uint32_t subnormal = lower + (uniform < fraction ? 1u : 0u);
+  const uint32_t code = v < (e4m3 ? 0x3c800000u : 0x38800000u) ? subnormal : normal;
+  return static_cast<uint8_t>((u > 0x7f800000u ? 0x7fu : code) | sign);
+}
 
 }  // namespace octet

@@ -46,8 +46,8 @@ class CpuDevice final : public Device {
   void scale_table_update(const ScaleTableUpdate&) override;  // scale_table.cpp
 
  private:
-  // Fills out.row and out.column (and the scales, amax and counters) from out.high or, when given, from
-  // `source`. [cast.cpp]
+  // Fills out.row and out.column (and the scales, amax and counters) from out.high; nothing to do when there
+  // are no codes to make. [cast.cpp]
   void finish_cast(const CastTarget& out);
 
   DeviceOptions options_;

@@ -1,0 +1,401 @@
+// Casting: the one place of the CPU device where FP8 codes are made.
+//
+//   value[r, c] = BF16(source[r, c] * factors)      the house rule: codes come from the BF16 value
+//   code[r, c]  = encode(value[r, c] * scale)       scale of the site, of row r or of column c
+//
+// Two passes: amaxes (per tensor, row or column), then codes. The second works on tiles, so that the codes of
+// the transpose are written from the tile's codes while these are in the L1 cache.
+//
+// A tensor, row or column that contains an infinity or a NaN gets a NaN inverse scale: saturation must not
+// turn a diverged step into a finite one. NaN reaches the loss or the gradient norm and the step is dropped.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "base/platform.h"
+#include "base/random.h"
+#include "device/cpu/cpu_device.h"
+#include "device/cpu/transpose.h"
+#include "numerics/bfloat16.h"
+#include "numerics/float8.h"
+#include "numerics/scaling.h"
+
+namespace octet {
+namespace {
+
+constexpr int64_t tile_rows = 64, tile_columns = 256;
+constexpr uint32_t infinity_bits = 0x7f800000u;
+
+OCTET_VECTORIZED void widen(const BFloat16* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
+}
+OCTET_VECTORIZED void round_values(const float* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = round_to_bfloat16(from[i]);
+}
+OCTET_VECTORIZED void round_multiples(const float* from, float factor, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = round_to_bfloat16(from[i] * factor);
+}
+OCTET_VECTORIZED void narrow(const float* from, int64_t n, BFloat16* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
+}
+// Bits of the largest magnitude: as integers, magnitudes sort like their values, with infinity and then NaN
+// on top; and unlike a maximum of floats this vectorises.
+OCTET_VECTORIZED uint32_t amax_bits(const float* values, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t u;
+    memcpy(&u, values + i, 4);
+    u &= 0x7fffffffu;
+    largest = u > largest ? u : largest;
+  }
+  return largest;
+}
+OCTET_VECTORIZED uint32_t amax_bits(const BFloat16* values, int64_t n) {
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint16_t u = static_cast<uint16_t>(values[i].bits & 0x7fffu);
+    largest = u > largest ? u : largest;
+  }
+  return static_cast<uint32_t>(largest) << 16;
+}
+OCTET_VECTORIZED void column_amax_bits(const float* values, int64_t n, uint32_t* largest) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t u;
+    memcpy(&u, values + i, 4);
+    u &= 0x7fffffffu;
+    largest[i] = u > largest[i] ? u : largest[i];
+  }
+}
+OCTET_VECTORIZED void scale_values(float* values, float scale, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= scale;
+}
+OCTET_VECTORIZED void scale_by_column(float* values, const float* scales, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= scales[i];
+}
+OCTET_VECTORIZED void encode_values_e4m3(const float* values, int64_t n, uint8_t* codes) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = encode_e4m3(values[i]);
+}
+OCTET_VECTORIZED void encode_values_e5m2(const float* values, int64_t n, uint8_t* codes) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = encode_e5m2(values[i]);
+}
+OCTET_VECTORIZED void random_words(uint64_t key, uint64_t first_block, int64_t blocks, uint32_t* words) {
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Random4 r = philox(key, first_block + static_cast<uint64_t>(i));
+    words[4 * i] = r.x;
+    words[4 * i + 1] = r.y;
+    words[4 * i + 2] = r.z;
+    words[4 * i + 3] = r.w;
+  }
+}
+OCTET_VECTORIZED void encode_stochastic_values(Format format, const float* values, const uint32_t* words,
+                                               int64_t n, uint8_t* codes) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = encode_stochastic(format, values[i], words[i]);
+}
+
+// What is cast: a matrix, optionally with factors on its columns.
+struct Source {
+  Tensor values;
+  const float* column_factor = nullptr;
+
+  int64_t rows() const { return values.rows(); }
+  int64_t columns() const { return values.columns(); }
+  // `n` values of row r from column c on.
+  void read_unrounded(int64_t r, int64_t c, int64_t n, float* to) const {
+    const int64_t offset = r * columns() + c;
+    if (values.dtype == DType::F32) {
+      memcpy(to, values.as<float>() + offset, static_cast<size_t>(n) * sizeof(float));
+    } else {
+      widen(values.as<BFloat16>() + offset, n, to);
+    }
+    if (column_factor) scale_by_column(to, column_factor + c, n);
+  }
+  // The same, rounded to BF16.
+  void read(int64_t r, int64_t c, int64_t n, float* to) const {
+    read_unrounded(r, c, n, to);
+    if (values.dtype == DType::F32 || column_factor) round_values(to, n, to);
+  }
+  uint32_t row_amax_bits(int64_t r) const {
+    uint32_t largest = 0;
+    if (values.dtype == DType::BF16 && !column_factor) {
+      largest = amax_bits(values.as<BFloat16>() + r * columns(), columns());
+    } else {
+      float buffer[tile_columns];
+      for (int64_t c = 0; c < columns(); c += tile_columns) {
+        const int64_t n = std::min(tile_columns, columns() - c);
+        read(r, c, n, buffer);
+        largest = std::max(largest, amax_bits(buffer, n));
+      }
+    }
+    return std::min(largest, infinity_bits);  // NaN counts as infinity
+  }
+};
+
+// The copy with one set of scales: how its codes are made.
+struct Coding {
+  Cast cast;
+  float scale = 1;                           // when there are no finer ones
+  const float* row_inverse_scale = nullptr;  // [rows]
+  const float* column_scale = nullptr;       // of the current tile's columns
+  const float* row_factor = nullptr;         // [rows]
+  uint64_t rounding_key = 0;
+  CastCounters* counters = nullptr;
+
+  void make(const Source& source, int64_t r, int64_t c, int64_t n, uint8_t* codes,
+            CastCounters& counts) const {
+    float values[tile_columns];
+    source.read(r, c, n, values);
+    if (row_factor) round_multiples(values, row_factor[r], n, values);
+    if (column_scale) {
+      scale_by_column(values, column_scale, n);
+    } else {
+      scale_values(values, row_inverse_scale ? 1.0f / row_inverse_scale[r] : scale, n);
+    }
+    if (cast.rounding == Rounding::Stochastic) {
+      uint32_t words[tile_columns + 8];
+      const uint64_t element = static_cast<uint64_t>(r * source.columns() + c);
+      const int64_t skip = static_cast<int64_t>(element & 3);
+      random_words(rounding_key, element >> 2, (skip + n + 3) / 4, words);
+      encode_stochastic_values(cast.format, values, words + skip, n, codes);
+    } else if (cast.format == Format::E4M3) {
+      encode_values_e4m3(values, n, codes);
+    } else {
+      encode_values_e5m2(values, n, codes);
+    }
+    if (counters) {
+      const float max = max_of(cast.format);
+      counts.elements += static_cast<uint64_t>(n);
+      for (int64_t i = 0; i < n; ++i) {
+        counts.saturated += std::abs(values[i]) > max ? 1 : 0;
+        counts.flushed += values[i] != 0.0f && (codes[i] & 0x7fu) == 0 ? 1 : 0;
+      }
+    }
+  }
+};
+
+void add(CastCounters* to, const CastCounters& counts) {
+  if (!to) return;
+  to->elements += counts.elements;
+  to->saturated += counts.saturated;
+  to->flushed += counts.flushed;
+}
+
+float inverse_or_nan(float scale, float amax) {
+  return std::isfinite(amax) ? 1.0f / scale : std::numeric_limits<float>::quiet_NaN();
+}
+
+// Records the amax and decides the scale of one site for this cast.
+float site_scale(const Site& site, const Cast& cast, float amax) {
+  if (site.amax) *site.amax = std::max(*site.amax, amax);
+  const bool history = cast.scaling == Scaling::Delayed && site.scale && *site.scale != 0.0f;
+  const float scale = history ? *site.scale : scale_for(cast.rule, amax, max_of(cast.format));
+  if (cast.scaling == Scaling::Current && site.scale) *site.scale = scale;
+  if (site.inverse_scale) *site.inverse_scale = inverse_or_nan(scale, amax);
+  return scale;
+}
+
+void check(const Source& source, const CastTarget& out) {
+  const auto wrong = [](const std::string& what) { return Error(ExitCode::Internal, "cast: " + what); };
+  if (source.values.dtype != DType::F32 && source.values.dtype != DType::BF16) {
+    throw wrong(fmt::format("source is {}", name_of(source.values.dtype)));
+  }
+  if (!is_float8(out.cast.format)) throw wrong("codes are wanted but the site's format is not FP8");
+  for (const Tensor& codes : {out.row, out.column}) {
+    if (!codes.empty() && (size_of(codes.dtype) != 1 || codes.elements() != source.values.elements())) {
+      throw wrong(fmt::format("codes {} {} for values {}", name_of(codes.dtype), to_string(codes.shape),
+                              to_string(source.values.shape)));
+    }
+  }
+}
+
+struct Encoder {
+  const Source& source;
+  const CastTarget& out;
+  int threads;
+
+  bool row_scales() const { return !out.row_inverse_scale.empty(); }
+  bool column_scales() const { return !out.column_inverse_scale.empty(); }
+
+  // Pass 1a: amax of every row, hence of the tensor (and of the tensor with row factors).
+  struct Amaxes {
+    float tensor, factored;
+  };
+  Amaxes measure_rows() const {
+    const int64_t rows = source.rows();
+    const float max = max_of(out.cast.format);
+    float* inverse = row_scales() ? out.row_inverse_scale.as<float>() : nullptr;
+    const float* factor = out.row_factor.empty() ? nullptr : out.row_factor.as<float>();
+    uint32_t tensor = 0, factored = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : tensor, factored)
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint32_t bits = source.row_amax_bits(r);
+      const float amax = std::bit_cast<float>(bits);
+      tensor = std::max(tensor, bits);
+      if (inverse) inverse[r] = inverse_or_nan(power_of_two_scale(amax, max), amax);
+      if (factor) {
+        // Rounding is monotonic, so the largest rounded product is the rounded product of the largest.
+        const uint32_t product = std::bit_cast<uint32_t>(round_to_bfloat16(amax * std::abs(factor[r])));
+        factored = std::max(factored, std::min(product, infinity_bits));
+      }
+    }
+    return {std::bit_cast<float>(tensor), std::bit_cast<float>(factored)};
+  }
+
+  // Pass 1b: amax of every column.
+  void measure_columns() const {
+    const int64_t rows = source.rows(), columns = source.columns();
+    constexpr int64_t width = 128;
+    const float max = max_of(out.cast.format);
+    float* inverse = out.column_inverse_scale.as<float>();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t begin = 0; begin < columns; begin += width) {
+      const int64_t n = std::min(width, columns - begin);
+      float values[width];
+      uint32_t largest[width] = {};
+      for (int64_t r = 0; r < rows; ++r) {
+        source.read(r, begin, n, values);
+        column_amax_bits(values, n, largest);
+      }
+      for (int64_t c = 0; c < n; ++c) {
+        const float amax = std::bit_cast<float>(std::min(largest[c], infinity_bits));
+        inverse[begin + c] = inverse_or_nan(power_of_two_scale(amax, max), amax);
+      }
+    }
+  }
+
+  void run() const {
+    check(source, out);
+    const Amaxes amaxes = measure_rows();
+    if (column_scales()) measure_columns();
+
+    Coding row;
+    row.cast = out.cast;
+    row.rounding_key = out.rounding_key;
+    row.counters = out.site.counters;
+    const bool finer = row_scales() || column_scales();
+    if (finer) {  // the site keeps the statistics
+      if (out.site.amax) *out.site.amax = std::max(*out.site.amax, amaxes.tensor);
+    } else {
+      row.scale = site_scale(out.site, out.cast, amaxes.tensor);
+    }
+    Coding column = row;
+    column.counters = out.row.empty() ? row.counters : nullptr;
+    bool transpose_row = true;  // the column copy holds the row copy's codes
+    if (row_scales()) row.row_inverse_scale = out.row_inverse_scale.as<float>();
+    const bool row_by_column = column_scales() && !row_scales();
+    column.row_inverse_scale = row.row_inverse_scale;
+    if (row_scales() && column_scales()) {
+      column.row_inverse_scale = nullptr;
+      transpose_row = false;
+    }
+    if (!out.row_factor.empty()) {
+      column = Coding();
+      column.cast = out.cast;
+      column.rounding_key = out.rounding_key;
+      column.row_factor = out.row_factor.as<float>();
+      column.scale = site_scale(out.column_site, out.cast, amaxes.factored);
+      column.counters = out.column_site.counters;
+      transpose_row = false;
+    }
+    encode_tiles(row, column, {transpose_row, row_by_column});
+  }
+
+  struct Layout {
+    bool transpose_row;  // column copy = transpose of the row copy
+    bool row_by_column;  // the row copy has one scale per column
+  };
+  // Pass 2: codes, tile by tile.
+  void encode_tiles(const Coding& row_rule, const Coding& column_rule, Layout layout) const {
+    const int64_t rows = source.rows(), columns = source.columns();
+    const int64_t across = (columns + tile_columns - 1) / tile_columns,
+                  down = (rows + tile_rows - 1) / tile_rows;
+    uint8_t* to_row = out.row.empty() ? nullptr : out.row.as<uint8_t>();
+    uint8_t* to_column = out.column.empty() ? nullptr : out.column.as<uint8_t>();
+    const float* inverse = column_scales() ? out.column_inverse_scale.as<float>() : nullptr;
+    uint64_t elements = 0, saturated = 0, flushed = 0, column_elements = 0, column_saturated = 0,
+             column_flushed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    reduction(+ : elements, saturated, flushed, column_elements, column_saturated, column_flushed)
+    for (int64_t tile = 0; tile < across * down; ++tile) {
+      const int64_t r0 = tile / across * tile_rows, c0 = tile % across * tile_columns;
+      const int64_t height = std::min(tile_rows, rows - r0), width = std::min(tile_columns, columns - c0);
+      alignas(64) uint8_t codes[tile_rows * tile_columns];
+      float scales[tile_columns];
+      if (inverse) {
+        for (int64_t c = 0; c < width; ++c) scales[c] = 1.0f / inverse[c0 + c];
+      }
+      CastCounters counts{}, column_counts{};
+      if (to_row) {
+        Coding rule = row_rule;
+        rule.column_scale = layout.row_by_column ? scales : nullptr;
+        for (int64_t r = 0; r < height; ++r) {
+          rule.make(source, r0 + r, c0, width, to_row + (r0 + r) * columns + c0, counts);
+        }
+      }
+      if (to_column) {
+        const uint8_t* from = to_row ? to_row + r0 * columns + c0 : codes;
+        int64_t stride = columns;
+        if (!to_row || !layout.transpose_row) {
+          Coding rule = column_rule;
+          const bool by_column = inverse && !rule.row_factor && !rule.row_inverse_scale;
+          rule.column_scale = by_column ? scales : nullptr;
+          for (int64_t r = 0; r < height; ++r) {
+            rule.make(source, r0 + r, c0, width, codes + r * tile_columns, column_counts);
+          }
+          from = codes;
+          stride = tile_columns;
+        }
+        transpose_bytes({from, stride, height, width}, to_column + c0 * rows + r0, rows);
+      }
+      elements += counts.elements;
+      saturated += counts.saturated;
+      flushed += counts.flushed;
+      column_elements += column_counts.elements;
+      column_saturated += column_counts.saturated;
+      column_flushed += column_counts.flushed;
+    }
+    add(row_rule.counters, {elements, saturated, flushed});
+    add(column_rule.counters, {column_elements, column_saturated, column_flushed});
+  }
+};
+
+// The copy in storage precision.
+void write_high(const Source& source, const Tensor& high, int threads) {
+  const int64_t rows = source.rows(), columns = source.columns();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t r = 0; r < rows; ++r) {
+    float values[tile_columns];
+    for (int64_t c = 0; c < columns; c += tile_columns) {
+      const int64_t n = std::min(tile_columns, columns - c), at = r * columns + c;
+      if (high.dtype == DType::BF16) {
+        source.read(r, c, n, values);
+        narrow(values, n, high.as<BFloat16>() + at);
+      } else {
+        source.read_unrounded(r, c, n, high.as<float>() + at);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void CpuDevice::finish_cast(const CastTarget& out) {
+  if (out.row.empty() && out.column.empty()) return;
+  const Source source{out.high};
+  Encoder{source, out, threads_}.run();
+}
+
+void CpuDevice::cast(const CastOperation& operation) {
+  const OperationTimer timer(timing_, timings_, "cast");
+  Source source{operation.source};
+  if (!operation.column_factor.empty()) source.column_factor = operation.column_factor.as<float>();
+  const CastTarget& out = operation.out;
+  if (!out.high.empty() && out.high.data != operation.source.data) write_high(source, out.high, threads_);
+  if (out.row.empty() && out.column.empty()) return;
+  Encoder{source, out, threads_}.run();
+}
+
+}  // namespace octet

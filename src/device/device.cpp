@@ -1,0 +1,23 @@
+#include "device/device.h"
+
+namespace octet {
+
+const char* name_of(GemmClass c) {
+  switch (c) {
+    case GemmClass::Fprop:
+      return "fprop";
+    case GemmClass::Dgrad:
+      return "dgrad";
+    case GemmClass::Wgrad:
+      return "wgrad";
+    case GemmClass::HeadFprop:
+      return "head fprop";
+    case GemmClass::HeadDgrad:
+      return "head dgrad";
+    case GemmClass::HeadWgrad:
+      return "head wgrad";
+  }
+  return "unknown";
+}
+
+}  // namespace octet
