@@ -12,13 +12,15 @@
 
 namespace octet {
 
-// Called before every operation that changes the disk, with a running number; tests make it exit the process
-// or throw ENOSPC.
+// Called before every operation that changes the disk; tests make it exit the process or throw (ENOSPC).
+// While a hook is set, every write of two bytes or more is at least two operations: torn writes happen. Lock
+// files do not count.
 enum class FileOperation : uint8_t { Create, Write, Sync, Rename, SyncFolder, Remove };
 using FileHook = std::function<void(FileOperation, const std::filesystem::path&)>;
 void set_file_hook(FileHook hook);  // empty = none; for tests and --inject
 
-// A new file, written front to back. close() syncs; a writer destroyed without close() leaves a partial file.
+// A new file, written front to back; an existing one is an error, never overwritten. close() syncs; a writer
+// destroyed without close() leaves a partial file.
 class FileWriter {
  public:
   explicit FileWriter(const std::filesystem::path& path, ExitCode code = ExitCode::Checkpoint);
@@ -59,7 +61,7 @@ void write_atomically(const std::filesystem::path& path, const std::string& text
 void sync_folder(const std::filesystem::path& folder, ExitCode code);
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to, ExitCode code);
 void remove_durably(const std::filesystem::path& path,
-                    ExitCode code);  // folders first become .trash-*, then go
+                    ExitCode code);  // folders first become .trash-*, then go; nothing there: nothing to do
 uint64_t free_bytes(const std::filesystem::path& folder);
 
 // Sorted matches of a shell pattern (*, ?, [..]); the path itself when it has none. Empty when nothing

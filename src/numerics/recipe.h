@@ -73,11 +73,6 @@ struct Recipe {
   bool float8() const { return is_float8(input.format) && is_float8(weight.format); }
 };
 
-// Named recipes; `fp32` stores everything in FP32, `bf16` has BF16 linears and FP32 moments, `fp8` is the
-// default of the house: E4M3 input and weight, E5M2 grad, current power-of-two scales, Smooth-SwiGLU dual,
-// FP8 moments.
-Recipe make_recipe(
-    const std::string& name);  // throws Error(Usage) naming the known ones; inline, in numerics/recipes.h
-std::vector<std::string> recipe_names();  // idem
+// Named recipes: numerics/recipes.h.
 
 }  // namespace octet

@@ -1,0 +1,41 @@
+// The named recipes.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "numerics/recipe.h"
+
+namespace octet {
+
+inline std::vector<std::string> recipe_names() { return {"fp32", "bf16", "fp8"}; }
+
+// `fp32` stores everything in FP32; `bf16` has BF16 linears and FP32 moments; `fp8` is the default of the
+// house: E4M3 input and weight, E5M2 grad, current power-of-two scales, Smooth-SwiGLU dual, FP8 moments.
+// Throws Error(Usage) naming the known ones.
+inline Recipe make_recipe(const std::string& name) {
+  Recipe recipe;
+  recipe.name = name;
+  if (name == "fp32") {
+    recipe.storage = Format::FP32;
+    recipe.input.format = recipe.weight.format = recipe.grad.format = Format::FP32;
+    recipe.moments.first = recipe.moments.second = Format::FP32;
+  } else if (name == "bf16") {
+    recipe.moments.first = recipe.moments.second = Format::FP32;
+  } else if (name == "fp8") {
+    recipe.input.format = recipe.weight.format = Format::E4M3;
+    recipe.grad.format = Format::E5M2;
+    recipe.smooth_swiglu = SmoothSwiGLU::Dual;
+  } else {
+    std::string known;
+    for (const std::string& candidate : recipe_names()) known += (known.empty() ? "" : ", ") + candidate;
+    const std::vector<std::string> names = recipe_names();
+    const std::string near = nearest(name, names);
+    throw Error(ExitCode::Usage, "unknown recipe \"" + escape_control(name) + "\"; known recipes: " + known,
+                near.empty() ? "set precision.recipe to one of them" : "did you mean \"" + near + "\"?");
+  }
+  return recipe;
+}
+
+}  // namespace octet
