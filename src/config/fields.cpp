@@ -1,0 +1,454 @@
+#include "config/fields.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
+
+#include "config/presets.h"
+#include "numerics/recipes.h"
+
+namespace octet {
+namespace {
+
+constexpr auto Free = ChangeClass::Free;
+constexpr auto Recorded = ChangeClass::Recorded;
+constexpr auto Forbidden = ChangeClass::Forbidden;
+
+// What a key is beside its type: how it may change on resume, whether it decides the numbers, and its help.
+struct About {
+  const char* help;
+  ChangeClass change = Recorded;
+  bool decides_numbers = true;
+};
+About about(const char* help, ChangeClass change) { return {help, change, change != Free}; }
+
+template <class E>
+using Names = std::vector<std::pair<E, const char*>>;
+
+Field base(const char* pointer, ValueKind kind, const About& about) {
+  Field field;
+  field.pointer = pointer;
+  field.kind = kind;
+  field.help = about.help;
+  field.change = about.change;
+  field.decides_numbers = about.decides_numbers;
+  return field;
+}
+template <class At>
+Field boolean(const char* pointer, At at, const About& about) {
+  Field field = base(pointer, ValueKind::Boolean, about);
+  field.get = [at](const RunConfig& c) { return Json(at(c)); };
+  field.set = [at](RunConfig& c, const Json& v) { at(c) = v.get<bool>(); };
+  return field;
+}
+template <class At>
+Field integer(const char* pointer, At at, Bounds bounds, const About& about) {
+  Field field = base(pointer, ValueKind::Integer, about);
+  field.bounds = bounds;
+  field.get = [at](const RunConfig& c) { return Json(at(c)); };
+  field.set = [at](RunConfig& c, const Json& v) {
+    using T = std::remove_reference_t<decltype(at(c))>;
+    at(c) = v.is_number_float() ? static_cast<T>(v.get<double>()) : v.get<T>();
+  };
+  return field;
+}
+template <class At>
+Field number(const char* pointer, At at, Bounds bounds, const About& about) {
+  Field field = base(pointer, ValueKind::Number, about);
+  field.bounds = bounds;
+  field.get = [at](const RunConfig& c) { return Json(at(c)); };
+  field.set = [at](RunConfig& c, const Json& v) { at(c) = v.get<double>(); };
+  return field;
+}
+template <class At>
+Field text(const char* pointer, At at, const About& about) {
+  Field field = base(pointer, ValueKind::Text, about);
+  field.get = [at](const RunConfig& c) { return Json(at(c)); };
+  field.set = [at](RunConfig& c, const Json& v) { at(c) = v.get<std::string>(); };
+  return field;
+}
+template <class At>
+Field word(const char* pointer, At at, std::vector<std::string> choices, const About& about) {
+  Field field = text(pointer, at, about);
+  field.kind = ValueKind::Choice;
+  field.choices = std::move(choices);
+  return field;
+}
+template <class At, class E>
+Field choice(const char* pointer, At at, const Names<E>& names, const About& about) {
+  Field field = base(pointer, ValueKind::Choice, about);
+  for (const auto& [value, name] : names) field.choices.push_back(name);
+  field.get = [at, names](const RunConfig& c) {
+    for (const auto& [value, name] : names) {
+      if (value == at(c)) return Json(name);
+    }
+    return Json();
+  };
+  field.set = [at, names](RunConfig& c, const Json& v) {
+    for (const auto& [value, name] : names) {
+      if (v == name) at(c) = value;
+    }
+  };
+  return field;
+}
+template <class At>
+Field sources(const char* pointer, At at, const About& about) {
+  Field field = base(pointer, ValueKind::Sources, about);
+  field.get = [at](const RunConfig& c) {
+    Json list = Json::array();
+    for (const DataSource& source : at(c)) {
+      list.push_back({{"name", source.name}, {"files", source.files}, {"weight", source.weight}});
+    }
+    return list;
+  };
+  field.set = [at](RunConfig& c, const Json& v) {
+    std::vector<DataSource> list;
+    for (const Json& entry : v) {
+      if (entry.is_string()) {
+        if (list.empty()) list.emplace_back();
+        list.back().files.push_back(entry.get<std::string>());
+      } else {
+        DataSource source;
+        if (entry.contains("name")) source.name = entry["name"].get<std::string>();
+        if (entry.contains("weight")) source.weight = entry["weight"].get<double>();
+        source.files = entry["files"].get<std::vector<std::string>>();
+        list.push_back(source);
+      }
+    }
+    at(c) = list;
+  };
+  return field;
+}
+
+// A reference to a member of a configuration, const or not.
+#define AT(member) \
+  [](auto& c) -> auto& { return c.member; }
+
+const Names<Format> formats = {
+    {Format::FP32, "fp32"}, {Format::BF16, "bf16"}, {Format::E4M3, "e4m3"}, {Format::E5M2, "e5m2"}};
+const Names<Format> wide_formats = {{Format::FP32, "fp32"}, {Format::BF16, "bf16"}};
+const Names<Scaling> scalings = {{Scaling::Current, "current"}, {Scaling::Delayed, "delayed"}};
+const Names<ScaleRule> rules = {{ScaleRule::PowerOfTwo, "power_of_two"}, {ScaleRule::Exact, "exact"}};
+const Names<Rounding> roundings = {{Rounding::Nearest, "nearest"}, {Rounding::Stochastic, "stochastic"}};
+
+constexpr double largest_int64 = 9223372036854774784.0;  // the largest double below 2^63
+constexpr Bounds counting{0, largest_int64};
+constexpr Bounds positive{0, std::numeric_limits<double>::max(), true, false};
+constexpr Bounds not_negative{0, std::numeric_limits<double>::max()};
+
+using List = std::vector<Field>;
+
+void add_run(List& list) {
+  list.push_back(
+      text("/run/name", AT(run.name), about("name of the run: letters, digits, '.', '_' and '-'", Free)));
+  list.push_back(text("/run/output", AT(run.output), about("folder of the run; empty: runs/NAME", Free)));
+  list.push_back(
+      integer("/run/seed", AT(run.seed), counting,
+              about("seeds the initial weights, the data order and stochastic rounding", Forbidden)));
+  list.push_back(
+      integer("/run/steps", AT(run.steps), {1, 1e12}, about("optimizer steps of the whole run", Recorded)));
+  list.push_back(boolean("/run/deterministic", AT(run.deterministic),
+                         about("only operations whose order of sums is fixed", Recorded)));
+  list.push_back(
+      integer("/run/threads", AT(run.threads), {0, 4096}, about("threads of the CPU device; 0: all", Free)));
+}
+
+void add_model(List& list) {
+  Field preset = word("/model/preset", AT(model.preset), model_names(),
+                      {"a shape by name; the keys beside it override", Free, false});
+  preset.planned = planned_model_names();
+  preset.set = [](RunConfig& c, const Json& v) { c.model = make_model(v.get<std::string>()); };
+  list.push_back(preset);
+  list.push_back(
+      integer("/model/layers", AT(model.layers), {1, 1024}, about("transformer blocks", Forbidden)));
+  list.push_back(
+      integer("/model/width", AT(model.width), {1, 65536}, about("size of the residual stream", Forbidden)));
+  list.push_back(integer("/model/heads", AT(model.heads), {1, 1024}, about("query heads", Forbidden)));
+  list.push_back(integer("/model/kv_heads", AT(model.kv_heads), {1, 1024},
+                         about("key and value heads; divides heads", Forbidden)));
+  list.push_back(integer("/model/head_width", AT(model.head_width), {0, 1024},
+                         about("size of a head; 0: width / heads", Forbidden)));
+  list.push_back(integer("/model/ffn_width", AT(model.ffn_width), {1, 262144},
+                         about("inner size of the feed-forward layer", Forbidden)));
+  list.push_back(integer("/model/context", AT(model.context), {1, 1 << 20},
+                         about("tokens of a context window", Forbidden)));
+  list.push_back(integer("/model/vocabulary", AT(model.vocabulary), {2, 1 << 24},
+                         about("token ids are below this", Forbidden)));
+  list.push_back(boolean("/model/tied_head", AT(model.tied_head),
+                         about("the output head is the token table", Forbidden)));
+  list.push_back(boolean("/model/qkv_bias", AT(model.qkv_bias),
+                         about("biases on query, key and value (Qwen2.5)", Forbidden)));
+  list.push_back(number("/model/norm_epsilon", AT(model.norm_epsilon), {0, 1, true, false},
+                        about("epsilon of RMSNorm", Forbidden)));
+  list.push_back(number("/model/rope_base", AT(model.rope_base), {1, 1e12, true, false},
+                        about("base of the rotary frequencies", Forbidden)));
+  list.push_back(number("/model/rope_scaling/factor", AT(model.rope_scaling.factor), {1, 1e6},
+                        about("Llama-3 frequency scaling; 1: off", Forbidden)));
+  list.push_back(number("/model/rope_scaling/low_frequency_factor",
+                        AT(model.rope_scaling.low_frequency_factor), positive,
+                        about("wavelengths above original_context / this are stretched", Forbidden)));
+  list.push_back(number("/model/rope_scaling/high_frequency_factor",
+                        AT(model.rope_scaling.high_frequency_factor), positive,
+                        about("wavelengths below original_context / this stay", Forbidden)));
+  list.push_back(integer("/model/rope_scaling/original_context", AT(model.rope_scaling.original_context),
+                         {1, 1 << 24}, about("context before scaling", Forbidden)));
+  list.push_back(number("/model/init_deviation", AT(model.init_deviation), {0, 10, true, false},
+                        about("standard deviation of initial weights; residual projections: divided by "
+                              "sqrt(2 layers)",
+                              Recorded)));
+  list.push_back(
+      boolean("/model/pre_norm", AT(model.pre_norm), about("normalise before each layer", Forbidden)));
+  list.push_back(
+      boolean("/model/final_norm", AT(model.final_norm), about("normalise before the head", Forbidden)));
+  list.push_back(
+      choice("/model/post_norm", AT(model.post_norm),
+             Names<PostNorm>{
+                 {PostNorm::None, "none"}, {PostNorm::RMS, "rms"}, {PostNorm::LayerScale, "layer_scale"}},
+             about("normalisation after each layer", Forbidden)));
+  list.push_back(number("/model/post_norm_initial_gain", AT(model.post_norm_initial_gain), not_negative,
+                        about("initial gain of post_norm; 0: 1 / sqrt(layers)", Recorded)));
+  list.push_back(choice("/model/qk_norm", AT(model.qk_norm),
+                        Names<QkNorm>{{QkNorm::None, "none"},
+                                      {QkNorm::RMS, "rms"},
+                                      {QkNorm::RMSFrozen, "rms_frozen"},
+                                      {QkNorm::Tanh, "tanh"}},
+                        about("normalisation of queries and keys", Forbidden)));
+  list.push_back(number("/model/softmax_scale", AT(model.softmax_scale), not_negative,
+                        about("factor of the attention logits; 0: 1 / sqrt(head_width)", Forbidden)));
+  list.push_back(number("/model/input_multiplier", AT(model.input_multiplier), positive,
+                        about("factor of the embedding", Forbidden)));
+  list.push_back(choice("/model/activation", AT(model.activation),
+                        Names<Activation>{{Activation::SwiGLU, "swiglu"},
+                                          {Activation::GELU, "gelu"},
+                                          {Activation::ReLU2, "relu2"},
+                                          {Activation::XIELU, "xielu"}},
+                        about("activation of the feed-forward layer", Forbidden)));
+}
+
+template <class At>
+void add_role(List& list, const std::string& role, At at) {
+  const std::string at_role = "/precision/" + role;
+  const auto part = [at](auto get) {
+    return [ at, get ](auto& c) -> auto& { return get(at(c)); };
+  };
+  list.push_back(choice((at_role + "/format").c_str(), part(AT(format)), formats,
+                        about("number format of this operand", Recorded)));
+  list.push_back(choice((at_role + "/scaling").c_str(), part(AT(scaling)), scalings,
+                        about("scale from this tensor's amax, or from earlier steps'", Recorded)));
+  list.push_back(choice((at_role + "/rounding").c_str(), part(AT(rounding)), roundings,
+                        about("rounding to FP8", Recorded)));
+  list.push_back(choice((at_role + "/rule").c_str(), part(AT(rule)), rules,
+                        about("scales that are powers of two, or exactly max / amax", Recorded)));
+}
+
+void add_precision(List& list) {
+  Field recipe = word("/precision/recipe", AT(precision.name), recipe_names(),
+                      {"a recipe by name; the keys beside it override", Recorded, false});
+  recipe.set = [](RunConfig& c, const Json& v) { c.precision = make_recipe(v.get<std::string>()); };
+  list.push_back(recipe);
+  Field scaling = choice("/precision/scaling", AT(precision.input.scaling), scalings,
+                         about("sets the scaling of input and grad; weight stays as it is", Recorded));
+  scaling.shorthand = true;
+  scaling.set = [](RunConfig& c, const Json& v) {
+    c.precision.input.scaling = c.precision.grad.scaling =
+        v == "delayed" ? Scaling::Delayed : Scaling::Current;
+  };
+  list.push_back(scaling);
+  list.push_back(choice("/precision/storage", AT(precision.storage), wide_formats,
+                        about("format of activations between operations", Recorded)));
+  add_role(list, "input", AT(precision.input));
+  add_role(list, "weight", AT(precision.weight));
+  add_role(list, "grad", AT(precision.grad));
+  list.push_back(integer("/precision/delayed/window", AT(precision.delayed.window), {1, 4096},
+                         about("delayed scaling: steps remembered", Forbidden)));
+  list.push_back(
+      choice("/precision/delayed/algorithm", AT(precision.delayed.algorithm),
+             Names<AmaxAlgorithm>{{AmaxAlgorithm::Max, "max"}, {AmaxAlgorithm::MostRecent, "most_recent"}},
+             about("delayed scaling: which remembered amax counts", Recorded)));
+  list.push_back(integer("/precision/delayed/margin", AT(precision.delayed.margin), {0, 16},
+                         about("delayed scaling: binades left free above the amax", Recorded)));
+  list.push_back(choice("/precision/smooth_swiglu", AT(precision.smooth_swiglu),
+                        Names<SmoothSwiGLU>{{SmoothSwiGLU::None, "none"},
+                                            {SmoothSwiGLU::Token, "token"},
+                                            {SmoothSwiGLU::Channel, "channel"},
+                                            {SmoothSwiGLU::Dual, "dual"},
+                                            {SmoothSwiGLU::BF16, "bf16"}},
+                        about("how the input of the down projection is scaled", Recorded)));
+  list.push_back(choice("/precision/weight_gradient", AT(precision.weight_gradient), wide_formats,
+                        about("accumulator of weight gradients across micro-batches", Recorded)));
+  list.push_back(integer("/precision/first_blocks_bf16", AT(precision.first_blocks_bf16), {0, 1024},
+                         about("first blocks whose linear layers stay in BF16", Recorded)));
+  list.push_back(integer("/precision/last_blocks_bf16", AT(precision.last_blocks_bf16), {0, 1024},
+                         about("last blocks whose linear layers stay in BF16", Recorded)));
+  list.push_back(choice("/precision/moments/first", AT(precision.moments.first), formats,
+                        about("format of Adam's first moment", Forbidden)));
+  list.push_back(choice("/precision/moments/second", AT(precision.moments.second), formats,
+                        about("format of Adam's second moment", Forbidden)));
+  list.push_back(integer("/precision/moments/block", AT(precision.moments.block), {0, 65536},
+                         about("elements that share a scale; 0: one scale a tensor", Forbidden)));
+}
+
+void add_data(List& list) {
+  list.push_back(sources("/data/train", AT(data.train),
+                         {"training shards: paths or globs, or weighted sources", Recorded}));
+  list.push_back(sources("/data/validation", AT(data.validation),
+                         {"validation shards, in the same form", Recorded, false}));
+  list.push_back(
+      word("/data/raw_width", AT(data.raw_width), {"", "uint16", "uint32"},
+           about("width of ids in files without a header; empty: such files are refused", Recorded)));
+  list.push_back(integer("/data/epochs", AT(data.epochs), {0, 1e9},
+                         {"passes over the data allowed; 0: any number", Free, false}));
+  list.push_back(boolean("/data/shuffle", AT(data.shuffle),
+                         about("shuffle the context windows of every epoch", Forbidden)));
+}
+
+void add_batch(List& list) {
+  list.push_back(integer("/batch/tokens", AT(batch.tokens), {1, 1e12},
+                         about("tokens of one step, over all ranks", Forbidden)));
+  list.push_back(integer("/batch/micro", AT(batch.micro), {1, 1 << 20},
+                         about("context windows of one micro-batch", Recorded)));
+  list.push_back(choice("/batch/recompute", AT(batch.recompute),
+                        Names<Recompute>{{Recompute::None, "none"},
+                                         {Recompute::NormsAndSwiGLU, "norms_and_swiglu"},
+                                         {Recompute::Block, "block"}},
+                        about("activations recomputed in backward; the result never changes", Free)));
+  list.push_back(integer("/batch/head_chunk", AT(batch.head_chunk), {1, 1 << 24},
+                         about("tokens whose logits exist at once", Recorded)));
+  list.push_back(number("/loss/z_loss", AT(loss.z_loss), {0, 1},
+                        about("factor of the squared log of the softmax sum", Recorded)));
+}
+
+void add_optimizer(List& list) {
+  Field name = base("/optimizer/name", ValueKind::Choice, about("the optimizer", Forbidden));
+  name.choices = {"adamw"};
+  name.get = [](const RunConfig&) { return Json("adamw"); };
+  name.set = [](RunConfig&, const Json&) {};
+  list.push_back(name);
+  list.push_back(number("/optimizer/beta1", AT(optimizer.beta1), {0, 1, false, true},
+                        about("decay of the first moment", Recorded)));
+  list.push_back(number("/optimizer/beta2", AT(optimizer.beta2), {0, 1, false, true},
+                        about("decay of the second moment", Recorded)));
+  list.push_back(number("/optimizer/epsilon", AT(optimizer.epsilon), {0, 1, true, false},
+                        about("added to the root of the second moment", Recorded)));
+  list.push_back(number("/optimizer/weight_decay", AT(optimizer.weight_decay), {0, 100},
+                        about("decoupled decay of matrices", Recorded)));
+  list.push_back(number("/optimizer/clip_norm", AT(optimizer.clip_norm), not_negative,
+                        about("largest global gradient norm; 0: no clipping", Recorded)));
+  list.push_back(boolean("/optimizer/decay_embeddings", AT(optimizer.decay_embeddings),
+                         about("decay the token table and the head too", Recorded)));
+  list.push_back(choice("/schedule/name", AT(schedule.name),
+                        Names<ScheduleName>{{ScheduleName::Constant, "constant"},
+                                            {ScheduleName::Linear, "linear"},
+                                            {ScheduleName::Cosine, "cosine"},
+                                            {ScheduleName::WSD, "wsd"}},
+                        about("shape of the learning rate after warmup", Recorded)));
+  list.push_back(number("/schedule/learning_rate", AT(schedule.learning_rate), {0, 100, true, false},
+                        about("peak learning rate", Recorded)));
+  list.push_back(integer("/schedule/warmup_steps", AT(schedule.warmup_steps), {0, 1e12},
+                         about("steps of linear warmup", Recorded)));
+  list.push_back(number("/schedule/final_fraction", AT(schedule.final_fraction), {0, 1},
+                        about("learning rate of the last step, as a share of the peak", Recorded)));
+  list.push_back(number("/schedule/cooldown_fraction", AT(schedule.cooldown_fraction), {0, 1},
+                        about("wsd: share of the run that cools down as 1 - sqrt", Recorded)));
+}
+
+void add_rest(List& list) {
+  list.push_back(integer("/checkpoint/every", AT(checkpoint.every), {0, 1e12},
+                         about("steps between checkpoints; 0: only at the end and on request", Free)));
+  list.push_back(
+      integer("/checkpoint/keep", AT(checkpoint.keep), {1, 1e6}, about("newest checkpoints kept", Free)));
+  list.push_back(integer("/checkpoint/keep_every", AT(checkpoint.keep_every), {0, 1e12},
+                         about("steps between checkpoints that are kept for good; 0: none", Free)));
+  list.push_back(boolean("/checkpoint/asynchronous", AT(checkpoint.asynchronous),
+                         about("write while training goes on", Free)));
+  list.push_back(word("/checkpoint/on_error", AT(checkpoint.on_error), {"continue", "exit"},
+                      about("what a failed save does", Free)));
+  list.push_back(integer("/evaluation/every", AT(evaluation.every), {0, 1e12},
+                         about("steps between validations; 0: never", Free)));
+  list.push_back(integer("/evaluation/batches", AT(evaluation.batches), {1, 1e9},
+                         about("micro-batches of a validation", Free)));
+  list.push_back(integer("/log/every", AT(log.every), {1, 1e9}, about("steps between metric records", Free)));
+  list.push_back(
+      boolean("/log/tensorboard", AT(log.tensorboard), about("write TensorBoard events too", Free)));
+  list.push_back(integer("/health/every", AT(health.every), {0, 1e12},
+                         about("steps between FP8 cast statistics; 0: off", Free)));
+  list.push_back(integer("/health/stop_after_nonfinite", AT(health.stop_after_nonfinite), {1, 1e9},
+                         about("consecutive non-finite steps that stop the run", Free)));
+  list.push_back(
+      choice("/health/on_spike", AT(health.on_spike),
+             Names<SpikePolicy>{
+                 {SpikePolicy::Log, "log"}, {SpikePolicy::Skip, "skip"}, {SpikePolicy::Rollback, "rollback"}},
+             about("what a loss spike does", Recorded)));
+  list.push_back(number("/health/spike_deviations", AT(health.spike_deviations), {0, 1e6, true, false},
+                        about("robust deviations above the median that make a spike", Recorded)));
+  list.push_back(integer("/health/spike_window", AT(health.spike_window), {8, 65536},
+                         about("steps the spike detector remembers", Recorded)));
+  list.push_back(integer("/health/max_rollbacks", AT(health.max_rollbacks), {0, 1000},
+                         about("rollbacks after which a spike stops the run", Recorded)));
+}
+#undef AT
+
+std::vector<Field> make_fields() {
+  List list;
+  add_run(list);
+  add_model(list);
+  add_precision(list);
+  add_data(list);
+  add_batch(list);
+  add_optimizer(list);
+  add_rest(list);
+  return list;
+}
+
+std::string limit(ValueKind kind, double value) {
+  return kind == ValueKind::Integer && std::abs(value) < 1e15 ? fmt::format("{:.0f}", value)
+                                                              : fmt::format("{:g}", value);
+}
+
+}  // namespace
+
+const std::vector<Field>& fields() {
+  static const std::vector<Field> table = make_fields();
+  return table;
+}
+
+RunConfig default_config() {
+  RunConfig config;
+  config.precision = make_recipe("bf16");
+  return config;
+}
+
+std::string allowed(const Field& field) {
+  switch (field.kind) {
+    case ValueKind::Boolean:
+      return "true or false";
+    case ValueKind::Text:
+      return "a string";
+    case ValueKind::Choice: {
+      std::vector<std::string> quoted;
+      for (const std::string& name : field.choices) quoted.push_back('"' + name + '"');
+      return quoted.size() == 1 ? quoted[0] : fmt::format("one of {}", fmt::join(quoted, ", "));
+    }
+    case ValueKind::Sources:
+      return "a list of paths or globs, or of {\"name\", \"files\", \"weight\"}";
+    default:
+      break;
+  }
+  const Bounds& b = field.bounds;
+  const double largest = field.kind == ValueKind::Integer ? 1e18 : 1e300;
+  std::string text = field.kind == ValueKind::Integer ? "an integer" : "a number";
+  if (b.open_low)
+    text += " above " + limit(field.kind, b.low);
+  else
+    text += (b.high >= largest ? " of at least " : " from ") + limit(field.kind, b.low);
+  if (b.high < largest) {
+    text += b.open_high ? " and below " : b.open_low ? " up to " : " to ";
+    text += limit(field.kind, b.high);
+  }
+  return text;
+}
+
+bool ignored_key(const std::string& key) { return key == "$schema" || key == "octet"; }
+
+}  // namespace octet

@@ -1,0 +1,308 @@
+// Text to configuration: every value is looked up in the field table, every violation is collected.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <tuple>
+
+#include "base/files.h"
+#include "base/text.h"
+#include "config/checks.h"
+#include "config/fields.h"
+
+namespace octet {
+namespace {
+
+struct Violation {
+  std::string pointer, message;
+};
+
+std::string found(const Json& value) {
+  return value.is_object() || value.is_array() ? fmt::format("{} {}", value.type_name(), show(value))
+                                               : show(value);
+}
+
+bool whole_number(const Json& value) {
+  if (value.is_number_integer()) return true;
+  if (!value.is_number_float()) return false;
+  const double x = value.get<double>();
+  return std::floor(x) == x && std::abs(x) <= 9007199254740992.0;  // 2^53: every integer below is exact
+}
+
+bool inside(const Bounds& b, const Json& value) {
+  if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) return false;
+  const double x = value.get<double>();
+  return (b.open_low ? x > b.low : x >= b.low) && (b.open_high ? x < b.high : x <= b.high);
+}
+
+bool valid_utf8(const std::string& text) {
+  try {
+    Json(text).dump();
+    return true;
+  } catch (const Json::exception&) {
+    return false;
+  }
+}
+
+class Reader {
+ public:
+  Reader(Document document, std::string source_name)
+      : document_(std::move(document)), source_name_(std::move(source_name)) {
+    for (const Field& field : fields()) by_pointer_[field.pointer] = &field;
+  }
+
+  void apply(const std::vector<std::string>& overrides) {
+    for (const std::string& text : overrides) {
+      const std::string problem = apply_override(document_, text);
+      if (!problem.empty()) general_.push_back(fmt::format("--set {}: {}", escape_control(text), problem));
+    }
+  }
+
+  RunConfig read() {
+    RunConfig config = default_config();
+    if (!document_.root.is_object()) {
+      violations_.push_back(
+          {"", fmt::format("found {}; allowed: an object of sections", found(document_.root))});
+    } else {
+      read_section(document_.root, "");
+      for (const Field& field : fields()) {  // table order: presets before what overrides them
+        const auto it = values_.find(field.pointer);
+        if (it != values_.end()) field.set(config, *it->second);
+      }
+      if (config.run.output.empty()) config.run.output = "runs/" + config.run.name;
+      for (const RuleProblem& problem : check_rules(config)) {
+        if (!broken(problem)) violations_.push_back({problem.pointer, problem.message});
+      }
+    }
+    report();
+    return config;
+  }
+
+ private:
+  void complain(const std::string& pointer, std::string message) {
+    violations_.push_back({pointer, std::move(message)});
+    broken_.insert(pointer);
+  }
+
+  void read_section(const Json& section, const std::string& pointer) {
+    for (const auto& [key, value] : section.items()) {
+      const std::string at = pointer + "/" + escape_pointer_token(key);
+      if (pointer.empty() && ignored_key(key)) continue;
+      const auto field = by_pointer_.find(at);
+      if (field != by_pointer_.end()) {
+        if (check_value(*field->second, value)) values_[at] = &value;
+      } else if (is_section(at)) {
+        if (value.is_object())
+          read_section(value, at);
+        else
+          complain(at, fmt::format("found {}; allowed: an object", found(value)));
+      } else {
+        unknown_key(pointer, key);
+      }
+    }
+  }
+
+  bool is_section(const std::string& pointer) const {
+    const auto it = by_pointer_.lower_bound(pointer + "/");
+    return it != by_pointer_.end() && it->first.compare(0, pointer.size() + 1, pointer + "/") == 0;
+  }
+
+  std::vector<std::string> keys_of(const std::string& section) const {
+    std::set<std::string> keys;
+    for (const auto& [pointer, field] : by_pointer_) {
+      if (pointer.compare(0, section.size() + 1, section + "/") != 0) continue;
+      const size_t begin = section.size() + 1;
+      keys.insert(pointer.substr(begin, pointer.find('/', begin) - begin));
+    }
+    return {keys.begin(), keys.end()};
+  }
+
+  void unknown_key(const std::string& section, const std::string& key) {
+    const std::vector<std::string> siblings = keys_of(section);
+    const std::string near = nearest(key, siblings);
+    std::string message = "unknown key";
+    if (!near.empty()) {
+      message += fmt::format("; did you mean \"{}\"?", near);
+      broken_.insert(section + "/" + near);
+    } else {
+      std::vector<std::string> elsewhere;  // the right key in the wrong section
+      for (const auto& [pointer, field] : by_pointer_) {
+        if (pointer.size() > key.size() && pointer.substr(pointer.size() - key.size() - 1) == "/" + key)
+          elsewhere.push_back(pointer);
+      }
+      if (!elsewhere.empty())
+        message += fmt::format("; did you mean {}?", elsewhere.front());
+      else
+        message += fmt::format("; allowed: {}", fmt::join(siblings, ", "));
+    }
+    complain(section + "/" + escape_pointer_token(key), message);
+  }
+
+  bool check_value(const Field& field, const Json& value) {
+    bool good = false;
+    switch (field.kind) {
+      case ValueKind::Boolean:
+        good = value.is_boolean();
+        break;
+      case ValueKind::Integer:
+        good = whole_number(value) && inside(field.bounds, value);
+        break;
+      case ValueKind::Number:
+        good = value.is_number() && inside(field.bounds, value);
+        break;
+      case ValueKind::Text:
+        good = value.is_string() && valid_utf8(value.get_ref<const std::string&>());
+        break;
+      case ValueKind::Choice:
+        return check_choice(field, value);
+      case ValueKind::Sources:
+        return check_sources(field, value);
+    }
+    if (!good) complain(field.pointer, fmt::format("found {}; allowed: {}", found(value), allowed(field)));
+    return good;
+  }
+
+  bool check_choice(const Field& field, const Json& value) {
+    const auto has = [](const std::vector<std::string>& list, const std::string& name) {
+      return std::find(list.begin(), list.end(), name) != list.end();
+    };
+    std::string near;
+    if (value.is_string()) {
+      const std::string& name = value.get_ref<const std::string&>();
+      if (has(field.choices, name)) return true;
+      if (has(field.planned, name)) {
+        complain(field.pointer,
+                 fmt::format("found \"{}\", which is planned but not part of this version; allowed: {}", name,
+                             allowed(field)));
+        return false;
+      }
+      near = nearest(name, field.choices);
+    }
+    complain(field.pointer, fmt::format("found {}; allowed: {}{}", found(value), allowed(field),
+                                        near.empty() ? "" : fmt::format("; did you mean \"{}\"?", near)));
+    return false;
+  }
+
+  bool check_sources(const Field& field, const Json& value) {
+    const size_t before = violations_.size();
+    if (!value.is_array()) {
+      complain(field.pointer, fmt::format("found {}; allowed: {}", found(value), allowed(field)));
+      return false;
+    }
+    for (size_t i = 0; i < value.size(); ++i) {
+      const std::string at = fmt::format("{}/{}", field.pointer, i);
+      const Json& entry = value[i];
+      if (entry.type() != value[0].type() || !(entry.is_string() || entry.is_object())) {
+        complain(at, fmt::format("found {}; allowed: {}, not both", found(entry), allowed(field)));
+      } else if (entry.is_string()) {
+        if (!valid_utf8(entry.get_ref<const std::string&>())) complain(at, "found a path that is not UTF-8");
+      } else {
+        check_source(entry, at);
+      }
+    }
+    if (violations_.size() != before) broken_.insert(field.pointer);
+    return violations_.size() == before;
+  }
+
+  void check_source(const Json& source, const std::string& at) {
+    const std::vector<std::string> keys = {"name", "files", "weight"};
+    for (const auto& [key, value] : source.items()) {
+      const std::string pointer = at + "/" + escape_pointer_token(key);
+      if (key == "name") {
+        if (!value.is_string() || !valid_utf8(value.get_ref<const std::string&>()))
+          complain(pointer, fmt::format("found {}; allowed: a string", found(value)));
+      } else if (key == "weight") {
+        if (!value.is_number() || !(value.get<double>() > 0) || !(value.get<double>() <= 1e9))
+          complain(pointer, fmt::format("found {}; allowed: a number above 0 up to 1e+09", found(value)));
+      } else if (key == "files") {
+        const bool good =
+            value.is_array() && !value.empty() && std::all_of(value.begin(), value.end(), [](const Json& f) {
+              return f.is_string() && valid_utf8(f.get_ref<const std::string&>());
+            });
+        if (!good)
+          complain(pointer, fmt::format("found {}; allowed: a list of paths or globs", found(value)));
+      } else {
+        const std::string near = nearest(key, keys);
+        complain(pointer, near.empty() ? "unknown key; allowed: files, name, weight"
+                                       : fmt::format("unknown key; did you mean \"{}\"?", near));
+      }
+    }
+    if (!source.contains("files")) complain(at, "\"files\" is missing; allowed: a list of paths or globs");
+  }
+
+  // A rule is judged only when every field it reads is itself in order.
+  bool broken(const RuleProblem& problem) const {
+    std::vector<std::string> involved = problem.involved;
+    involved.push_back(problem.pointer);
+    for (const std::string& pointer : involved) {
+      for (const std::string& bad : broken_) {
+        if (bad == pointer || bad.compare(0, pointer.size() + 1, pointer + "/") == 0) return true;
+      }
+    }
+    return false;
+  }
+
+  // Where the value of a pointer was written: its own key's place, else its section's; none when by default.
+  Place place_of(std::string pointer) const {
+    for (;;) {
+      const auto it = document_.places.find(pointer);
+      if (it != document_.places.end()) return it->second;
+      const size_t slash = pointer.rfind('/');
+      if (slash == std::string::npos || slash == 0) return {};
+      pointer.resize(slash);
+    }
+  }
+  static std::string show_place(const Place& place) {
+    if (!place.override_text.empty()) return fmt::format("--set {}", escape_control(place.override_text));
+    if (place.line == 0) return "by default";
+    return fmt::format("line {}, column {}", place.line, place.column);
+  }
+
+  void report() {
+    // In the order of the file; what comes from --set or a default follows.
+    const auto key = [this](const Violation& v) {
+      const Place place = place_of(v.pointer);
+      return std::make_tuple(place.line == 0, place.line, place.column);
+    };
+    std::stable_sort(violations_.begin(), violations_.end(),
+                     [&](const Violation& a, const Violation& b) { return key(a) < key(b); });
+    std::vector<std::string> lines = general_;
+    for (const Violation& v : violations_) {
+      lines.push_back(fmt::format("{}: {}: {}", show_place(place_of(v.pointer)),
+                                  v.pointer.empty() ? "/" : escape_control(v.pointer), v.message));
+    }
+    if (lines.empty()) return;
+    const std::string source = escape_control(source_name_);
+    const std::string what = lines.size() == 1 ? fmt::format("{}: {}", source, lines[0])
+                                               : fmt::format("{}: {} problems\n  {}", source, lines.size(),
+                                                             fmt::join(lines, "\n  "));
+    throw Error(ExitCode::Usage, what,
+                "'octet config --schema' lists every key with its type, range and default");
+  }
+
+  Document document_;
+  std::string source_name_;
+  std::map<std::string, const Field*> by_pointer_;
+  std::map<std::string, const Json*> values_;
+  std::vector<std::string> general_;
+  std::vector<Violation> violations_;
+  std::set<std::string> broken_;
+};
+
+}  // namespace
+
+RunConfig parse_config(const std::string& text, const std::string& source_name,
+                       const std::vector<std::string>& overrides) {
+  Reader reader(read_document(text, source_name), source_name);
+  reader.apply(overrides);
+  return reader.read();
+}
+
+RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  constexpr size_t largest = 1u << 20;
+  return parse_config(read_text(path, ExitCode::Usage, largest), path, overrides);
+}
+
+}  // namespace octet

@@ -1,0 +1,143 @@
+// Configuration to text: the resolved file, its hash, the schema, and what differs between two.
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "config/fields.h"
+
+namespace octet {
+namespace {
+
+Json& at_pointer(Json& root, const std::string& pointer) {
+  Json* node = &root;
+  for (size_t begin = 1; begin <= pointer.size();) {
+    const size_t end = std::min(pointer.find('/', begin), pointer.size());
+    node = &(*node)[pointer.substr(begin, end - begin)];
+    begin = end + 1;
+  }
+  return *node;
+}
+
+Json resolved(const RunConfig& config) {
+  Json root = Json::object();
+  for (const Field& field : fields()) {
+    if (!field.shorthand) at_pointer(root, field.pointer) = field.get(config);
+  }
+  return root;
+}
+
+Json source_schema() {
+  const Json text = {{"type", "string"}};
+  const Json files = {{"type", "array"}, {"items", text}};
+  Json source = Json::object();
+  source["type"] = "object";
+  source["additionalProperties"] = false;
+  source["required"] = {"files"};
+  source["properties"]["name"] = text;
+  source["properties"]["files"] = files;
+  source["properties"]["files"]["minItems"] = 1;
+  source["properties"]["weight"] = {{"type", "number"}, {"exclusiveMinimum", 0}};
+  Json list = {{"type", "array"}, {"items", source}};
+  return Json::array({files, list});
+}
+
+Json field_schema(const Field& field, const RunConfig& defaults) {
+  Json schema = Json::object();
+  switch (field.kind) {
+    case ValueKind::Boolean:
+      schema["type"] = "boolean";
+      break;
+    case ValueKind::Integer:
+    case ValueKind::Number: {
+      schema["type"] = field.kind == ValueKind::Integer ? "integer" : "number";
+      const Bounds& b = field.bounds;
+      if (std::abs(b.low) < 1e300) schema[b.open_low ? "exclusiveMinimum" : "minimum"] = b.low;
+      if (std::abs(b.high) < 1e300) schema[b.open_high ? "exclusiveMaximum" : "maximum"] = b.high;
+      break;
+    }
+    case ValueKind::Text:
+      schema["type"] = "string";
+      break;
+    case ValueKind::Choice:
+      schema["enum"] = field.choices;
+      break;
+    case ValueKind::Sources:
+      schema["anyOf"] = source_schema();
+      break;
+  }
+  schema["description"] = field.help;
+  if (!field.shorthand) schema["default"] = field.get(defaults);
+  return schema;
+}
+
+// Doubles compare and print as the same text whatever way they were written (1, 1.0 and 1e0 are one number).
+std::string canonical(const Field& field, const Json& value) {
+  if (field.kind == ValueKind::Number && value.is_number()) return Json(value.get<double>()).dump();
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace
+
+std::string to_json(const RunConfig& config) {
+  return resolved(config).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string config_hash(const RunConfig& config) {
+  std::string text;
+  for (const Field& field : fields()) {
+    if (!field.decides_numbers || field.shorthand) continue;
+    Json value = field.get(config);
+    if (field.kind == ValueKind::Sources) {  // the mixture counts; names and paths do not
+      for (Json& source : value) {
+        source.erase("name");
+        source.erase("files");
+      }
+    }
+    text += fmt::format("{}={}\n", field.pointer, canonical(field, value));
+  }
+  return hex(hash64(text.data(), text.size()));
+}
+
+std::string json_schema() {
+  const RunConfig defaults = default_config();
+  Json root = Json::object();
+  root["$schema"] = "http://json-schema.org/draft-07/schema#";
+  root["title"] = "Octet run configuration";
+  root["type"] = "object";
+  root["additionalProperties"] = false;
+  root["properties"]["$schema"] = {{"type", "string"}, {"description", "for editors; ignored"}};
+  root["properties"]["octet"] = {{"type", "object"},
+                                 {"description", "written into config.json of a run; ignored"}};
+  for (const Field& field : fields()) {
+    Json* node = &root;
+    size_t begin = 1;
+    for (size_t slash; (slash = field.pointer.find('/', begin)) != std::string::npos; begin = slash + 1) {
+      node = &(*node)["properties"][field.pointer.substr(begin, slash - begin)];
+      (*node)["type"] = "object";
+      (*node)["additionalProperties"] = false;
+    }
+    (*node)["properties"][field.pointer.substr(begin)] = field_schema(field, defaults);
+  }
+  return root.dump(2) + "\n";
+}
+
+std::vector<ConfigChange> compare_configs(const std::string& before_json, const std::string& after_json) {
+  const Json before = read_document(before_json, "the configuration before").root;
+  const Json after = read_document(after_json, "the configuration after").root;
+  const Json defaults = resolved(default_config());
+  // A key one file lacks (it was written by another version) has its default.
+  const auto value_of = [&](const Json& root, const std::string& pointer) {
+    const Json::json_pointer at(pointer);
+    return root.contains(at) ? root.at(at) : defaults.at(at);
+  };
+  std::vector<ConfigChange> changes;
+  for (const Field& field : fields()) {
+    if (field.shorthand) continue;
+    const std::string from = canonical(field, value_of(before, field.pointer));
+    const std::string to = canonical(field, value_of(after, field.pointer));
+    if (from != to) changes.push_back({field.pointer, from, to, field.change});
+  }
+  return changes;
+}
+
+}  // namespace octet
