@@ -16,6 +16,8 @@ const char* name_of(GemmClass c) {
       return "head dgrad";
     case GemmClass::HeadWgrad:
       return "head wgrad";
+    case GemmClass::Attention:
+      return "attention";
   }
   return "unknown";
 }

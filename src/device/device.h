@@ -58,7 +58,9 @@ struct Operand {
   ScaleGranularity granularity = ScaleGranularity::Tensor;
 };
 
-enum class GemmClass : uint8_t { Fprop, Dgrad, Wgrad, HeadFprop, HeadDgrad, HeadWgrad };
+// Attention: the products inside the attention core, counted by the attention operations themselves (causal
+// part only).
+enum class GemmClass : uint8_t { Fprop, Dgrad, Wgrad, HeadFprop, HeadDgrad, HeadWgrad, Attention };
 const char* name_of(GemmClass c);
 
 // out[M, N] (+)= sum_k a[M, k] * b[N, k] * inverse scales. FP32 accumulation; one rounding to out's type.

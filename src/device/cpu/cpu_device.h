@@ -25,7 +25,7 @@ class CpuDevice final : public Device {
   void fill(const Tensor& tensor, float value) override;
   void accumulate_sum(const Tensor& out, const Tensor& x) override;
 
-  void matmul(const Matmul&) override;  // matmul.cpp (blocked_gemm.cpp, onednn_gemm.cpp)
+  void matmul(const Matmul&) override;  // cpu_device_products.cpp (matmul.cpp ...)
   size_t workspace_bytes(std::span<const Matmul> largest) const override;
   void set_workspace(const Tensor& workspace) override;
 
@@ -34,9 +34,9 @@ class CpuDevice final : public Device {
   void embedding_backward(const EmbeddingBackward&) override;
   void rmsnorm_forward(const RmsNormForward&) override;  // rmsnorm.cpp
   void rmsnorm_backward(const RmsNormBackward&) override;
-  void rope_forward(const RopeForward&) override;  // rope.cpp
+  void rope_forward(const RopeForward&) override;  // cpu_device_products.cpp (rope.cpp)
   void rope_backward(const RopeBackward&) override;
-  void attention_forward(const AttentionForward&) override;  // attention.cpp
+  void attention_forward(const AttentionForward&) override;  // idem (attention.cpp)
   void attention_backward(const AttentionBackward&) override;
   void swiglu_forward(const SwiGluForward&) override;  // swiglu.cpp
   void swiglu_backward(const SwiGluBackward&) override;

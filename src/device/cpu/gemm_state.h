@@ -1,6 +1,7 @@
 // What the CPU device keeps between matrix products: threads, scratch memory and oneDNN's primitives.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -51,6 +52,9 @@ class GemmEngine {
   ScratchMemory workspace_, attention_scratch_;
   std::unique_ptr<OneDnnGemm> onednn_;  // null: not built in, switched off or without gain on this machine
 };
+
+// 2 M N K.
+uint64_t matmul_flops(const Matmul& matmul);
 
 struct CpuDevice::GemmState : GemmEngine {
   using GemmEngine::GemmEngine;

@@ -1,0 +1,21 @@
+// Attention as functions of an engine, so that it can be tested without a device.
+#pragma once
+#include <cstdint>
+
+#include "device/cpu/gemm_state.h"
+#include "device/device.h"
+
+namespace octet {
+
+struct AttentionShape {
+  int context, heads, kv_heads, head_width;
+};
+
+// Writes out.high and log_sum_exp; casts nothing.
+void attention_forward(const AttentionForward& attention, GemmEngine& engine);
+void attention_backward(const AttentionBackward& attention, GemmEngine& engine);
+
+// 2 * head_width for each (query, visible key) pair of each product: 2 products forward, 5 backward.
+uint64_t attention_flops(const AttentionShape& shape, int64_t tokens, int products);
+
+}  // namespace octet

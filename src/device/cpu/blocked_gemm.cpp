@@ -1,0 +1,194 @@
+#include "device/cpu/blocked_gemm.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "base/platform.h"
+#include "device/cpu/epilogue.h"
+#include "device/cpu/micro_kernel.h"
+#include "device/cpu/unpack.h"
+
+namespace octet {
+namespace {
+
+// A tile of out is one task. Its slice of a (256 KiB) stays in L2 and a panel of b (32 KiB) in L1.
+constexpr int64_t max_tile_rows = 256, max_tile_columns = 512;
+// Rows of a sit 64 bytes off a power of two, so that eight of them do not fall into one cache set.
+constexpr int64_t row_pitch = gemm_inner_block + 16;
+
+struct Scratch {
+  float* a;     // [max_tile_rows, row_pitch], or panels of the kernel's rows [panel][k][rows]
+  float* b;     // panels of the kernel's columns [panel][k][columns]
+  float* c;     // [max_tile_rows, max_tile_columns]
+  float* rows;  // [32, row_pitch] decoded, before the transpose; also one row of a tile
+};
+constexpr int64_t a_floats = max_tile_rows * row_pitch, b_floats = max_tile_columns * gemm_inner_block,
+                  c_floats = max_tile_rows * max_tile_columns, rows_floats = 32 * row_pitch;
+constexpr int64_t floats_per_thread = a_floats + b_floats + c_floats + rows_floats;
+static_assert(rows_floats >= max_tile_columns, "a row of a tile is unpacked into `rows`");
+
+struct Slice {
+  int64_t outer, outers, inner, inners;
+};
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// row[0, n) into panels of `width`: panel p gets row[p * width, ...), zeros after the end.
+void spread(const float* row, int64_t n, int64_t width, float* panels, int64_t panel_stride) {
+  int64_t i = 0;
+  if (width == 32) {
+    for (; i + 32 <= n; i += 32, panels += panel_stride) memcpy(panels, row + i, 32 * sizeof(float));
+  } else if (width == 16) {
+    for (; i + 16 <= n; i += 16, panels += panel_stride) memcpy(panels, row + i, 16 * sizeof(float));
+  } else if (width == 8) {
+    for (; i + 8 <= n; i += 8, panels += panel_stride) memcpy(panels, row + i, 8 * sizeof(float));
+  } else {
+    for (; i + width <= n; i += width, panels += panel_stride)
+      memcpy(panels, row + i, static_cast<size_t>(width) * sizeof(float));
+  }
+  if (i < n) {
+    std::fill(panels, panels + width, 0.0f);
+    std::copy(row + i, row + n, panels);
+  }
+}
+
+// [inner, outer] in memory: each k is a row of values that belong side by side.
+void pack_transposed(const Operand& x, const Slice& s, int64_t width, float* panels, float* row) {
+  const int64_t pitch = x.values.columns();
+  for (int64_t k = 0; k < s.inners; ++k) {
+    const void* from = at(x.values, (s.inner + k) * pitch + s.outer);
+    const float* values = static_cast<const float*>(from);
+    if (x.values.dtype != DType::F32) {
+      unpack(x.values.dtype, from, row, s.outers);
+      values = row;
+    }
+    spread(values, s.outers, width, panels + k * width, gemm_inner_block * width);
+  }
+}
+
+void pack_b(const Operand& x, const Slice& s, int64_t width, const Scratch& scratch) {
+  if (x.transposed) return pack_transposed(x, s, width, scratch.b, scratch.rows);
+  const int64_t pitch = x.values.columns();
+  for (int64_t j = 0; j < s.outers; j += width) {
+    const int64_t count = std::min(width, s.outers - j);
+    float* panel = scratch.b + j * gemm_inner_block;
+    const int64_t first = (s.outer + j) * pitch + s.inner;
+    TransposeBlock block{
+        static_cast<const float*>(at(x.values, first)), pitch, panel, width, count, s.inners};
+    if (x.values.dtype != DType::F32) {
+      for (int64_t i = 0; i < count; ++i)
+        unpack(x.values.dtype, at(x.values, first + i * pitch), scratch.rows + i * row_pitch, s.inners);
+      block.from = scratch.rows;
+      block.from_stride = row_pitch;
+    }
+    if (count < width) std::fill(panel, panel + s.inners * width, 0.0f);
+    transpose(block);
+  }
+}
+
+// How the micro-kernel walks over the packed slice of a.
+struct PackedA {
+  int64_t panel_stride, row_stride, inner_stride;
+};
+PackedA pack_a(const Operand& x, const Slice& s, int64_t width, const Scratch& scratch) {
+  if (x.transposed) {
+    pack_transposed(x, s, width, scratch.a, scratch.rows);
+    return {gemm_inner_block * width, 1, width};
+  }
+  const int64_t pitch = x.values.columns();
+  for (int64_t i = 0; i < s.outers; ++i)
+    unpack(x.values.dtype, at(x.values, (s.outer + i) * pitch + s.inner), scratch.a + i * row_pitch,
+           s.inners);
+  for (int64_t i = s.outers; i < round_up(s.outers, width); ++i)
+    std::fill_n(scratch.a + i * row_pitch, s.inners, 0.0f);
+  return {width * row_pitch, row_pitch, 1};
+}
+
+struct Tile {
+  int64_t row, rows, column, columns;
+};
+
+void run_tile(const Matmul& m, const Tile& tile, const MicroKernel& kernel, const Scratch& scratch) {
+  const int64_t inner = m.a.transposed ? m.a.values.rows() : m.a.values.columns();
+  for (int64_t k = 0; k < inner; k += gemm_inner_block) {
+    const int64_t count = std::min(gemm_inner_block, inner - k);
+    pack_b(m.b, {tile.column, tile.columns, k, count}, kernel.columns, scratch);
+    const PackedA a = pack_a(m.a, {tile.row, tile.rows, k, count}, kernel.rows, scratch);
+    MicroTile t;
+    t.a_row_stride = a.row_stride;
+    t.a_inner_stride = a.inner_stride;
+    t.b_inner_stride = kernel.columns;
+    t.c_row_stride = max_tile_columns;
+    t.inner = count;
+    t.write = k == 0 ? MicroTile::Write::Store : MicroTile::Write::Add;
+    for (int64_t j = 0; j < tile.columns; j += kernel.columns) {
+      t.b = scratch.b + j * gemm_inner_block;
+      for (int64_t i = 0; i < tile.rows; i += kernel.rows) {
+        t.a = scratch.a + i / kernel.rows * a.panel_stride;
+        t.c = scratch.c + i * max_tile_columns + j;
+        kernel.run(t);
+      }
+    }
+  }
+  for (int64_t i = 0; i < tile.rows; ++i)
+    finish_row(m, {tile.row + i, tile.column, tile.columns}, scratch.c + i * max_tile_columns, scratch.rows);
+}
+
+// The tiling that keeps every thread busy to the end; it has no influence on the result.
+struct Tiling {
+  int64_t rows, columns;
+};
+Tiling choose_tiling(int64_t m, int64_t n, int threads) {
+  Tiling best{max_tile_rows, max_tile_columns};
+  double best_cost = 0;
+  for (const int64_t rows : {256, 192, 128, 96, 64, 32})
+    for (const int64_t columns : {512, 384, 256, 128, 64}) {
+      const int64_t tiles = ((m + rows - 1) / rows) * ((n + columns - 1) / columns);
+      const double r = static_cast<double>(std::min(rows, round_up(m, 8)));
+      const double c = static_cast<double>(std::min(columns, round_up(n, 32)));
+      // Packing an element of b costs about as much as multiplying it with 12 others, an element of a half
+      // that.
+      const double cost = static_cast<double>((tiles + threads - 1) / threads) * (r * c + 12 * c + 6 * r);
+      if (best_cost == 0 || cost < best_cost) {
+        best_cost = cost;
+        best = {rows, columns};
+      }
+    }
+  return best;
+}
+
+}  // namespace
+
+size_t blocked_gemm_bytes(int threads) {
+  return static_cast<size_t>(threads) * floats_per_thread * sizeof(float);
+}
+
+void blocked_gemm(const Matmul& m, int threads, std::byte* scratch) {
+  const int64_t rows = m.out.rows(), columns = m.out.columns();
+  const int64_t inner = m.a.transposed ? m.a.values.rows() : m.a.values.columns();
+  if (rows == 0 || columns == 0) return;
+  const MicroKernel kernel = micro_kernel();
+  const Tiling tiling = choose_tiling(rows, columns, threads);
+  const int64_t tile_columns = (columns + tiling.columns - 1) / tiling.columns;
+  const int64_t tiles = (rows + tiling.rows - 1) / tiling.rows * tile_columns;
+  const int used = static_cast<int>(std::min<int64_t>(threads, tiles));
+#pragma omp parallel num_threads(used)
+  {
+    float* base = reinterpret_cast<float*>(scratch) + omp_get_thread_num() * floats_per_thread;
+    const Scratch mine{base, base + a_floats, base + a_floats + b_floats,
+                       base + a_floats + b_floats + c_floats};
+    if (inner == 0) std::fill_n(mine.c, c_floats, 0.0f);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = t / tile_columns * tiling.rows, column = t % tile_columns * tiling.columns;
+      run_tile(m,
+               {row, std::min(tiling.rows, rows - row), column, std::min(tiling.columns, columns - column)},
+               kernel, mine);
+    }
+  }
+}
+
+}  // namespace octet

@@ -1,0 +1,50 @@
+// The device's side of its products, attention and RoPE: timing, casts, and the counts that prove what ran.
+#include "device/cpu/attention.h"
+#include "device/cpu/cpu_device.h"
+#include "device/cpu/gemm_state.h"
+#include "device/cpu/rope.h"
+
+namespace octet {
+
+void CpuDevice::matmul(const Matmul& m) {
+  const OperationTimer timer(timing_, timings_, "matmul");
+  const char* implementation = gemm_->run(m);
+  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
+  ++count.calls;
+  count.flops += matmul_flops(m);
+  count.implementation = implementation;
+}
+size_t CpuDevice::workspace_bytes(std::span<const Matmul> largest) const {
+  return gemm_->workspace_bytes(largest);
+}
+void CpuDevice::set_workspace(const Tensor& workspace) { gemm_->set_workspace(workspace); }
+
+void CpuDevice::attention_forward(const AttentionForward& a) {
+  const OperationTimer timer(timing_, timings_, "attention_forward");
+  octet::attention_forward(a, *gemm_);
+  finish_cast(a.out);
+  MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.out.high.dtype}];
+  ++count.calls;
+  count.flops += attention_flops({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv.rows(), 2);
+  count.implementation = "blocked-f32";
+}
+void CpuDevice::attention_backward(const AttentionBackward& a) {
+  const OperationTimer timer(timing_, timings_, "attention_backward");
+  octet::attention_backward(a, *gemm_);
+  MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.qkv_gradient.dtype}];
+  ++count.calls;
+  count.flops += attention_flops({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv.rows(), 5);
+  count.implementation = "blocked-f32";
+}
+
+void CpuDevice::rope_forward(const RopeForward& r) {
+  const OperationTimer timer(timing_, timings_, "rope_forward");
+  octet::rope_forward(r, threads_);
+}
+void CpuDevice::rope_backward(const RopeBackward& r) {
+  const OperationTimer timer(timing_, timings_, "rope_backward");
+  octet::rope_backward(r, threads_);
+  finish_cast(r.out);
+}
+
+}  // namespace octet

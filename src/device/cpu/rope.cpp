@@ -1,0 +1,103 @@
+// Rotary position embedding, rotate-half form, on the query and key heads of qkv rows.
+//   forward   x = stored + bias;  (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)   x1, x2: halves of a head
+//   backward  (y1, y2) -> (y1 cos + y2 sin, y2 cos - y1 sin);  bias gradient += sum over tokens of the result
+// FP32 inside, one rounding when stored. The bias gradient sums the *stored* values in token order, so a
+// device that makes it in a second pass over memory gets the same number. Value heads only take the bias.
+#include "device/cpu/rope.h"
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/platform.h"
+#include "device/cpu/unpack.h"
+#include "fmt/format.h"
+
+namespace octet {
+namespace {
+
+OCTET_VECTORIZED void rotate(float* __restrict first, float* __restrict second, const float* cosine,
+                             const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = first[i], b = second[i];
+    first[i] = a * cosine[i] - b * sine[i];
+    second[i] = b * cosine[i] + a * sine[i];
+  }
+}
+OCTET_VECTORIZED void rotate_back(float* __restrict first, float* __restrict second, const float* cosine,
+                                  const float* sine, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = first[i], b = second[i];
+    first[i] = a * cosine[i] + b * sine[i];
+    second[i] = b * cosine[i] - a * sine[i];
+  }
+}
+OCTET_VECTORIZED void add(float* __restrict x, const float* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] += y[i];
+}
+
+// A row is worked on in pieces that fit the stack: one head.
+constexpr int64_t widest_head = 1024;
+
+void check(const RopeShape& s, const Tensor& qkv) {
+  if (s.head_width % 2 != 0 || s.head_width < 2 || s.head_width > widest_head ||
+      qkv.columns() != static_cast<int64_t>(s.heads + 2 * s.kv_heads) * s.head_width ||
+      s.cosine->columns() != s.head_width / 2 || !(s.sine->shape == s.cosine->shape))
+    throw Error(
+        ExitCode::Internal,
+        fmt::format("rope: qkv {} and tables {} do not fit {} + 2 x {} heads of {} (even, at most {})",
+                    to_string(qkv.shape), to_string(s.cosine->shape), s.heads, s.kv_heads, s.head_width,
+                    widest_head),
+        "report this as a bug with the run's configuration");
+}
+
+}  // namespace
+
+void rope_forward(const RopeForward& r, int threads) {
+  check({r.heads, r.kv_heads, r.head_width, &r.cosine, &r.sine}, r.qkv);
+  const int64_t width = r.head_width, half = width / 2, context = r.cosine.rows();
+  const int64_t rotated = r.heads + r.kv_heads, all = rotated + r.kv_heads;
+  const float* bias = r.bias.empty() ? nullptr : r.bias.as<float>();
+  const int64_t rows = r.qkv.rows(), touched = bias ? all : rotated;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < rows; ++t) {
+    const int64_t position = t % context;
+    alignas(64) float x[widest_head];
+    Tensor qkv = r.qkv;
+    for (int64_t head = 0; head < touched; ++head) {
+      void* stored = at(qkv, (t * all + head) * width);
+      unpack(qkv.dtype, stored, x, width);
+      if (bias) add(x, bias + head * width, width);
+      if (head < rotated)
+        rotate(x, x + half, r.cosine.as<float>() + position * half, r.sine.as<float>() + position * half,
+               half);
+      pack(qkv.dtype, x, stored, width);
+    }
+  }
+}
+
+void rope_backward(const RopeBackward& r, int threads) {
+  check({r.heads, r.kv_heads, r.head_width, &r.cosine, &r.sine}, r.qkv_gradient);
+  const int64_t width = r.head_width, half = width / 2, context = r.cosine.rows();
+  const int64_t rotated = r.heads + r.kv_heads, all = rotated + r.kv_heads, rows = r.qkv_gradient.rows();
+  // Over heads, so that a head's bias gradient is one thread's sum in token order.
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t head = 0; head < all; ++head) {
+    alignas(64) float x[widest_head];
+    Tensor out = r.out.high;
+    float* bias = r.bias_gradient.empty() ? nullptr : r.bias_gradient.as<float>() + head * width;
+    for (int64_t t = 0; t < rows; ++t) {
+      const int64_t element = (t * all + head) * width, position = t % context;
+      unpack(r.qkv_gradient.dtype, at(r.qkv_gradient, element), x, width);
+      if (head < rotated)
+        rotate_back(x, x + half, r.cosine.as<float>() + position * half, r.sine.as<float>() + position * half,
+                    half);
+      pack(out.dtype, x, at(out, element), width);
+      if (bias) {
+        unpack(out.dtype, at(std::as_const(out), element), x, width);
+        add(bias, x, width);
+      }
+    }
+  }
+}
+
+}  // namespace octet

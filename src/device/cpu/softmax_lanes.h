@@ -1,0 +1,42 @@
+// Softmax over blocks of scores that lie key-major: scores[key][query lane], 32 queries side by side.
+// Each query is one lane of vector code, so no sum crosses lanes and the order of every sum is the order of
+// the keys.
+#pragma once
+#include <cstdint>
+
+namespace octet {
+
+inline constexpr int query_lanes = 32;
+
+struct ScoreBlock {
+  float* scores;  // [keys, 32]: dot products in, probabilities out
+  int64_t keys;
+  int64_t first_key, first_query;  // a key behind its query is masked: probability exactly zero
+  float scale;
+};
+
+// One step of the running softmax over key blocks.
+//   m' = max(m, max(scale * s));  p = exp(scale * s - m');  correction = exp(m - m');
+//   l = l * correction + sum(p)
+struct RunningSoftmax {
+  alignas(64) float maximum[query_lanes];     // m; -infinity before the first block
+  alignas(64) float sum[query_lanes];         // l
+  alignas(64) float correction[query_lanes];  // what the output so far is multiplied by
+};
+void softmax_step(const ScoreBlock& block, RunningSoftmax& running);
+
+// p = exp(scale * s - log_sum_exp), in place;  gradient (dP in) = p * (dP - delta) * scale.
+struct SoftmaxGradient {
+  float* gradient;           // [keys, 32]
+  const float* log_sum_exp;  // [32]; +infinity in a lane without a query
+  const float* delta;        // [32]: sum over the head of out_gradient * out
+};
+void softmax_gradient(const ScoreBlock& block, const SoftmaxGradient& g);
+
+// x[row][lane] *= factor[lane];  x[row][lane] /= divisor[lane].
+void multiply_lanes(float* x, const float* factor, int64_t rows);
+void divide_lanes(float* x, const float* divisor, int64_t rows);
+// out[lane] = sum over rows, ascending, of a[row][lane] * b[row][lane].
+void dot_lanes(const float* a, const float* b, float* out, int64_t rows);
+
+}  // namespace octet
