@@ -11,6 +11,9 @@ namespace octet {
 enum class ShardFormat : uint8_t { LlmcUint16, LlmcUint32, LlmqBinTok, Megatron, RawUint16, RawUint32 };
 const char* name_of(ShardFormat f);
 
+enum class TokenType : uint8_t { Uint8, Int8, Uint16, Int16, Uint32, Int32, Int64 };  // little-endian
+int bytes_of(TokenType t);
+
 struct DataSource {  // one entry of a mixture
   std::string name = "default";
   std::vector<std::string> files;  // paths or globs
@@ -28,18 +31,23 @@ struct DataOptions {
 };
 
 struct ShardInfo {
-  std::string path;
-  ShardFormat format;
+  std::string path;  // the file that holds the tokens (Megatron: the .bin)
+  ShardFormat format = ShardFormat::LlmcUint16;
+  TokenType type = TokenType::Uint16;
   int64_t tokens = 0;
   uint64_t file_bytes = 0, payload_offset = 0;
   int token_bytes = 2;
   int64_t declared_vocabulary = 0;  // 0: the header does not say
+  int64_t documents = -1;           // -1: the header does not say
 };
 
 // Opens, checks magic, size against header. Throws Error(Data) with found versus expected (F07-F09, F14).
+// Megatron pairs may be named by either half. Layouts: docs/formats.md.
 ShardInfo inspect_shard(const std::string& path, const std::string& raw_width);
 
 // A window of S+1 tokens (S inputs and their targets); windows start every S tokens and never cross a shard.
+// A window may hold several documents and a document may span windows (F16): attention sees the whole window.
+// The tail of a shard that fills no window, at most S tokens, is not read.
 class Dataset {
  public:
   // All problems of all files are reported in one Error(Data).
@@ -50,6 +58,7 @@ class Dataset {
   const std::vector<ShardInfo>& shards(int source) const;
   int64_t windows(int source) const;
   int64_t tokens() const;
+  int64_t context() const;
   // Reads window `index` of a source: S+1 ids. Checks every id against the vocabulary: Error(Data) with file,
   // offset, id (F10, F12).
   void read(int source, int64_t index, std::span<int32_t> out) const;

@@ -15,21 +15,36 @@ struct SampleLocation {
 };
 
 // A pure function of (seed, global sample index): which window a sample is. Over one epoch of a source every
-// window once.
+// window once, in an order keyed by (seed, source, epoch).
+//
+// Mixtures: a balanced binary tree halves the list of sources. A node whose left half has the share q of its
+// weight hands floor(n q + 1/2) of its first n samples to the left and the others to the right. Both counts
+// only grow, by one a sample in all, so every sample has exactly one place and nothing is remembered. A node
+// adds an error of at most 1/2 to the share of the one above, so that among the first n samples of K sources
+// |count - n * share| <= ceil(log2 K) / 2 (+ n * 2^-52, the rounding of q).
 class SampleOrder {
  public:
   SampleOrder(const Dataset& dataset, uint64_t seed, bool shuffle);
-  SampleLocation locate(int64_t sample) const;
+  SampleLocation locate(int64_t sample) const;         // O(log sources)
+  std::vector<int64_t> counts(int64_t samples) const;  // of each source among the first `samples`
+  std::vector<int64_t> epochs(int64_t samples) const;  // of each source begun by the first `samples`
 
  private:
-  struct Part {
-    int64_t windows;
-    double weight;
+  struct Node {           // of the tree, or a leaf: a source
+    uint64_t left_share;  // q * 2^64
+    int left, right;      // children; a leaf has left < 0
+    int source;
   };
-  std::vector<Part> parts_;
+  int build(const std::vector<double>& weights, int first, int last);
+  std::vector<Node> nodes_;
+  int root_ = 0;
+  std::vector<int64_t> windows_;
   uint64_t seed_;
   bool shuffle_;
 };
+
+// Error(Data) when `samples` need more than `epochs` passes over a source (F13); epochs 0 allows any number.
+void check_epochs(const Dataset& dataset, const SampleOrder& order, int64_t samples, int64_t epochs);
 
 struct MicroBatch {
   std::vector<int32_t> tokens, targets;  // [micro * context]
