@@ -97,33 +97,37 @@ OCTET_HD float decode(Format f, uint8_t code) {
   return f == Format::E4M3 ? decode_e4m3(code) : decode_e5m2(code);
 }
 
-// Stochastic rounding: up with probability (x - lower) / (upper - lower), from 32 random bits; saturating as
-// above. Subnormals too.
+// Stochastic rounding: away from zero with probability (|x| - lower) / (upper - lower), from 32 random bits;
+// saturating as above. The probability is exact for every normal code and for subnormals down to |x| = 2^-18
+// (E4M3) or 2^-25 (E5M2); below it is rounded down to a multiple of 2^-32. Codes stay what they are.
 OCTET_HD uint8_t encode_stochastic(Format f, float x, uint32_t random) {
-  const bool e4m3 = f == Format::E4M3;
-  const int dropped = e4m3 ? 20 : 21;  // significand bits of FP32 that the format does not have
+  const uint32_t mantissa = f == Format::E4M3 ? 3u : 2u, bias = f == Format::E4M3 ? 7u : 15u;
   uint32_t u;
   memcpy(&u, &x, 4);
   const uint32_t sign = (u >> 24) & 0x80u;
   u &= 0x7fffffffu;
-  float a;
-  memcpy(&a, &u, 4);
+  if (u > 0x7f800000u) return static_cast<uint8_t>(0x7fu | sign);
   const float max = max_of(f);
-  const float clamped = a < max ? a : max;
-  uint32_t v;
-  memcpy(&v, &clamped, 4);
-  // Adding `dropped` random bits before cutting them off carries with the wanted probability.
-  const uint32_t bias = (e4m3 ? 127u - 7u : 127u - 15u) << (e4m3 ? 3 : 2);
-  const uint32_t normal = ((v + (random >> (32 - dropped))) >> dropped) - bias;
-  // Subnormals have a fixed step: the fraction of a step, compared with a uniform number of 24 bits.
-  const float steps = clamped * (e4m3 ? 0x1p9f : 0x1p16f);
-  const float limited = steps < 8.0f ? steps : 8.0f;
-  const uint32_t lower = static_cast<uint32_t>(limited);
-  const float fraction = limited - static_cast<float>(lower),
-              uniform = static_cast<float>(random >> 8) * 0x1p-24f;
-  const uint32_t subnormal = lower + (uniform < fraction ? 1u : 0u);
-  const uint32_t code = v < (e4m3 ? 0x3c800000u : 0x38800000u) ? subnormal : normal;
-  return static_cast<uint8_t>((u > 0x7f800000u ? 0x7fu : code) | sign);
+  uint32_t largest;
+  memcpy(&largest, &max, 4);
+  u = u < largest ? u : largest;
+  uint32_t code, away;
+  if (u >> 23 > 127u - bias) {  // a normal code: the low `shift` bits of the significand are discarded
+    const uint32_t shift = 23u - mantissa;
+    code = (u >> shift) - ((127u - bias) << mantissa);
+    away = random >> (32u - shift) < (u & ((1u << shift) - 1u));
+  } else {  // |x| = significand * 2^(exponent - 150), in steps of 2^(1 - bias - mantissa)
+    const uint32_t exponent = u >> 23 ? u >> 23 : 1u;
+    const uint32_t significand = (u & 0x7fffffu) | (u >> 23 ? 0x800000u : 0u);
+    const uint32_t shift = 151u - bias - mantissa - exponent;  // at least 21
+    code = shift < 24u ? significand >> shift : 0u;
+    if (shift < 32u) {
+      away = random >> (32u - shift) < (significand & ((1u << shift) - 1u));
+    } else {
+      away = random < (shift < 56u ? significand >> (shift - 32u) : 0u);
+    }
+  }
+  return static_cast<uint8_t>((code + away) | sign);
 }
 
 }  // namespace octet

@@ -43,4 +43,61 @@ OCTET_HD float scale_for(ScaleRule rule, float amax, float max) {
   return rule == ScaleRule::PowerOfTwo ? power_of_two_scale(amax, max) : exact_scale(amax, max);
 }
 
+// The larger magnitude, with NaN above infinity above every number: the same result in any order of elements,
+// and a broken element is never lost. (On a device the same as an integer atomicMax on the bits.)
+OCTET_HD float max_magnitude(float amax, float x) {
+  uint32_t a, b;
+  memcpy(&a, &amax, 4);
+  memcpy(&b, &x, 4);
+  a &= 0x7fffffffu;
+  b &= 0x7fffffffu;
+  const uint32_t larger = a > b ? a : b;
+  float result;
+  memcpy(&result, &larger, 4);
+  return result;
+}
+
+// ---- delayed scaling
+// ---------------------------------------------------------------------------------------
+//
+// State of a site: the amaxes of the last `window` steps and the scale. After a step its amax goes into the
+// ring, then delayed_scale() gives the scale of the next step, which so depends on earlier steps only.
+
+// A site's ring: the amax of slot i is amaxes[i * stride]. A slot never written is 0.
+struct AmaxHistory {
+  const float* amaxes = nullptr;
+  int64_t stride = 1;
+  int64_t newest = 0;  // slot of the step that has just ended: step % window
+};
+
+OCTET_HD bool is_usable_amax(float amax) { return amax > 0.0f && amax <= 3.4028234663852886e38f; }
+
+// The amax that decides the next scale, or 0: keep the present one. That is so when the newest amax is zero
+// (the site did not run, or saw zeros) or not finite (a broken step); broken steps never enter a maximum.
+OCTET_HD float deciding_amax(const DelayedScaling& options, const AmaxHistory& history) {
+  const float newest = history.amaxes[history.newest * history.stride];
+  if (!is_usable_amax(newest)) return 0.0f;
+  if (options.algorithm == AmaxAlgorithm::MostRecent) return newest;
+  float largest = newest;
+  for (int i = 0; i < options.window; ++i) {
+    const float amax = history.amaxes[i * history.stride];
+    if (is_usable_amax(amax) && amax > largest) largest = amax;
+  }
+  return largest;
+}
+
+// The scale of the next step; `present` may be 0 (no history yet: the cast uses its own tensor's amax) and
+// then stays 0 until a usable amax arrives. The margin divides by 2^margin, within [2^-126, 2^126].
+OCTET_HD float delayed_scale(const DelayedScaling& options, const Cast& cast, const AmaxHistory& history,
+                             float present) {
+  const float amax = deciding_amax(options, history);
+  if (amax == 0.0f) return present;
+  const int margin = options.margin < -126 ? -126 : options.margin > 126 ? 126 : options.margin;
+  const uint32_t bits = static_cast<uint32_t>(127 - margin) << 23;
+  float factor;
+  memcpy(&factor, &bits, 4);
+  const float scale = scale_for(cast.rule, amax, max_of(cast.format)) * factor;
+  return scale < 0x1p-126f ? 0x1p-126f : scale > 0x1p126f ? 0x1p126f : scale;
+}
+
 }  // namespace octet
