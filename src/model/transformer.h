@@ -36,7 +36,9 @@ struct MicroStep {
 
 class Transformer {
  public:
-  // Takes every tensor from `plan`. While plan.measuring() the device is not touched and may be null.
+  // Takes every tensor from `plan`. While plan.measuring() the device is only asked for its workspace;
+  // without one (null) the plan is that of a CPU device with default options. Error(Usage) with every broken
+  // rule of check().
   Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan);
   ~Transformer();
   Transformer(const Transformer&) = delete;
@@ -53,12 +55,15 @@ class Transformer {
   // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and
   // its gradients, scaled by gradient_scale = 1 / (tokens of the global batch), to the parameters' gradients.
   void forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale, MicroStep where);
-  // Loss only; no amax is recorded, no gradient touched. Per-token losses: token_losses().
+  // Adds the token losses to loss_sum(); no amax is recorded, no gradient touched. Per-token losses:
+  // token_losses().
   void forward(const int32_t* tokens, const int32_t* targets);
   Tensor loss_sum() const;      // F64 [1] on the device; the caller zeroes it
   Tensor token_losses() const;  // F32 [micro_batch * context] of the last micro-batch
 
-  void update_scales(int64_t step);  // once a step, after the update
+  // Once a step, after the optimizer and before refresh_working_weights(): a resumed run, which can only
+  // refresh with the scales it finds, then makes the same codes.
+  void update_scales(int64_t step);
 
  private:
   struct Implementation;

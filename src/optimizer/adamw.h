@@ -34,10 +34,13 @@ class AdamW {
   UpdateControl read_control() const;  // waits for the device
 
  private:
+  double decay_of(const Parameter& parameter) const;
+
   Device* device_;
   AdamWOptions options_;
   std::vector<State> states_;
-  Tensor control_;  // U8 [sizeof(UpdateControl)]
+  Tensor control_;                 // U8 [sizeof(UpdateControl)]
+  std::vector<Tensor> gradients_;  // views, kept so that a step allocates nothing
 };
 
 }  // namespace octet

@@ -1,0 +1,65 @@
+// The activations of a block, by name: what forward keeps for backward, and the gradients on their way back.
+#pragma once
+#include "model/linear.h"
+#include "model/transformer.h"
+
+namespace octet {
+
+// The residual stream between two norms: its value is residual + branch; the next norm makes the sum.
+struct ResidualStream {
+  Tensor residual;  // storage [T, D]
+  Tensor branch;    // storage [T, D], or empty
+};
+
+//   r' = r + attention(norm(r)),   r'' = r' + down(h),   h = silu(gate) * up,   [gate | up] =
+//   gate_up(norm(r'))
+struct BlockActivations {
+  Tensor residual;               // storage [T, D]: r
+  Tensor attention_rstd;         // F32 [T]
+  CastBuffers attention_input;   // norm(r) [T, D]
+  Tensor qkv;                    // storage [T, (H + 2 K) Dh], queries and keys rotated
+  Tensor log_sum_exp;            // F32 [B, H, S]
+  CastBuffers attention_output;  // [T, H Dh], the heads side by side; .high is read by attention's backward
+  Tensor middle;                 // storage [T, D]: r'
+  Tensor ffn_rstd;               // F32 [T]
+  CastBuffers ffn_input;         // norm(r') [T, D]
+  Tensor gate_up;                // storage [T, 2 F]
+  CastBuffers hidden;            // h [T, F]
+};
+
+// Groups of those fields.
+struct ActivationGroups {
+  bool residual;  // the block's input, and what the cast of the block's output gradient reads
+  bool norms;     // attention_input, ffn_input
+  bool hidden;    // hidden
+  bool others;
+};
+
+// The recompute policy: the groups that every block stores. The others live in memory that all blocks share,
+// and backward recomputes them there.
+constexpr ActivationGroups stored_groups(Recompute policy) {
+  switch (policy) {
+    case Recompute::NormsAndSwiGLU:
+      return {.residual = true, .norms = false, .hidden = false, .others = true};
+    case Recompute::Block:
+      return {.residual = true, .norms = false, .hidden = false, .others = false};
+    default:
+      return {.residual = true, .norms = true, .hidden = true, .others = true};
+  }
+}
+constexpr ActivationGroups recomputed_groups(Recompute policy) {
+  const ActivationGroups stored = stored_groups(policy);
+  return {!stored.residual, !stored.norms, !stored.hidden, !stored.others};
+}
+
+// Gradients of the loss, one set for all blocks.
+struct BlockGradients {
+  CastBuffers residual;     // of the residual stream [T, D]; what enters `down` and the attention's `out`
+  Tensor norm;              // of a norm's output: storage [T, D]
+  Tensor hidden;            // of h: storage [T, F]
+  CastBuffers gate_up;      // [T, 2 F]
+  Tensor attention_output;  // storage [T, H Dh]
+  CastBuffers qkv;          // [T, (H + 2 K) Dh]
+};
+
+}  // namespace octet

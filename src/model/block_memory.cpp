@@ -1,0 +1,83 @@
+// Where a block's activations and gradients live.
+#include "model/block.h"
+
+namespace octet {
+
+using Reader = Linear::LastReader;
+
+void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockActivations& a) const {
+  const int64_t tokens = micro_batch_ * spec_.context;
+  const auto add = [&](Tensor& tensor, const char* field, DType dtype, const Shape& shape) {
+    if (tensor.empty()) tensor = plan.add(name_ + field, Category::Activations, dtype, shape);
+  };
+  if (groups.residual) {
+    add(a.residual, ".residual", storage_, {tokens, spec_.width});
+    feed_forward_.down().plan_input(plan, Reader::GradCast, tokens, a.hidden);
+  }
+  if (groups.norms) {
+    attention_.qkv().plan_input(plan, Reader::Wgrad, tokens, a.attention_input);
+    feed_forward_.gate_up().plan_input(plan, Reader::Wgrad, tokens, a.ffn_input);
+  }
+  if (groups.hidden) feed_forward_.down().plan_input(plan, Reader::Wgrad, tokens, a.hidden);
+  if (groups.others) {
+    add(a.attention_rstd, ".attention_rstd", DType::F32, {tokens});
+    add(a.qkv, ".attention.qkv", storage_, {tokens, spec_.qkv_width()});
+    add(a.log_sum_exp, ".attention.log_sum_exp", DType::F32, {micro_batch_, spec_.heads, spec_.context});
+    add(a.attention_output.high, ".attention.output", storage_, {tokens, spec_.attention_width()});
+    attention_.out().plan_input(plan, Reader::Wgrad, tokens, a.attention_output);
+    add(a.middle, ".middle", storage_, {tokens, spec_.width});
+    add(a.ffn_rstd, ".ffn_rstd", DType::F32, {tokens});
+    add(a.gate_up, ".ffn.gate_up", storage_, {tokens, 2 * spec_.ffn_width});
+  }
+}
+
+void Block::plan_shared(MemoryPlan& plan, BlockActivations& shared) const {
+  const int64_t tokens = micro_batch_ * spec_.context;
+  plan_groups(plan, recomputed_groups(recompute_), shared);
+  attention_.qkv().plan_input(plan, Reader::Fprop, tokens, shared.attention_input);
+  attention_.out().plan_input(plan, Reader::Fprop, tokens, shared.attention_output);
+  feed_forward_.gate_up().plan_input(plan, Reader::Fprop, tokens, shared.ffn_input);
+  feed_forward_.down().plan_input(plan, Reader::Fprop, tokens, shared.hidden);
+}
+
+void Block::plan_stored(MemoryPlan& plan, const BlockActivations& shared) {
+  BlockActivations own;
+  plan_groups(plan, stored_groups(recompute_), own);
+  const auto either = [](const Tensor& mine, const Tensor& common) { return mine.empty() ? common : mine; };
+  activations_.residual = own.residual;
+  activations_.attention_rstd = either(own.attention_rstd, shared.attention_rstd);
+  activations_.attention_input = own.attention_input.or_else(shared.attention_input);
+  activations_.qkv = either(own.qkv, shared.qkv);
+  activations_.log_sum_exp = either(own.log_sum_exp, shared.log_sum_exp);
+  activations_.attention_output = own.attention_output.or_else(shared.attention_output);
+  activations_.middle = either(own.middle, shared.middle);
+  activations_.ffn_rstd = either(own.ffn_rstd, shared.ffn_rstd);
+  activations_.ffn_input = own.ffn_input.or_else(shared.ffn_input);
+  activations_.gate_up = either(own.gate_up, shared.gate_up);
+  activations_.hidden = own.hidden.or_else(shared.hidden);
+}
+
+void Block::plan_residual_gradients(MemoryPlan& plan, BlockGradients& g) const {
+  const int64_t tokens = micro_batch_ * spec_.context;
+  feed_forward_.down().plan_grad(plan, tokens, g.residual);
+  attention_.out().plan_grad(plan, tokens, g.residual);
+  if (g.norm.empty())
+    g.norm = plan.add("norm.gradient", Category::Activations, storage_, {tokens, spec_.width});
+}
+
+void Block::plan_ffn_gradients(MemoryPlan& plan, BlockGradients& g) const {
+  const int64_t tokens = micro_batch_ * spec_.context;
+  feed_forward_.gate_up().plan_grad(plan, tokens, g.gate_up);
+  if (g.hidden.empty())
+    g.hidden = plan.add("hidden.gradient", Category::Activations, storage_, {tokens, spec_.ffn_width});
+}
+
+void Block::plan_attention_gradients(MemoryPlan& plan, BlockGradients& g) const {
+  const int64_t tokens = micro_batch_ * spec_.context;
+  attention_.qkv().plan_grad(plan, tokens, g.qkv);
+  if (g.attention_output.empty())
+    g.attention_output = plan.add("attention_output.gradient", Category::Activations, storage_,
+                                  {tokens, spec_.attention_width()});
+}
+
+}  // namespace octet

@@ -1,0 +1,59 @@
+// The end of the model: final norm, projection to the vocabulary, cross-entropy. Logits exist for one chunk
+// of tokens at a time; their gradient takes their place at once.
+#pragma once
+#include <vector>
+
+#include "model/activations.h"
+#include "model/blueprint.h"
+
+namespace octet {
+
+// The token table: what the embedding reads and, when tied, the head multiplies by. [V, D]
+struct TokenTable {
+  Parameter parameter;
+  StorageWeight weight;
+};
+TokenTable declare_token_table(const Blueprint& blueprint, const char* name);
+
+struct HeadLoss {
+  Tensor targets;            // I32 [T]
+  Tensor losses;             // F32 [T], written
+  float gradient_scale = 0;  // gradients are of gradient_scale * sum of losses
+};
+
+class Head {
+ public:
+  Head(const Blueprint& blueprint, const TokenTable& embedding);
+
+  void plan_stored(MemoryPlan& plan);   // kept from forward to backward
+  void plan_output(MemoryPlan& plan);   // written while the last block's activations are still read
+  void plan_scratch(MemoryPlan& plan);  // alive during loss() and backward() only
+  std::vector<Matmul> matmul_shapes() const;
+
+  void normalise(const Pass& pass, const ResidualStream& in) const;
+  // Losses and, in a training pass, the gradients of the table and of the norm's output.
+  void loss(const Pass& pass, const HeadLoss& loss) const;
+  // The gradient of the stream that `normalise` read.
+  void backward(const Pass& pass, const CastTarget& input_gradient) const;
+  void refresh(const Pass& pass) const;
+
+ private:
+  struct ChunkMatmuls {
+    Matmul fprop, dgrad, wgrad;
+  };
+  ChunkMatmuls chunk_matmuls(int64_t begin, int64_t count) const;
+
+  TransformerSpec spec_;
+  DType storage_;
+  int64_t tokens_, chunk_;
+  float z_loss_;
+  Parameter norm_;  // gain [D]
+  TokenTable table_;
+  Tensor residual_;         // storage [T, D]: what was normalised
+  Tensor rstd_;             // F32 [T]
+  Tensor output_;           // storage [T, D]: the norm's output
+  Tensor output_gradient_;  // storage [T, D]
+  Tensor logits_;           // storage [chunk, V]: logits, then their gradient
+};
+
+}  // namespace octet

@@ -1,0 +1,100 @@
+// A linear layer Y = X W^T as its three GEMMs. A GEMM runs in FP8 when both its operands' roles are FP8,
+// otherwise in storage precision:
+//
+//            computes                        reads in FP8                  reads otherwise
+//   fprop    Y  [T,N]  = X  [T,K] W [N,K]^T   input row,    weight row      input high, weight
+//   dgrad    dX [T,K]  = dY [T,N] W [N,K]     grad row,     weight column   grad high,  weight
+//   wgrad    dW [N,K] += dY^T [N,T] X [T,K]   grad column,  input column    grad high,  input high
+//
+// The layer never casts X or dY itself: it tells their producers what to leave (input_target, grad_target).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/blueprint.h"
+#include "model/pass.h"
+
+namespace octet {
+
+// The copies of one tensor [rows, columns] that a cast leaves for GEMMs; what nobody reads is empty.
+struct CastBuffers {
+  Tensor high;                  // storage [rows, columns]
+  Tensor row;                   // codes [rows, columns]
+  Tensor column;                // codes of the transpose [columns, rows]
+  Tensor row_inverse_scale;     // F32 [rows]: Smooth-SwiGLU `token` and `dual`
+  Tensor column_inverse_scale;  // F32 [columns]: Smooth-SwiGLU `channel` and `dual`
+
+  // These buffers, and `other`'s where there is none here.
+  CastBuffers or_else(const CastBuffers& other) const;
+};
+
+struct LinearOptions {
+  std::string name;  // "blocks.3.ffn.down"
+  int block = 0;
+  int64_t outputs = 0, inputs = 0;  // N, K
+  DType storage = DType::BF16;
+  Cast input, weight, grad;                  // a format that is not FP8 means storage precision
+  SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled (down projection)
+  Initial initial;
+};
+
+class Linear {
+ public:
+  // Declares its weight, its sites and its working weights.
+  Linear(const LinearOptions& options, const Blueprint& blueprint);
+
+  bool fprop_float8() const { return is_float8(options_.input.format) && is_float8(options_.weight.format); }
+  bool dgrad_float8() const { return is_float8(options_.grad.format) && is_float8(options_.weight.format); }
+  bool wgrad_float8() const { return is_float8(options_.grad.format) && is_float8(options_.input.format); }
+  SmoothSwiGLU smooth() const { return options_.smooth; }
+
+  // ---- memory
+
+  // Who reads a copy of the input last: that decides how long it lives.
+  enum class LastReader : uint8_t {
+    Fprop,     // or the cast itself
+    Wgrad,     // kept from forward to backward, or recomputed
+    GradCast,  // read before this block's backward begins, so never recomputed (Smooth-SwiGLU `token`)
+  };
+  // Plans the copies of X [tokens, K] whose last reader is `reader` and that `buffers` lacks.
+  void plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, CastBuffers& buffers) const;
+  // Plans the copies of dY [tokens, N] that `buffers` lacks.
+  void plan_grad(MemoryPlan& plan, int64_t tokens, CastBuffers& buffers) const;
+  // The three GEMMs as shapes without data, for Device::workspace_bytes.
+  std::vector<Matmul> matmul_shapes(int64_t tokens) const;
+
+  // ---- what producers leave
+
+  CastTarget input_target(const Pass& pass, const CastBuffers& input) const;
+  CastTarget grad_target(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;
+
+  // ---- work
+
+  void refresh(const Pass& pass) const;  // master -> working weights
+  void fprop(const Pass& pass, const CastBuffers& input, const Tensor& output) const;
+  void dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const;
+  void wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;
+
+ private:
+  bool reads_storage_weight() const { return !fprop_float8() || !dgrad_float8(); }
+  bool folds_scales() const { return options_.smooth == SmoothSwiGLU::Channel && fprop_float8(); }
+  bool grad_takes_up_scales() const { return options_.smooth == SmoothSwiGLU::Token && wgrad_float8(); }
+  Matmul fprop_operands(const CastBuffers& input, const Tensor& output) const;  // scales still missing
+  Matmul dgrad_operands(const CastBuffers& grad, const Tensor& input_gradient) const;
+  Matmul wgrad_operands(const CastBuffers& grad, const CastBuffers& input) const;
+  void add_sites(ScaleTable& scales);
+  void plan_working_weights(MemoryPlan& plan);
+  void fold(const Pass& pass, const CastBuffers& input) const;
+
+  LinearOptions options_;
+  Parameter parameter_;
+  StorageWeight storage_weight_;  // [N, K], when a GEMM in storage precision reads it
+  Tensor weight_row_;             // codes [N, K]
+  Tensor weight_column_;          // codes [K, N]
+  int input_site_ = -1, weight_site_ = -1, grad_site_ = -1;
+  int grad_column_site_ = -1;    // `token`: the column copy of dY x the tokens' scales
+  int folded_weight_site_ = -1;  // `channel`: the weight x the channels' scales
+};
+
+}  // namespace octet

@@ -1,0 +1,132 @@
+#include "model/spec.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace octet {
+
+namespace {
+
+// Elements of the four weights of one block.
+int64_t block_matrices(const TransformerSpec& s) {
+  const int64_t qkv = s.qkv_width() * s.width, out = s.width * s.attention_width();
+  const int64_t gate_up = 2 * s.ffn_width * s.width, down = s.width * s.ffn_width;
+  return qkv + out + gate_up + down;
+}
+
+// Collects broken rules; a rule reads `rules.require(holds, key, what it says)`.
+class Rules {
+ public:
+  void require(bool holds, const char* key, std::string message) {
+    if (!holds) problems_.push_back({key, std::move(message)});
+  }
+  void positive(const char* key, int64_t value) {
+    require(value > 0, key, fmt::format("must be at least 1, found {}", value));
+  }
+  void positive(const char* key, double value) {
+    require(value > 0 && std::isfinite(value), key,
+            fmt::format("must be a positive finite number, found {}", value));
+  }
+  void planned(bool asked_for, const char* key, const char* what) {
+    require(!asked_for, key,
+            fmt::format("{} is planned, not built yet: only Llama-class models exist", what));
+  }
+  std::vector<SpecProblem> take() { return std::move(problems_); }
+
+ private:
+  std::vector<SpecProblem> problems_;
+};
+
+void check_sizes(Rules& rules, const TransformerSpec& s) {
+  rules.positive("layers", s.layers);
+  rules.positive("width", s.width);
+  rules.positive("heads", s.heads);
+  rules.positive("kv_heads", s.kv_heads);
+  rules.positive("ffn_width", s.ffn_width);
+  rules.positive("context", s.context);
+  rules.require(s.vocabulary >= 2, "vocabulary", fmt::format("must be at least 2, found {}", s.vocabulary));
+  rules.require(s.head_width >= 0, "head_width",
+                fmt::format("must be positive, or 0 for width / heads, found {}", s.head_width));
+  if (s.heads <= 0 || s.kv_heads <= 0 || s.width <= 0 || s.head_width < 0) return;
+  rules.require(s.head_width != 0 || s.width % s.heads == 0, "heads",
+                fmt::format("{} heads do not divide width {} (or give head_width)", s.heads, s.width));
+  rules.require(s.heads % s.kv_heads == 0, "kv_heads",
+                fmt::format("{} key-value heads do not divide {} heads", s.kv_heads, s.heads));
+  rules.require(s.head_width_() > 0 && s.head_width_() % 2 == 0, "head_width",
+                fmt::format("must be even (RoPE rotates pairs), found {}", s.head_width_()));
+}
+
+void check_constants(Rules& rules, const TransformerSpec& s) {
+  rules.positive("norm_epsilon", s.norm_epsilon);
+  rules.positive("rope_base", s.rope_base);
+  rules.positive("init_deviation", s.init_deviation);
+  rules.require(s.softmax_scale >= 0 && std::isfinite(s.softmax_scale), "softmax_scale",
+                fmt::format("must be positive, or 0 for 1/sqrt(head_width), found {}", s.softmax_scale));
+  const RopeScaling& rope = s.rope_scaling;
+  rules.require(rope.factor >= 1 && std::isfinite(rope.factor), "rope_scaling/factor",
+                fmt::format("must be at least 1 (1 = off), found {}", rope.factor));
+  if (rope.factor != 1) {
+    rules.positive("rope_scaling/original_context", rope.original_context);
+    rules.positive("rope_scaling/low_frequency_factor", rope.low_frequency_factor);
+    rules.require(rope.high_frequency_factor > rope.low_frequency_factor,
+                  "rope_scaling/high_frequency_factor",
+                  fmt::format("must exceed low_frequency_factor {}, found {}", rope.low_frequency_factor,
+                              rope.high_frequency_factor));
+  }
+}
+
+void check_planned(Rules& rules, const TransformerSpec& s) {
+  rules.planned(!s.pre_norm, "pre_norm", "a block without pre-norm");
+  rules.planned(!s.final_norm, "final_norm", "a model without final norm");
+  rules.planned(s.post_norm != PostNorm::None, "post_norm", "a norm after the branch");
+  rules.planned(s.post_norm_initial_gain != 0, "post_norm_initial_gain",
+                "the gain of a norm after the branch");
+  rules.planned(s.qk_norm != QkNorm::None, "qk_norm", "normalisation of queries and keys");
+  rules.planned(s.input_multiplier != 1, "input_multiplier", "a multiplier on the embedding");
+  rules.planned(s.activation != Activation::SwiGLU, "activation", "an activation other than swiglu");
+}
+
+// Eight-bit GEMMs want 16-byte rows in both orientations.
+void check_float8(Rules& rules, const TransformerSpec& s) {
+  const auto aligned = [&](const char* key, const char* what, int64_t value) {
+    rules.require(value % 16 == 0, key,
+                  fmt::format("FP8 needs {} in multiples of 16, found {}", what, value));
+  };
+  aligned("width", "width", s.width);
+  aligned("ffn_width", "ffn_width", s.ffn_width);
+  if (s.heads <= 0) return;
+  aligned("heads", "heads x head_width", s.attention_width());
+  aligned("kv_heads", "(heads + 2 kv_heads) x head_width", s.qkv_width());
+}
+
+}  // namespace
+
+int64_t TransformerSpec::parameters() const {
+  const int64_t tables = (tied_head ? 1 : 2) * vocabulary * width;
+  const int64_t vectors = 2 * width + (qkv_bias ? qkv_width() : 0);
+  return tables + layers * (block_matrices(*this) + vectors) + width;
+}
+
+int64_t TransformerSpec::matmul_parameters() const {
+  return layers * block_matrices(*this) + vocabulary * width;
+}
+
+double TransformerSpec::flops_per_token() const {
+  // A weight costs a multiply and an add in each of fprop, dgrad and wgrad. Attention: QK^T and PV forward,
+  // twice that backward, 2 S H Dh each at full context; the causal half of it is work.
+  const double attention =
+      6.0 * static_cast<double>(layers * context) * static_cast<double>(attention_width());
+  return 6.0 * static_cast<double>(matmul_parameters()) + attention;
+}
+
+std::vector<SpecProblem> check(const TransformerSpec& spec, bool float8) {
+  Rules rules;
+  check_sizes(rules, spec);
+  check_constants(rules, spec);
+  check_planned(rules, spec);
+  if (float8) check_float8(rules, spec);
+  return rules.take();
+}
+
+}  // namespace octet

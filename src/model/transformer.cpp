@@ -1,0 +1,253 @@
+#include "model/transformer.h"
+
+#include <fmt/format.h>
+
+#include <array>
+
+#include "base/error.h"
+#include "model/block.h"
+#include "model/blueprint.h"
+#include "model/head.h"
+
+namespace octet {
+
+namespace {
+
+// Micro-batches of a step, at most: positions of different steps never collide.
+constexpr uint64_t micro_batches_per_step = uint64_t{1} << 20;
+
+uint64_t position_of(MicroStep where) {
+  return static_cast<uint64_t>(where.step) * micro_batches_per_step + static_cast<uint64_t>(where.micro);
+}
+
+void require_buildable(const TransformerOptions& options) {
+  const bool float8 = options.recipe.float8();
+  std::string broken;
+  for (const SpecProblem& problem : check(options.spec, float8))
+    broken += fmt::format("{}model.{}: {}", broken.empty() ? "" : "; ", problem.key, problem.message);
+  const int64_t tokens = options.micro_batch * options.spec.context;
+  if (broken.empty() && float8 && tokens % 16 != 0)
+    broken =
+        fmt::format("FP8 needs micro-batches in multiples of 16 tokens, found {} windows x {} tokens = {}",
+                    options.micro_batch, options.spec.context, tokens);
+  if (broken.empty() && (options.micro_batch < 1 || options.head_chunk < 1))
+    broken = fmt::format("micro-batch and head chunk must be at least 1, found {} and {}",
+                         options.micro_batch, options.head_chunk);
+  if (!broken.empty()) throw Error(ExitCode::Usage, broken, "change the model or batch section");
+}
+
+}  // namespace
+
+struct Transformer::Implementation {
+  Implementation(Device* the_device, const TransformerOptions& the_options, MemoryPlan& plan);
+
+  Pass pass(PassKind kind, uint64_t position);
+  void upload(const int32_t* host_tokens, const int32_t* host_targets);
+  void forward(const Pass& pass);
+  void backward(const Pass& pass);
+  void refresh();
+  void reset_scales();
+
+  // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
+  // backward recomputes forward.
+  void plan_scratch(MemoryPlan& plan);
+  void plan_gradients(MemoryPlan& plan);
+  size_t workspace_bytes() const;
+
+  Device* device;
+  TransformerOptions options;
+  ParameterList parameters;
+  ScaleTable scales;
+  TokenTable embedding;
+  std::vector<Block> blocks;
+  std::vector<Head> head;  // one; a vector so that it is built after the blocks
+  RopeTable rope;
+
+  Tensor tokens, targets;  // I32 [T]
+  Tensor losses;           // F32 [T]
+  Tensor loss_sum;         // F64 [1]
+  Tensor constants;        // F32 [2]: one, and where unrecorded amaxes go
+
+  BlockActivations shared;
+  BlockGradients gradients;
+  Tensor branch;  // storage [T, D]
+};
+
+Transformer::Implementation::Implementation(Device* the_device, const TransformerOptions& the_options,
+                                            MemoryPlan& plan)
+    : device(the_device),
+      options(the_options),
+      parameters(plan, dtype_of(the_options.recipe.weight_gradient)) {
+  require_buildable(options);
+  rope = plan_rope(options.spec, plan);
+  const Blueprint blueprint{options, plan, parameters, scales, rope};
+  embedding = declare_token_table(blueprint, "embedding");
+  blocks.reserve(static_cast<size_t>(options.spec.layers));
+  for (int i = 0; i < static_cast<int>(options.spec.layers); ++i) blocks.emplace_back(blueprint, i);
+  head.emplace_back(blueprint, embedding);
+  if (!scales.sites.empty()) scales.plan(plan, options.recipe.delayed.window);
+
+  const int64_t rows = blueprint.tokens();
+  tokens = plan.add("tokens", Category::Batch, DType::I32, {rows});
+  targets = plan.add("targets", Category::Batch, DType::I32, {rows});
+  losses = plan.add("token_losses", Category::Batch, DType::F32, {rows});
+  loss_sum = plan.add("loss_sum", Category::Batch, DType::F64, {1});
+  constants = plan.add("constants", Category::Other, DType::F32, {2});
+
+  MemoryPlan measured;
+  plan_scratch(measured);
+  const auto scratch_bytes = static_cast<int64_t>(measured.peak_bytes());
+  const Tensor scratch = plan.add("scratch", Category::Scratch, DType::U8, {scratch_bytes});
+  if (!plan.measuring()) {
+    MemoryPlan placed(scratch.data, measured.peak_bytes());
+    plan_scratch(placed);
+  }
+  for (Block& block : blocks) block.plan_stored(plan, shared);
+  head[0].plan_stored(plan);
+
+  Tensor workspace;
+  if (const auto bytes = static_cast<int64_t>(workspace_bytes()); bytes > 0)
+    workspace = plan.add("matmul.workspace", Category::Scratch, DType::U8, Shape{bytes});
+
+  if (plan.measuring()) return;
+  fill_rope(options.spec, *device, rope);
+  const std::array<float, 2> values{1.0f, 0.0f};
+  device->copy_from_host(constants.data, values.data(), sizeof values);
+  if (!workspace.empty()) device->set_workspace(workspace);
+}
+
+void Transformer::Implementation::plan_scratch(MemoryPlan& plan) {
+  shared = {};
+  gradients = {};
+  branch = plan.add("branch", Category::Scratch, embedding.weight.values().dtype,
+                    {tokens.rows(), options.spec.width});
+  head[0].plan_output(plan);
+  for (const Block& block : blocks) block.plan_residual_gradients(plan, gradients);
+  {
+    const MemoryPlan::Lifetime life(plan);
+    head[0].plan_scratch(plan);
+  }
+  {
+    const MemoryPlan::Lifetime life(plan);
+    for (const Block& block : blocks) block.plan_shared(plan, shared);
+    if (options.recompute != Recompute::None) plan_gradients(plan);
+  }
+  if (options.recompute == Recompute::None) plan_gradients(plan);
+}
+
+void Transformer::Implementation::plan_gradients(MemoryPlan& plan) {
+  {
+    const MemoryPlan::Lifetime life(plan);
+    for (const Block& block : blocks) block.plan_ffn_gradients(plan, gradients);
+  }
+  const MemoryPlan::Lifetime life(plan);
+  for (const Block& block : blocks) block.plan_attention_gradients(plan, gradients);
+}
+
+size_t Transformer::Implementation::workspace_bytes() const {
+  std::vector<Matmul> matmuls = head[0].matmul_shapes();
+  for (const Block& block : blocks)
+    for (const Linear* linear : block.linears())
+      for (const Matmul& matmul : linear->matmul_shapes(tokens.rows())) matmuls.push_back(matmul);
+  // A plan without a device is the plan of the one that is always there.
+  return device ? device->workspace_bytes(matmuls) : make_cpu_device({})->workspace_bytes(matmuls);
+}
+
+Pass Transformer::Implementation::pass(PassKind kind, uint64_t position) {
+  float* values = constants.as<float>();
+  return Pass{*device, scales, values, values + 1, options.seed, position, kind};
+}
+
+void Transformer::Implementation::upload(const int32_t* host_tokens, const int32_t* host_targets) {
+  device->copy_from_host(tokens.data, host_tokens, tokens.bytes());
+  device->copy_from_host(targets.data, host_targets, targets.bytes());
+}
+
+void Transformer::Implementation::forward(const Pass& pass) {
+  device->embedding_forward(
+      {.out = blocks.front().input(), .tokens = tokens, .table = embedding.weight.values()});
+  ResidualStream stream{blocks.front().input(), {}};
+  for (const Block& block : blocks) stream = block.forward(pass, stream, branch);
+  head[0].normalise(pass, stream);
+}
+
+void Transformer::Implementation::backward(const Pass& pass) {
+  head[0].backward(pass, blocks.back().output_gradient_target(pass, gradients));
+  for (size_t i = blocks.size(); i-- > 1;)
+    blocks[i].backward(pass, gradients, blocks[i - 1].output_gradient_target(pass, gradients), branch);
+  CastTarget embedding_gradient;
+  embedding_gradient.high = gradients.residual.high;
+  blocks.front().backward(pass, gradients, embedding_gradient, branch);
+  device->embedding_backward({.table_gradient = embedding.parameter.gradient,
+                              .tokens = tokens,
+                              .out_gradient = gradients.residual.high});
+}
+
+void Transformer::Implementation::refresh() {
+  // Weights are cast once a step, so their random numbers need no position.
+  const Pass casting = pass(PassKind::Training, 0);
+  embedding.weight.refresh(*device);
+  for (const Block& block : blocks) block.refresh(casting);
+  head[0].refresh(casting);
+}
+
+void Transformer::Implementation::reset_scales() {
+  if (scales.sites.empty()) return;
+  for (const Tensor& tensor :
+       {scales.amax_history, scales.scale, scales.inverse_scale, scales.amax, scales.counters})
+    device->zero(tensor);
+}
+
+// ---- the public face
+
+Transformer::Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan)
+    : implementation_(std::make_unique<Implementation>(device, options, plan)) {}
+Transformer::~Transformer() = default;
+
+const TransformerOptions& Transformer::options() const { return implementation_->options; }
+std::vector<Parameter>& Transformer::parameters() { return implementation_->parameters.all(); }
+ScaleTable& Transformer::scales() { return implementation_->scales; }
+Tensor Transformer::loss_sum() const { return implementation_->loss_sum; }
+Tensor Transformer::token_losses() const { return implementation_->losses; }
+
+void Transformer::initialize() {
+  Implementation& self = *implementation_;
+  self.parameters.initialize(*self.device, self.options.seed);
+  self.reset_scales();
+  self.refresh();
+}
+
+void Transformer::refresh_working_weights() { implementation_->refresh(); }
+
+void Transformer::zero_gradients() {
+  for (const Parameter& parameter : parameters()) implementation_->device->zero(parameter.gradient);
+}
+
+void Transformer::forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale,
+                                   MicroStep where) {
+  Implementation& self = *implementation_;
+  const Pass pass = self.pass(PassKind::Training, position_of(where));
+  self.upload(tokens, targets);
+  self.forward(pass);
+  self.head[0].loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
+  self.device->accumulate_sum(self.loss_sum, self.losses);
+  self.backward(pass);
+}
+
+void Transformer::forward(const int32_t* tokens, const int32_t* targets) {
+  Implementation& self = *implementation_;
+  const Pass pass = self.pass(PassKind::Evaluation, 0);
+  self.upload(tokens, targets);
+  self.forward(pass);
+  self.head[0].loss(pass, {.targets = self.targets, .losses = self.losses});
+  self.device->accumulate_sum(self.loss_sum, self.losses);
+}
+
+void Transformer::update_scales(int64_t step) {
+  Implementation& self = *implementation_;
+  if (self.scales.sites.empty()) return;
+  self.device->scale_table_update(
+      {.table = &self.scales, .options = self.options.recipe.delayed, .step = step});
+}
+
+}  // namespace octet
