@@ -190,15 +190,50 @@ TEST_CASE("all micro-kernels of this machine give the bits of one chain of fused
         for (int i = 0; i < kernel.rows; ++i)
           for (int j = 0; j < kernel.columns; ++j) {
             float sum = 0;
-            for (int64_t k = 0; k < inner; ++k)
+            for (int64_t step = 0; step < inner; ++step) {
+              const int64_t k = std::min(step ^ 1, inner - 1);
               sum = std::fma(a[static_cast<size_t>(i * row_stride + k * inner_stride)],
                              b[static_cast<size_t>(k * pitch + j)], sum);
+            }
             const size_t at = static_cast<size_t>(i * pitch + j);
             REQUIRE(c[at] == (write == MicroTile::Write::Add ? first[at] + sum : sum));
           }
         CHECK(c[static_cast<size_t>(kernel.columns)] == first[static_cast<size_t>(kernel.columns)]);
       }
   }
+}
+
+TEST_CASE("the BF16 micro-kernel gives the same bits from pairs") {
+  const MicroKernel* kernel = pair_micro_kernel();
+  if (!kernel) {
+    WARN("this machine has no BF16 instructions");
+    return;
+  }
+  constexpr int64_t pairs = 21;
+  const int64_t rows = kernel->rows, columns = kernel->columns;
+  std::vector<float> a, b, c(static_cast<size_t>(rows * columns));
+  const auto value = [](uint64_t key, size_t pair, size_t second) {
+    return to_bfloat16(uniform(key, 2 * pair + second));
+  };
+  const auto make = [&](uint64_t key, int64_t count, std::vector<float>& to) {
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+      const uint32_t bits = value(key, i, 0).bits | static_cast<uint32_t>(value(key, i, 1).bits) << 16;
+      to.push_back(0);
+      memcpy(&to.back(), &bits, 4);
+    }
+  };
+  make(1, rows * pairs, a);     // [row][pair]
+  make(2, pairs * columns, b);  // [pair][column]
+  kernel->run({a.data(), pairs, 1, b.data(), columns, c.data(), columns, pairs, MicroTile::Write::Store});
+  for (size_t i = 0; i < static_cast<size_t>(rows); ++i)
+    for (size_t j = 0; j < static_cast<size_t>(columns); ++j) {
+      float sum = 0;
+      for (size_t k = 0; k < pairs; ++k)
+        for (const size_t second : {1, 0})
+          sum = std::fma(to_float(value(1, i * pairs + k, second)),
+                         to_float(value(2, k * static_cast<size_t>(columns) + j, second)), sum);
+      REQUIRE(c[i * static_cast<size_t>(columns) + j] == sum);
+    }
 }
 
 TEST_CASE("matmul agrees with double for every type, orientation and scale, at ragged shapes") {

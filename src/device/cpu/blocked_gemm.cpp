@@ -55,9 +55,38 @@ void spread(const float* row, int64_t n, int64_t width, float* panels, int64_t p
   }
 }
 
+// Which kernel, and what its elements are: FP32 values, or pairs of BF16 values along k.
+struct Plan {
+  MicroKernel kernel;
+  bool pairs;
+  int64_t units(int64_t inners) const { return pairs ? (inners + 1) / 2 : inners; }
+};
+Plan plan_for(const Matmul& m) {
+  if (const MicroKernel* kernel = pair_micro_kernel(); kernel && m.a.values.dtype != DType::F32)
+    return {*kernel, true};
+  return {micro_kernel(), false};
+}
+
+// count values in memory order as elements of the kernel (the last pair filled up with zero).
+void unpack_row(const Plan& plan, DType type, const void* from, float* to, int64_t count) {
+  if (!plan.pairs) return unpack(type, from, to, count);
+  auto* halves = reinterpret_cast<uint16_t*>(to);
+  unpack_to_bfloat16(type, from, halves, count);
+  if (count & 1) halves[count] = 0;
+}
+
 // [inner, outer] in memory: each k is a row of values that belong side by side.
-void pack_transposed(const Operand& x, const Slice& s, int64_t width, float* panels, float* row) {
-  const int64_t pitch = x.values.columns();
+void pack_transposed(const Plan& plan, const Operand& x, const Slice& s, int64_t width, float* panels,
+                     float* row) {
+  const int64_t pitch = x.values.columns(), panel_stride = gemm_inner_block * width;
+  if (plan.pairs) {  // such operands are BF16: codes are never transposed
+    const auto* from = static_cast<const uint16_t*>(at(x.values, s.inner * pitch + s.outer));
+    for (int64_t k = 0; k < s.inners; k += 2, from += 2 * pitch, panels += width) {
+      interleave(from, k + 1 < s.inners ? from + pitch : nullptr, reinterpret_cast<uint32_t*>(row), s.outers);
+      spread(row, s.outers, width, panels, panel_stride);
+    }
+    return;
+  }
   for (int64_t k = 0; k < s.inners; ++k) {
     const void* from = at(x.values, (s.inner + k) * pitch + s.outer);
     const float* values = static_cast<const float*>(from);
@@ -65,26 +94,36 @@ void pack_transposed(const Operand& x, const Slice& s, int64_t width, float* pan
       unpack(x.values.dtype, from, row, s.outers);
       values = row;
     }
-    spread(values, s.outers, width, panels + k * width, gemm_inner_block * width);
+    spread(values, s.outers, width, panels + k * width, panel_stride);
   }
 }
 
-void pack_b(const Operand& x, const Slice& s, int64_t width, const Scratch& scratch) {
-  if (x.transposed) return pack_transposed(x, s, width, scratch.b, scratch.rows);
-  const int64_t pitch = x.values.columns();
+// What lies in memory as the kernel's elements already needs no unpacking before the transpose.
+bool lies_ready(const Plan& plan, const Operand& x, const Slice& s) {
+  if (!plan.pairs) return x.values.dtype == DType::F32;
+  return x.values.dtype == DType::BF16 && x.values.columns() % 2 == 0 && s.inners % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(x.values.data) % alignof(float) == 0;
+}
+
+void pack_b(const Plan& plan, const Operand& x, const Slice& s, const Scratch& scratch) {
+  const int64_t width = plan.kernel.columns;
+  if (x.transposed) return pack_transposed(plan, x, s, width, scratch.b, scratch.rows);
+  const int64_t pitch = x.values.columns(), units = plan.units(s.inners);
+  const bool ready = lies_ready(plan, x, s);
   for (int64_t j = 0; j < s.outers; j += width) {
     const int64_t count = std::min(width, s.outers - j);
     float* panel = scratch.b + j * gemm_inner_block;
     const int64_t first = (s.outer + j) * pitch + s.inner;
-    TransposeBlock block{
-        static_cast<const float*>(at(x.values, first)), pitch, panel, width, count, s.inners};
-    if (x.values.dtype != DType::F32) {
+    TransposeBlock block{scratch.rows, row_pitch, panel, width, count, units};
+    if (ready) {
+      block.from = static_cast<const float*>(at(x.values, first));
+      block.from_stride = plan.pairs ? pitch / 2 : pitch;
+    } else {
       for (int64_t i = 0; i < count; ++i)
-        unpack(x.values.dtype, at(x.values, first + i * pitch), scratch.rows + i * row_pitch, s.inners);
-      block.from = scratch.rows;
-      block.from_stride = row_pitch;
+        unpack_row(plan, x.values.dtype, at(x.values, first + i * pitch), scratch.rows + i * row_pitch,
+                   s.inners);
     }
-    if (count < width) std::fill(panel, panel + s.inners * width, 0.0f);
+    if (count < width) std::fill(panel, panel + units * width, 0.0f);
     transpose(block);
   }
 }
@@ -93,17 +132,18 @@ void pack_b(const Operand& x, const Slice& s, int64_t width, const Scratch& scra
 struct PackedA {
   int64_t panel_stride, row_stride, inner_stride;
 };
-PackedA pack_a(const Operand& x, const Slice& s, int64_t width, const Scratch& scratch) {
+PackedA pack_a(const Plan& plan, const Operand& x, const Slice& s, const Scratch& scratch) {
+  const int64_t width = plan.kernel.rows;
   if (x.transposed) {
-    pack_transposed(x, s, width, scratch.a, scratch.rows);
+    pack_transposed(plan, x, s, width, scratch.a, scratch.rows);
     return {gemm_inner_block * width, 1, width};
   }
   const int64_t pitch = x.values.columns();
   for (int64_t i = 0; i < s.outers; ++i)
-    unpack(x.values.dtype, at(x.values, (s.outer + i) * pitch + s.inner), scratch.a + i * row_pitch,
-           s.inners);
+    unpack_row(plan, x.values.dtype, at(x.values, (s.outer + i) * pitch + s.inner), scratch.a + i * row_pitch,
+               s.inners);
   for (int64_t i = s.outers; i < round_up(s.outers, width); ++i)
-    std::fill_n(scratch.a + i * row_pitch, s.inners, 0.0f);
+    std::fill_n(scratch.a + i * row_pitch, plan.units(s.inners), 0.0f);
   return {width * row_pitch, row_pitch, 1};
 }
 
@@ -111,18 +151,19 @@ struct Tile {
   int64_t row, rows, column, columns;
 };
 
-void run_tile(const Matmul& m, const Tile& tile, const MicroKernel& kernel, const Scratch& scratch) {
+void run_tile(const Matmul& m, const Tile& tile, const Plan& plan, const Scratch& scratch) {
+  const MicroKernel& kernel = plan.kernel;
   const int64_t inner = m.a.transposed ? m.a.values.rows() : m.a.values.columns();
   for (int64_t k = 0; k < inner; k += gemm_inner_block) {
     const int64_t count = std::min(gemm_inner_block, inner - k);
-    pack_b(m.b, {tile.column, tile.columns, k, count}, kernel.columns, scratch);
-    const PackedA a = pack_a(m.a, {tile.row, tile.rows, k, count}, kernel.rows, scratch);
+    pack_b(plan, m.b, {tile.column, tile.columns, k, count}, scratch);
+    const PackedA a = pack_a(plan, m.a, {tile.row, tile.rows, k, count}, scratch);
     MicroTile t;
     t.a_row_stride = a.row_stride;
     t.a_inner_stride = a.inner_stride;
     t.b_inner_stride = kernel.columns;
     t.c_row_stride = max_tile_columns;
-    t.inner = count;
+    t.inner = plan.units(count);
     t.write = k == 0 ? MicroTile::Write::Store : MicroTile::Write::Add;
     for (int64_t j = 0; j < tile.columns; j += kernel.columns) {
       t.b = scratch.b + j * gemm_inner_block;
@@ -166,11 +207,13 @@ size_t blocked_gemm_bytes(int threads) {
   return static_cast<size_t>(threads) * floats_per_thread * sizeof(float);
 }
 
+const char* blocked_gemm_name(const Matmul& m) { return plan_for(m).pairs ? "blocked-bf16" : "blocked-f32"; }
+
 void blocked_gemm(const Matmul& m, int threads, std::byte* scratch) {
   const int64_t rows = m.out.rows(), columns = m.out.columns();
   const int64_t inner = m.a.transposed ? m.a.values.rows() : m.a.values.columns();
   if (rows == 0 || columns == 0) return;
-  const MicroKernel kernel = micro_kernel();
+  const Plan plan = plan_for(m);
   const Tiling tiling = choose_tiling(rows, columns, threads);
   const int64_t tile_columns = (columns + tiling.columns - 1) / tiling.columns;
   const int64_t tiles = (rows + tiling.rows - 1) / tiling.rows * tile_columns;
@@ -186,7 +229,7 @@ void blocked_gemm(const Matmul& m, int threads, std::byte* scratch) {
       const int64_t row = t / tile_columns * tiling.rows, column = t % tile_columns * tiling.columns;
       run_tile(m,
                {row, std::min(tiling.rows, rows - row), column, std::min(tiling.columns, columns - column)},
-               kernel, mine);
+               plan, mine);
     }
   }
 }

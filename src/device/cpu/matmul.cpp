@@ -92,7 +92,7 @@ const char* GemmEngine::run(const Matmul& m) {
     return onednn_->name(m);
   }
   blocked_gemm(m, threads_, workspace_.reserve(blocked_gemm_bytes(threads_)));
-  return "blocked-f32";
+  return blocked_gemm_name(m);
 }
 
 size_t GemmEngine::workspace_bytes(std::span<const Matmul> largest) const {

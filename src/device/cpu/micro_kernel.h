@@ -4,9 +4,10 @@
 
 namespace octet {
 
-// c[i, j] (+)= sum over k, ascending, of a[i, k] * b[k, j]; strides in elements.
-// One chain of fused multiply-adds per element starting from zero; Add then adds the old c. Rows and columns
-// of c are exactly the kernel's; the caller pads with zeros.
+// c[i, j] (+)= sum over k of a[i, k] * b[k, j]; strides in elements.
+// One chain of fused multiply-adds per element, starting from zero, over k = 1, 0, 3, 2, 5, 4, ...: pairs,
+// the second first, because that is the order inside the BF16 instructions of x86. Add then adds the old c.
+// Rows and columns of c are exactly the kernel's; the caller pads with zeros.
 struct MicroTile {
   const float* a;
   int64_t a_row_stride, a_inner_stride;
@@ -24,11 +25,16 @@ struct MicroKernel {
   void (*run)(const MicroTile&);
 };
 
-// The widest kernel this machine runs. Kernels of different width give the same bits; only a machine without
-// fused multiply-add differs (and only for F32 operands: products of BF16 values and of codes are exact).
+// The widest kernel for FP32 this machine runs. Kernels of different width give the same bits; only a machine
+// without fused multiply-add differs (and only for F32 operands: products of BF16 values and of codes are
+// exact).
 const MicroKernel& micro_kernel();
-// All the kernels this machine runs, for tests. `count` is written.
+// All of them, for tests. `count` is written.
 const MicroKernel* micro_kernels(int& count);
+// The kernel for BF16, twice as fast, or null. Its elements are pairs of BF16 along k, the first in the lower
+// half: `inner` and the strides of MicroTile count pairs. Same bits as the FP32 kernels on the same values
+// (tests), except that it takes subnormal numbers for zero.
+const MicroKernel* pair_micro_kernel();
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns.
 struct TransposeBlock {

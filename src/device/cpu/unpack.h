@@ -10,6 +10,8 @@ namespace octet {
 void unpack(DType type, const void* from, float* to, int64_t count);
 // BF16, E4M3 or E5M2 to BF16: exact (a code has at most four significant bits).
 void unpack_to_bfloat16(DType type, const void* from, uint16_t* to, int64_t count);
+// to[i] = first[i] in the lower half, second[i] in the upper; second null: zeros.
+void interleave(const uint16_t* first, const uint16_t* second, uint32_t* to, int64_t count);
 // FP32 to F32 or BF16: one rounding to nearest even.
 void pack(DType type, const float* from, void* to, int64_t count);
 
