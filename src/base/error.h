@@ -13,6 +13,9 @@ enum class ExitCode : int {
   Usage = 2,            // configuration or command line
   Data = 3,             // shards missing, malformed, changed
   Checkpoint = 4,       // none found although required, all corrupt, does not match
+  Inconclusive = 10,    // compare: too few tokens for a verdict
+  Degraded = 11,        // compare: the variant is worse beyond the threshold
+  Diverging = 12,       // compare: the gap grows
   Numerics = 20,        // diverged or non-finite beyond the policy
   Hardware = 30,        // CUDA or NCCL failure on this rank
   PeerLost = 31,        // another rank died or hangs

@@ -1,0 +1,120 @@
+#include "analysis/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "analysis/report.h"
+#include "base/log.h"
+#include "numerics/recipes.h"
+#include "training/train.h"
+
+namespace octet {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct PlannedRun {
+  RunConfig config;
+  fs::path folder;
+};
+
+PlannedRun plan_run(const CompareRequest& request, const std::string& variant, int seed_index) {
+  PlannedRun run{request.config, {}};
+  run.config.precision = recipe_of_variant(request.config, variant);
+  run.config.run.seed += static_cast<uint64_t>(seed_index);
+  const std::string name =
+      seed_index == 0 ? variant : fmt::format("{}-seed-{}", variant, run.config.run.seed);
+  run.folder = fs::path(request.config.run.output) / name;
+  run.config.run.name = request.config.run.name + "-" + name;
+  run.config.run.output = run.folder.string();
+  return run;
+}
+
+// 0 when the run is finished; numerics failures count as finished: a diverged variant is a result.
+int train_run(const PlannedRun& run, const std::string& device) {
+  fmt::print("\n== {} ==\n", run.folder.filename().string());
+  std::fflush(stdout);
+  const TrainResult result = train({run.config, device, {ResumePolicy::Kind::Auto, {}}, false, {}});
+  if (result.code == ExitCode::Success || result.code == ExitCode::Numerics) return 0;
+  return static_cast<int>(result.code);
+}
+
+// The worst of several verdicts, in this order; a script sees the most serious one.
+int worst(const std::vector<Comparison>& comparisons) {
+  const Verdict order[] = {Verdict::Diverged, Verdict::Diverging, Verdict::Degraded, Verdict::Inconclusive};
+  for (Verdict verdict : order) {
+    for (const Comparison& c : comparisons) {
+      if (c.verdict == verdict) return exit_code_of(verdict);
+    }
+  }
+  return 0;
+}
+
+int judge_and_report(ReportInput input, const fs::path& folder) {
+  const NoiseBand band = noise_band(input.baseline_seeds);
+  fmt::print("\n");
+  for (const RunLog& variant : input.variants) {
+    require_comparable(input.baseline, variant);
+    input.comparisons.push_back(compare_runs(input.baseline, variant, band));
+    const Comparison& c = input.comparisons.back();
+    fmt::print("verdict: {} - {} against {}: {}\n", name_of(c.verdict), variant.name, input.baseline.name,
+               c.sentence);
+  }
+  write_report(input, folder);
+  fmt::print("report:  {}\n         {}\n", (folder / "report.html").string(),
+             (folder / "report.json").string());
+  return worst(input.comparisons);
+}
+
+}  // namespace
+
+Recipe recipe_of_variant(const RunConfig& config, const std::string& variant) {
+  return config.precision.name == variant ? config.precision : make_recipe(variant);
+}
+
+int compare(const CompareRequest& request) {
+  if (request.variants.size() < 2) {
+    throw Error(ExitCode::Usage,
+                fmt::format("--variants names {} recipe(s), a comparison needs at least two",
+                            request.variants.size()),
+                "for example --variants bf16,fp8; the first is the baseline");
+  }
+  for (size_t i = 0; i < request.variants.size(); ++i) {
+    recipe_of_variant(request.config,
+                      request.variants[i]);  // an unknown name must fail before anything is trained
+    if (std::count(request.variants.begin(), request.variants.end(), request.variants[i]) > 1) {
+      throw Error(ExitCode::Usage, fmt::format("--variants names {} twice", request.variants[i]),
+                  "name each recipe once");
+    }
+  }
+  std::vector<PlannedRun> runs;
+  for (const std::string& variant : request.variants) runs.push_back(plan_run(request, variant, 0));
+  for (int seed = 1; seed < request.seeds; ++seed)
+    runs.push_back(plan_run(request, request.variants.front(), seed));
+  for (const PlannedRun& run : runs) {
+    if (const int code = train_run(run, request.device); code != 0) return code;
+  }
+  ReportInput input;
+  input.title = fmt::format("{}: {}", request.config.run.name, fmt::join(request.variants, " against "));
+  input.baseline = read_run_log(runs.front().folder);
+  for (size_t i = 1; i < request.variants.size(); ++i) input.variants.push_back(read_run_log(runs[i].folder));
+  if (request.seeds > 1) {
+    input.baseline_seeds.push_back(input.baseline);
+    for (size_t i = request.variants.size(); i < runs.size(); ++i)
+      input.baseline_seeds.push_back(read_run_log(runs[i].folder));
+  }
+  return judge_and_report(std::move(input), request.config.run.output);
+}
+
+int compare_finished(const fs::path& baseline, const fs::path& variant, const fs::path& output) {
+  ReportInput input;
+  input.baseline = read_run_log(baseline);
+  input.variants.push_back(read_run_log(variant));
+  input.title = fmt::format("{} against {}", input.baseline.name, input.variants.front().name);
+  fs::create_directories(output);
+  return judge_and_report(std::move(input), output);
+}
+
+}  // namespace octet

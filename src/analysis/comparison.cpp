@@ -1,0 +1,290 @@
+#include "analysis/comparison.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+
+#include "base/error.h"
+
+namespace octet {
+namespace {
+
+constexpr size_t fewest_steps = 50;    // below this nothing is claimed
+constexpr double degraded_bands = 3;   // SMALL GAP up to 3 bands, DEGRADED beyond
+constexpr double diverged_gap = 0.25;  // nats above the baseline at the end
+constexpr double diverged_rise = 0.5;  // nats above its own minimum without coming back
+
+size_t window_of(size_t steps) { return std::min(steps, std::max<size_t>(20, (steps + 4) / 5)); }
+
+double median(std::vector<double> values) {
+  values.erase(std::remove_if(values.begin(), values.end(), [](double v) { return !std::isfinite(v); }),
+               values.end());
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+std::vector<double> losses_of(const RunLog& run) {
+  std::vector<double> losses;
+  for (const StepRecord& step : run.steps) losses.push_back(step.loss);
+  return losses;
+}
+
+// Final-window mean of a run's finite losses.
+double final_loss(const RunLog& run) {
+  const std::vector<double> losses = losses_of(run);
+  double sum = 0;
+  size_t count = 0;
+  for (size_t i = losses.size() - window_of(losses.size()); i < losses.size(); ++i) {
+    if (!std::isfinite(losses[i])) continue;
+    sum += losses[i];
+    ++count;
+  }
+  return count ? sum / static_cast<double>(count) : std::numeric_limits<double>::quiet_NaN();
+}
+
+// Why a run diverged on its own: its status says so, it ended in non-finite losses, or its averaged loss rose
+// and stayed up.
+std::string own_divergence(const RunLog& run) {
+  if (run.status.is_object() && run.status.value("exit_code", 0) == static_cast<int>(ExitCode::Numerics)) {
+    return fmt::format("{} stopped: {}", run.name,
+                       run.status.value("reason", std::string("non-finite loss")));
+  }
+  const std::vector<double> losses = losses_of(run);
+  if (losses.empty()) return {};
+  if (!std::isfinite(losses.back()))
+    return fmt::format("{} ends with a non-finite loss at step {}", run.name, run.steps.back().step);
+  if (losses.size() < fewest_steps) return {};
+  const std::vector<double> average = exponential_average(losses, 0.9);
+  const double lowest = *std::min_element(average.begin(), average.end());
+  if (average.back() <= lowest + diverged_rise) return {};
+  return fmt::format("{}'s loss ends {:.3f} above its own minimum of {:.3f}", run.name,
+                     average.back() - lowest, lowest);
+}
+
+double tokens_to_reach(const RunLog& run, const std::vector<double>& average, double loss) {
+  for (size_t i = 0; i < average.size(); ++i) {
+    if (average[i] <= loss) return static_cast<double>(run.steps[i].tokens);
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+double token_penalty(const RunLog& baseline, const RunLog& variant) {
+  const std::vector<double> b = exponential_average(losses_of(baseline), 0.95),
+                            v = exponential_average(losses_of(variant), 0.95);
+  const double shared = std::max(b.back(), v.back());  // the lowest loss both reached
+  const double penalty = tokens_to_reach(variant, v, shared) / tokens_to_reach(baseline, b, shared);
+  return std::isfinite(penalty) && penalty > 0 ? penalty : 1;
+}
+
+double speed_up(const RunLog& baseline, const RunLog& variant) {
+  std::vector<double> a, b;
+  for (const StepRecord& step : baseline.steps) a.push_back(step.tokens_per_second);
+  for (const StepRecord& step : variant.steps) b.push_back(step.tokens_per_second);
+  return median(b) / median(a);
+}
+
+struct Paired {
+  std::vector<int64_t> steps;
+  std::vector<double> baseline, gap;
+};
+
+Paired pair_steps(const RunLog& baseline, const RunLog& variant) {
+  std::map<int64_t, double> losses;
+  for (const StepRecord& step : baseline.steps) losses[step.step] = step.loss;
+  Paired paired;
+  for (const StepRecord& step : variant.steps) {
+    const auto it = losses.find(step.step);
+    if (it == losses.end() || !std::isfinite(it->second) || !std::isfinite(step.loss)) continue;
+    paired.steps.push_back(step.step);
+    paired.baseline.push_back(it->second);
+    paired.gap.push_back(step.loss - it->second);
+  }
+  return paired;
+}
+
+double last_validation_gap(const RunLog& baseline, const RunLog& variant) {
+  for (auto v = variant.validations.rbegin(); v != variant.validations.rend(); ++v) {
+    for (auto b = baseline.validations.rbegin(); b != baseline.validations.rend(); ++b) {
+      if (v->step == b->step) return v->loss - b->loss;
+    }
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+// The half-width falls with the square root of the window, and the window is a fifth of the run.
+int64_t steps_to_decide(const Comparison& c, double band) {
+  double distance = std::numeric_limits<double>::infinity();
+  for (double edge : {0.0, band, degraded_bands * band})
+    distance = std::min(distance, std::abs(c.final_gap.value - edge));
+  const double factor = distance > 0 ? std::pow(c.final_gap.half_width / distance, 2) : 0;
+  return factor > 1 && factor < 100
+             ? static_cast<int64_t>(std::ceil((factor - 1) * 5 * static_cast<double>(c.window)))
+             : 0;
+}
+
+void judge(Comparison& c) {
+  const double band = c.band.relative * c.baseline_loss;
+  const std::string gap = fmt::format("the gap over the last {} steps is {:+.4f} ({:+.2f} % ± {:.2f} %)",
+                                      c.window, c.final_gap.value, 100 * c.final_gap.value / c.baseline_loss,
+                                      100 * c.final_gap.half_width / c.baseline_loss);
+  const std::string against = fmt::format("the band is {:.2f} % ({})", 100 * c.band.relative, c.band.source);
+  const double half_run = static_cast<double>(c.steps.back() - c.steps[c.steps.size() / 2]) / 1000.0;
+  if (c.final_gap.value > diverged_gap) {
+    c.verdict = Verdict::Diverged;
+    c.sentence = fmt::format("{}, beyond {:.2f} nats", gap, diverged_gap);
+  } else if (c.slope.low() > 0 && c.slope.value * half_run > band && c.final_gap.low() > band) {
+    c.verdict = Verdict::Diverging;
+    c.sentence = fmt::format("{} and grows by {:.4f} per 1000 steps over the last half; {}", gap,
+                             c.slope.value, against);
+  } else if (c.final_gap.high() <= band) {
+    c.verdict = Verdict::Equivalent;
+    c.sentence = fmt::format("{}; {}", gap, against);
+  } else if (c.final_gap.low() > degraded_bands * band) {
+    c.verdict = Verdict::Degraded;
+    c.sentence = fmt::format("{}, more than {:.0f} bands; {}", gap, degraded_bands, against);
+  } else if (c.final_gap.low() > 0 && c.final_gap.high() <= degraded_bands * band) {
+    c.verdict = Verdict::SmallGap;
+    c.sentence = fmt::format("{}; {}", gap, against);
+  } else {
+    c.verdict = Verdict::Inconclusive;
+    c.more_steps_needed = steps_to_decide(c, band);
+    c.sentence = fmt::format("{}, which decides nothing; {}", gap, against);
+    if (c.more_steps_needed) c.sentence += fmt::format("; about {} more steps would", c.more_steps_needed);
+  }
+}
+
+std::string text_at(const nlohmann::json& object, const char* key) {
+  return object.is_object() ? object.value(key, std::string{}) : std::string{};
+}
+
+void require_claimed_precision(const RunLog& run) {
+  const auto precision = run.config.find("precision");
+  if (precision == run.config.end() || !precision->is_object() || run.steps.empty()) return;
+  const auto input = precision->find("input");
+  const bool claims_fp8 = input != precision->end() && input->is_object() &&
+                          input->value("format", std::string{}).starts_with("e");
+  const double share = run.steps.back().fp8_flop_share;
+  if (claims_fp8 == (share > 0)) return;
+  throw Error(
+      ExitCode::Usage,
+      fmt::format("{}: the configuration {} FP8 linears, but {:.1f} % of the GEMM FLOPs that ran were FP8",
+                  run.name, claims_fp8 ? "claims" : "has no", 100 * share),
+      "the run is not what its label says: do not compare it, report it");
+}
+
+}  // namespace
+
+const char* name_of(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::Equivalent:
+      return "EQUIVALENT";
+    case Verdict::SmallGap:
+      return "SMALL GAP";
+    case Verdict::Degraded:
+      return "DEGRADED";
+    case Verdict::Diverging:
+      return "DIVERGING";
+    case Verdict::Diverged:
+      return "DIVERGED";
+    default:
+      return "INCONCLUSIVE";
+  }
+}
+
+int exit_code_of(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::Equivalent:
+    case Verdict::SmallGap:
+      return static_cast<int>(ExitCode::Success);
+    case Verdict::Degraded:
+      return static_cast<int>(ExitCode::Degraded);
+    case Verdict::Diverging:
+      return static_cast<int>(ExitCode::Diverging);
+    case Verdict::Diverged:
+      return static_cast<int>(ExitCode::Numerics);
+    default:
+      return static_cast<int>(ExitCode::Inconclusive);
+  }
+}
+
+NoiseBand noise_band(const std::vector<RunLog>& baseline_seeds) {
+  NoiseBand band;
+  if (baseline_seeds.size() < 2) return band;
+  double lowest = std::numeric_limits<double>::infinity(), highest = -lowest;
+  for (const RunLog& run : baseline_seeds) {
+    const double loss = final_loss(run);
+    if (!std::isfinite(loss)) return band;
+    lowest = std::min(lowest, loss);
+    highest = std::max(highest, loss);
+  }
+  band.relative = (highest - lowest) / (0.5 * (highest + lowest));
+  band.source = fmt::format("largest difference between {} seeds of the baseline", baseline_seeds.size());
+  return band;
+}
+
+void require_comparable(const RunLog& baseline, const RunLog& variant) {
+  const auto refuse = [&](const std::string& what, const std::string& a, const std::string& b) {
+    throw Error(
+        ExitCode::Usage,
+        fmt::format("{} and {} have different {}: {} and {}", baseline.name, variant.name, what, a, b),
+        "a paired comparison needs the same model, initial weights and batches; octet compare CONFIG makes "
+        "such twins");
+  };
+  if (baseline.config.value("model", nlohmann::json{}) != variant.config.value("model", nlohmann::json{})) {
+    refuse("models", "see config.json of the first", "of the second");
+  }
+  const std::string init_a = text_at(baseline.start, "init_hash"),
+                    init_b = text_at(variant.start, "init_hash");
+  if (init_a != init_b) refuse("initial weights", init_a, init_b);
+  std::map<int64_t, std::string> hashes;
+  for (const StepRecord& step : baseline.steps) hashes[step.step] = step.batch_hash;
+  for (const StepRecord& step : variant.steps) {
+    const auto it = hashes.find(step.step);
+    if (it != hashes.end() && it->second != step.batch_hash) {
+      refuse(fmt::format("batches at step {}", step.step), it->second, step.batch_hash);
+    }
+  }
+  require_claimed_precision(baseline);
+  require_claimed_precision(variant);
+}
+
+Comparison compare_runs(const RunLog& baseline, const RunLog& variant, const NoiseBand& band) {
+  Comparison c;
+  c.band = band;
+  Paired paired = pair_steps(baseline, variant);
+  c.steps = std::move(paired.steps);
+  c.gap = std::move(paired.gap);
+  c.validation_gap = last_validation_gap(baseline, variant);
+  if (!c.steps.empty()) {
+    c.window = window_of(c.steps.size());
+    const std::span<const double> gap(c.gap);
+    c.final_gap = mean_with_confidence(gap.last(c.window));
+    c.baseline_loss = mean_with_confidence(std::span<const double>(paired.baseline).last(c.window)).value;
+    std::vector<double> thousands;
+    for (int64_t step : c.steps) thousands.push_back(static_cast<double>(step) / 1000.0);
+    const size_t half = c.steps.size() - c.steps.size() / 2;
+    c.slope = slope_with_confidence(std::span<const double>(thousands).last(half), gap.last(half));
+    c.token_penalty = token_penalty(baseline, variant);
+    c.speed_up = speed_up(baseline, variant);
+    c.net_benefit = c.speed_up / c.token_penalty;
+  }
+  const std::string diverged = own_divergence(variant);
+  if (!diverged.empty()) {
+    c.verdict = Verdict::Diverged;
+    c.sentence = diverged;
+  } else if (c.steps.size() < fewest_steps) {
+    c.more_steps_needed = static_cast<int64_t>(fewest_steps - c.steps.size());
+    c.sentence =
+        fmt::format("only {} common steps; at least {} more are needed", c.steps.size(), c.more_steps_needed);
+  } else {
+    judge(c);
+  }
+  return c;
+}
+
+}  // namespace octet

@@ -1,0 +1,323 @@
+#include "analysis/report.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+
+#include "analysis/chart.h"
+#include "base/clock.h"
+#include "base/files.h"
+#include "base/text.h"
+#include "base/version.h"
+
+namespace octet {
+namespace {
+
+// Light by default, dark when the reader's system is; colours chosen for contrast in both.
+constexpr const char* style = R"(
+:root{--ink:#1b1f24;--soft:#57606a;--page:#fff;--card:#f6f8fa;--line:#d0d7de;--c0:#0969da;--c1:#cf4a0a;--c2:#1a7f37;--c3:#8250df;--c4:#9a6700;--c5:#bf3989;--heat:0}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9da7b1;--page:#0d1117;--card:#161b22;--line:#30363d;--c0:#58a6ff;--c1:#ff9b5e;--c2:#56d364;--c3:#bc8cff;--c4:#e3b341;--c5:#f778ba}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:960px;padding:24px 20px 60px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+h1{font-size:26px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:18px;margin:34px 0 10px;border-bottom:1px solid var(--line);padding-bottom:4px}
+p{margin:6px 0}.soft{color:var(--soft)}
+.verdict{border:1px solid var(--line);border-left:6px solid var(--tone);background:var(--card);border-radius:6px;padding:12px 16px;margin:14px 0}
+.verdict b{font-size:20px;color:var(--tone)}
+.good{--tone:var(--c2)}.fair{--tone:var(--c4)}.bad{--tone:var(--c1)}.open{--tone:var(--c0)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:5px 10px;border-bottom:1px solid var(--line);vertical-align:top}th:first-child,td:first-child{text-align:left}
+th{color:var(--soft);font-weight:600}
+td.text{text-align:left;overflow-wrap:anywhere}
+figure{margin:18px 0}figcaption{font-weight:600;display:flex;flex-wrap:wrap;gap:4px 18px;justify-content:space-between}
+.legend{font-weight:400;display:flex;flex-wrap:wrap;gap:2px 14px}.key{white-space:nowrap}.swatch{display:inline-block;width:14px;height:4px;margin-right:6px;vertical-align:middle;background:currentColor}
+svg{width:100%;height:auto;display:block}svg text{font:11.5px system-ui,sans-serif;fill:var(--soft)}
+.grid{stroke:var(--line);stroke-width:1}.rule{stroke:var(--soft);stroke-dasharray:5 4}
+.line{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}.faint{opacity:.28;stroke-width:1}.point{fill:currentColor}.band{fill:currentColor;opacity:.18}
+.c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}
+.cell{fill:var(--c1);fill-opacity:var(--heat);stroke:var(--line);stroke-width:.3}
+)";
+
+const char* tone_of(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::Equivalent:
+      return "good";
+    case Verdict::SmallGap:
+      return "fair";
+    case Verdict::Inconclusive:
+      return "open";
+    default:
+      return "bad";
+  }
+}
+
+std::vector<const RunLog*> runs_of(const ReportInput& input) {
+  std::vector<const RunLog*> runs{&input.baseline};
+  for (const RunLog& run : input.variants) runs.push_back(&run);
+  return runs;
+}
+
+std::vector<double> column(const RunLog& run, double StepRecord::*field) {
+  std::vector<double> values;
+  for (const StepRecord& step : run.steps) values.push_back(step.*field);
+  return values;
+}
+
+std::vector<double> steps_of(const RunLog& run) {
+  std::vector<double> values;
+  for (const StepRecord& step : run.steps) values.push_back(static_cast<double>(step.step));
+  return values;
+}
+
+double last_finite(const std::vector<double>& values) {
+  for (auto it = values.rbegin(); it != values.rend(); ++it) {
+    if (std::isfinite(*it)) return *it;
+  }
+  return std::nan("");
+}
+
+double median_of(std::vector<double> values) {
+  std::erase_if(values, [](double v) { return !std::isfinite(v); });
+  if (values.empty()) return std::nan("");
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
+
+std::string number(double value, const char* format = "{:.4f}") {
+  return std::isfinite(value) ? fmt::format(fmt::runtime(format), value) : std::string("–");
+}
+
+Chart smoothed_chart(const ReportInput& input, double StepRecord::*field, const char* title,
+                     const char* label) {
+  Chart chart{title, "step", label, {}, {}, {}, false};
+  int color = 0;
+  for (const RunLog* run : runs_of(input)) {
+    const std::vector<double> x = steps_of(*run), raw = column(*run, field);
+    chart.series.push_back({run->name, x, raw, color, true, false});
+    chart.series.push_back({run->name, x, exponential_average(raw, 0.9), color, false, false});
+    ++color;
+  }
+  return chart;
+}
+
+std::string loss_chart(const ReportInput& input) {
+  Chart chart = smoothed_chart(input, &StepRecord::loss, "Training loss (averaged; points: validation)",
+                               "loss, nats per token");
+  int color = 0;
+  for (const RunLog* run : runs_of(input)) {
+    Series points{run->name + " validation", {}, {}, color++, false, true};
+    for (const ValidationRecord& v : run->validations) {
+      points.x.push_back(static_cast<double>(v.step));
+      points.y.push_back(v.loss);
+    }
+    if (!points.x.empty()) chart.series.push_back(std::move(points));
+  }
+  return render(chart);
+}
+
+std::string gap_chart(const ReportInput& input) {
+  Chart chart{"Gap to the baseline, moving mean with 95 % confidence (dashed: zero and the band)",
+              "step",
+              "loss difference, nats",
+              {},
+              {},
+              {0},
+              false};
+  for (size_t i = 0; i < input.variants.size(); ++i) {
+    const Comparison& c = input.comparisons[i];
+    if (c.steps.size() < 3) continue;
+    const std::vector<double> x(c.steps.begin(), c.steps.end());
+    const SmoothedBand band = moving_mean(c.gap, std::max<size_t>(5, c.gap.size() / 40));
+    const int color = static_cast<int>(i) + 1;
+    chart.bands.push_back({x, band.low, band.high, color});
+    chart.series.push_back({input.variants[i].name, x, band.value, color, false, false});
+    if (i == 0) chart.rules.push_back(c.band.relative * c.baseline_loss);
+  }
+  return chart.series.empty() ? std::string{} : render(chart);
+}
+
+std::string run_table(const ReportInput& input) {
+  std::string out =
+      "<div class=\"scroll\"><table><tr><th>run</th><th>steps</th><th>tokens</th><th>final "
+      "loss</th><th>validation</th><th>tokens/s</th><th>memory</th>"
+      "<th>FP8 share of GEMM FLOPs</th><th>skipped</th><th>state</th></tr>";
+  for (const RunLog* run : runs_of(input)) {
+    const std::vector<double> average = exponential_average(column(*run, &StepRecord::loss), 0.9);
+    int64_t skipped = 0;
+    for (const StepRecord& step : run->steps) skipped += step.skipped;
+    const double memory = last_finite(column(*run, &StepRecord::memory_bytes));
+    out += fmt::format(
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</"
+        "td><td>{}</td></tr>",
+        escape_html(run->name), run->steps.empty() ? 0 : run->steps.back().step,
+        human_count(run->steps.empty() ? 0.0 : static_cast<double>(run->steps.back().tokens)),
+        number(average.empty() ? std::nan("") : average.back()),
+        number(run->validations.empty() ? std::nan("") : run->validations.back().loss),
+        number(median_of(column(*run, &StepRecord::tokens_per_second)), "{:.0f}"),
+        std::isfinite(memory) ? human_bytes(static_cast<uint64_t>(memory)) : "–",
+        number(100 * last_finite(column(*run, &StepRecord::fp8_flop_share)), "{:.1f} %"), skipped,
+        escape_html(run->status.is_object() ? run->status.value("state", std::string("?")) : "?"));
+  }
+  return out + "</table></div>";
+}
+
+// What matmul counted, by GEMM class and operand formats, as logged at the run's start.
+std::string gemm_table(const RunLog& run) {
+  const auto table = run.start.is_object() ? run.start.find("gemm_table") : run.start.end();
+  if (!run.start.is_object() || table == run.start.end() || !table->is_array() || table->empty()) return {};
+  double total = 0;
+  for (const auto& row : *table) total += number_of(row.value("flops", nlohmann::json(0)));
+  std::string out = fmt::format(
+      "<h3>{}</h3><div class=\"scroll\"><table><tr><th>GEMM</th><th>a</th><th>b</th><th>result</th><th>share "
+      "of FLOPs</th></tr>",
+      escape_html(run.name));
+  for (const auto& row : *table) {
+    const double flops = number_of(row.value("flops", nlohmann::json(0)));
+    out += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.2f} %</td></tr>",
+                       escape_html(row.value("class", std::string{})),
+                       escape_html(row.value("a", std::string{})), escape_html(row.value("b", std::string{})),
+                       escape_html(row.value("out", std::string{})), total > 0 ? 100 * flops / total : 0);
+  }
+  return out + "</table></div>";
+}
+
+HeatMap heat_map(const RunLog& run, const char* what, double SiteRecord::*field) {
+  HeatMap map{
+      fmt::format("{}: {} share by site and step (faint 0.0001 %, full 10 %)", run.name, what), {}, {}, {}};
+  std::map<std::string, size_t> index;
+  for (const HealthRecord& record : run.health) {
+    for (const SiteRecord& site : record.sites) {
+      if (index.try_emplace(site.name, map.rows.size()).second) map.rows.push_back(site.name);
+    }
+    map.columns.push_back(record.step);
+  }
+  map.values.assign(map.rows.size(), std::vector<double>(map.columns.size(), std::nan("")));
+  for (size_t c = 0; c < run.health.size(); ++c) {
+    for (const SiteRecord& site : run.health[c].sites) map.values[index[site.name]][c] = site.*field;
+  }
+  return map;
+}
+
+std::string key_value_table(const nlohmann::json& object) {
+  std::string out = "<div class=\"scroll\"><table>";
+  for (const auto& [key, value] : object.items()) {
+    if (value.is_object() || value.is_array()) continue;
+    out += fmt::format("<tr><td>{}</td><td class=\"text\">{}</td></tr>", escape_html(key),
+                       escape_html(value.is_string() ? value.get<std::string>() : value.dump()));
+  }
+  return out + "</table></div>";
+}
+
+std::string environment(const ReportInput& input) {
+  std::string out;
+  if (!input.baseline.start.is_object()) return out;
+  out += key_value_table(input.baseline.start);
+  const auto environment = input.baseline.start.find("environment");
+  if (environment != input.baseline.start.end() && environment->is_object())
+    out += key_value_table(*environment);
+  return out;
+}
+
+std::string events_table(const ReportInput& input) {
+  std::string rows;
+  for (const RunLog* run : runs_of(input)) {
+    for (const EventRecord& event : run->events) {
+      if (event.event == "checkpoint") continue;
+      rows += fmt::format(
+          "<tr><td>{}</td><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>",
+          escape_html(run->name), event.step, escape_html(event.event), escape_html(event.message));
+    }
+  }
+  return rows.empty()
+             ? rows
+             : "<h2>Events</h2><div "
+               "class=\"scroll\"><table><tr><th>run</th><th>step</th><th>event</th><th>message</th></tr>" +
+                   rows + "</table></div>";
+}
+
+nlohmann::ordered_json finite_or_null(double value) {
+  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+}
+
+}  // namespace
+
+std::string render_html(const ReportInput& input) {
+  std::string body = fmt::format("<h1>{}</h1><p class=\"soft\">octet {} · {}</p>", escape_html(input.title),
+                                 escape_html(version()), iso_time(wall_seconds()));
+  for (size_t i = 0; i < input.variants.size(); ++i) {
+    const Comparison& c = input.comparisons[i];
+    body += fmt::format(
+        "<div class=\"verdict {}\"><b>{}</b> — {} against {}<p>{}.</p><p class=\"soft\">validation gap {} · "
+        "tokens for the same loss ×{} · speed ×{} · "
+        "net benefit ×{}</p></div>",
+        tone_of(c.verdict), name_of(c.verdict), escape_html(input.variants[i].name),
+        escape_html(input.baseline.name), escape_html(c.sentence), number(c.validation_gap, "{:+.4f}"),
+        number(c.token_penalty, "{:.3f}"), number(c.speed_up, "{:.2f}"), number(c.net_benefit, "{:.2f}"));
+  }
+  body += "<h2>Runs</h2>" + run_table(input) + "<h2>Loss</h2>" + loss_chart(input) + gap_chart(input);
+  body += "<h2>Gradient norm and throughput</h2>" +
+          render(smoothed_chart(input, &StepRecord::gradient_norm, "Gradient norm before clipping (averaged)",
+                                "L2 norm"));
+  body += render(
+      smoothed_chart(input, &StepRecord::tokens_per_second, "Throughput (averaged)", "tokens per second"));
+  body +=
+      "<p class=\"soft\">On a CPU, FP8 is emulated exactly and costs time; its speed belongs to a GPU. "
+      "Speeds above say nothing about that.</p>";
+  body +=
+      "<h2>Proof of precision</h2><p>Counted by the matrix products themselves, from the operands they were "
+      "given.</p>";
+  for (const RunLog* run : runs_of(input)) body += gemm_table(*run);
+  for (const RunLog& run : input.variants) {
+    if (run.health.empty()) continue;
+    body += fmt::format("<h2>FP8 health of {}</h2>", escape_html(run.name));
+    body += render(heat_map(run, "saturated", &SiteRecord::saturated)) +
+            render(heat_map(run, "flushed to zero", &SiteRecord::flushed));
+  }
+  body += events_table(input) + "<h2>Environment</h2>" + environment(input);
+  return fmt::format(
+      "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "content=\"width=device-width,initial-scale=1\">"
+      "<meta name=\"color-scheme\" content=\"light "
+      "dark\"><title>{}</title><style>{}</style></head><body>{}</body></html>\n",
+      escape_html(input.title), style, body);
+}
+
+nlohmann::ordered_json render_json(const ReportInput& input) {
+  nlohmann::ordered_json report;
+  report["title"] = input.title;
+  report["baseline"] = input.baseline.name;
+  report["verdict"] = input.comparisons.empty() ? "" : name_of(input.comparisons.front().verdict);
+  report["comparisons"] = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < input.variants.size(); ++i) {
+    const Comparison& c = input.comparisons[i];
+    nlohmann::ordered_json entry;
+    entry["variant"] = input.variants[i].name;
+    entry["verdict"] = name_of(c.verdict);
+    entry["sentence"] = c.sentence;
+    entry["band_relative"] = c.band.relative;
+    entry["band_source"] = c.band.source;
+    entry["window_steps"] = c.window;
+    entry["baseline_loss"] = finite_or_null(c.baseline_loss);
+    entry["gap"] = finite_or_null(c.final_gap.value);
+    entry["gap_half_width_95"] = finite_or_null(c.final_gap.half_width);
+    entry["slope_per_1000_steps"] = finite_or_null(c.slope.value);
+    entry["validation_gap"] = finite_or_null(c.validation_gap);
+    entry["token_penalty"] = finite_or_null(c.token_penalty);
+    entry["speed_up"] = finite_or_null(c.speed_up);
+    entry["net_benefit"] = finite_or_null(c.net_benefit);
+    entry["more_steps_needed"] = c.more_steps_needed;
+    report["comparisons"].push_back(std::move(entry));
+  }
+  return report;
+}
+
+void write_report(const ReportInput& input, const std::filesystem::path& folder) {
+  write_atomically(
+      folder / "report.json",
+      render_json(input).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n",
+      ExitCode::Data);
+  write_atomically(folder / "report.html", render_html(input), ExitCode::Data);
+}
+
+}  // namespace octet

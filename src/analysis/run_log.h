@@ -1,0 +1,53 @@
+// A finished or running run, as its folder tells it (training/run_files.h).
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace octet {
+
+struct StepRecord {
+  int64_t step = 0, tokens = 0;
+  double loss = 0, gradient_norm = 0, learning_rate = 0, tokens_per_second = 0, fp8_flop_share = 0,
+         memory_bytes = 0;
+  bool skipped = false;
+  std::string batch_hash;
+};
+struct ValidationRecord {
+  int64_t step = 0;
+  double loss = 0;
+};
+struct SiteRecord {
+  std::string name;
+  int block = 0;
+  double amax = 0, scale = 0, saturated = 0, flushed = 0;  // the last two are shares of the elements
+};
+struct HealthRecord {
+  int64_t step = 0;
+  std::vector<SiteRecord> sites;
+};
+struct EventRecord {
+  int64_t step = 0;
+  std::string event, message;
+};
+
+struct RunLog {
+  std::filesystem::path folder;
+  std::string name;
+  nlohmann::json config, status, start;  // start: the newest "start" record
+  std::vector<StepRecord> steps;         // ascending, one a step: what a resume rewound is dropped
+  std::vector<ValidationRecord> validations;
+  std::vector<HealthRecord> health;
+  std::vector<EventRecord> events;
+};
+
+// Throws Error(Data) naming the file and line; a partial last line (a killed writer) is tolerated.
+RunLog read_run_log(const std::filesystem::path& folder);
+
+// Numbers as run_files.h writes them: the strings "NaN", "Infinity" and "-Infinity" included.
+double number_of(const nlohmann::json& value);
+
+}  // namespace octet

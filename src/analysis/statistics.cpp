@@ -1,0 +1,90 @@
+#include "analysis/statistics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace octet {
+namespace {
+
+constexpr double normal_quantile = 1.959963984540054;  // 97.5 %
+
+// Long-run sum of squares of a mean-zero series u: Bartlett weights up to lag ceil(sqrt(n)).
+double long_run_sum(std::span<const double> u) {
+  const size_t n = u.size();
+  const auto lags =
+      std::min<size_t>(n - 1, static_cast<size_t>(std::ceil(std::sqrt(static_cast<double>(n)))));
+  double total = 0;
+  for (double x : u) total += x * x;
+  for (size_t lag = 1; lag <= lags; ++lag) {
+    double covariance = 0;
+    for (size_t i = lag; i < n; ++i) covariance += u[i] * u[i - lag];
+    total += 2.0 * (1.0 - static_cast<double>(lag) / static_cast<double>(lags + 1)) * covariance;
+  }
+  return std::max(total, 0.0);
+}
+
+}  // namespace
+
+Estimate mean_with_confidence(std::span<const double> values) {
+  const size_t n = values.size();
+  if (n == 0) return {0, std::numeric_limits<double>::infinity()};
+  double sum = 0;
+  for (double v : values) sum += v;
+  const double mean = sum / static_cast<double>(n);
+  if (n < 2) return {mean, std::numeric_limits<double>::infinity()};
+  std::vector<double> u(n);
+  for (size_t i = 0; i < n; ++i) u[i] = values[i] - mean;
+  const auto samples = static_cast<double>(n);
+  return {mean, normal_quantile * std::sqrt(long_run_sum(u) / (samples * (samples - 1.0)))};
+}
+
+Estimate slope_with_confidence(std::span<const double> x, std::span<const double> y) {
+  const size_t n = x.size();
+  if (n < 3) return {0, std::numeric_limits<double>::infinity()};
+  double mean_x = 0, mean_y = 0;
+  for (size_t i = 0; i < n; ++i) {
+    mean_x += x[i];
+    mean_y += y[i];
+  }
+  mean_x /= static_cast<double>(n);
+  mean_y /= static_cast<double>(n);
+  double sxx = 0, sxy = 0;
+  for (size_t i = 0; i < n; ++i) {
+    sxx += (x[i] - mean_x) * (x[i] - mean_x);
+    sxy += (x[i] - mean_x) * (y[i] - mean_y);
+  }
+  if (sxx <= 0) return {0, std::numeric_limits<double>::infinity()};
+  const double slope = sxy / sxx;
+  std::vector<double> score(n);
+  for (size_t i = 0; i < n; ++i) score[i] = (x[i] - mean_x) * (y[i] - mean_y - slope * (x[i] - mean_x));
+  const auto samples = static_cast<double>(n);
+  return {slope, normal_quantile * std::sqrt(long_run_sum(score) * samples / (samples - 2.0)) / sxx};
+}
+
+std::vector<double> exponential_average(std::span<const double> values, double decay) {
+  std::vector<double> out(values.size());
+  double average = 0, weight = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) {
+      average = decay * average + (1 - decay) * values[i];
+      weight = decay * weight + (1 - decay);
+    }
+    out[i] = weight > 0 ? average / weight : std::numeric_limits<double>::quiet_NaN();
+  }
+  return out;
+}
+
+SmoothedBand moving_mean(std::span<const double> values, size_t radius) {
+  SmoothedBand band;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const size_t begin = i > radius ? i - radius : 0, end = std::min(values.size(), i + radius + 1);
+    const Estimate estimate = mean_with_confidence(values.subspan(begin, end - begin));
+    band.value.push_back(estimate.value);
+    band.low.push_back(estimate.low());
+    band.high.push_back(estimate.high());
+  }
+  return band;
+}
+
+}  // namespace octet

@@ -1,0 +1,28 @@
+// Run folders made from formulas, for tests of what reads them.
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <random>
+#include <string>
+
+#include "analysis/run_log.h"
+
+namespace octet::testing {
+
+struct SyntheticRun {
+  std::string name = "bf16";
+  int64_t steps = 400;
+  std::function<double(int64_t)> gap = [](int64_t) { return 0.0; };  // added to the shared loss curve
+  double noise = 0.002;                                              // of the gap, independent between runs
+  uint64_t noise_seed = 1;
+  double fp8_share = 0;
+  std::string input_format = "bf16", init_hash = "00000000000000aa", batch_salt;
+  bool health = false;
+};
+
+// A falling loss with the noise of the batches, which twins share.
+double shared_loss(int64_t step);
+RunLog synthetic_log(const SyntheticRun& run);
+void write_synthetic_run(const SyntheticRun& run, const std::filesystem::path& folder);
+
+}  // namespace octet::testing
