@@ -11,6 +11,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_G
   target_compile_options(octet_flags INTERFACE -Wno-restrict)
 endif()
 target_compile_definitions(octet_flags INTERFACE $<$<CONFIG:Debug>:OCTET_DEBUG>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # False alarm of g++ 12 on std::string (GCC bug 105329).
+  target_compile_options(octet_flags INTERFACE -Wno-restrict)
+endif()
 if(OCTET_SANITIZE)
   target_compile_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g)
   target_link_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE})

@@ -64,7 +64,7 @@ std::string escape_control(std::string_view text) {
 std::string escape_html(std::string_view text) {
   std::string out;
   out.reserve(text.size());
-  for (const char c : text) {
+  for (const char c : escape_control(text)) {
     switch (c) {
       case '&':
         out += "&amp;";

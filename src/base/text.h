@@ -7,7 +7,7 @@
 
 namespace octet {
 std::string escape_control(std::string_view text);  // control and escape bytes become \xNN: safe to print
-std::string escape_html(std::string_view text);
+std::string escape_html(std::string_view text);     // control bytes as above, then the five of HTML
 size_t edit_distance(std::string_view a, std::string_view b);
 // The candidate nearest to `word`, or empty when none is near (distance <= max(2, length / 3)).
 std::string nearest(std::string_view word, std::span<const std::string> candidates);
