@@ -60,6 +60,8 @@ Axes axes_of(const Chart& chart) {
   }
   for (const Band& band : chart.bands) {
     for (double v : band.x) axes.x.include(v);
+    for (double v : band.low) axes.y.include(v);
+    for (double v : band.high) axes.y.include(v);
   }
   for (double v : chart.rules) axes.y.include(v);
   if (!axes.y.valid()) axes.y = robust;
