@@ -115,6 +115,18 @@ void check_batch(const RunConfig& c, Problems& out) {
   }
 }
 
+// FP8 GEMMs read rows of 16 codes, and the weight gradient's rows are tokens.
+void check_micro_alignment(const RunConfig& c, Problems& out) {
+  const int64_t micro_tokens = c.batch.micro * c.model.context;
+  if (c.precision.float8() && micro_tokens % 16 != 0) {
+    out.push_back(
+        {"/batch/micro",
+         {"/model", "/precision"},
+         fmt::format("found {}; {} windows of {} tokens are {} tokens; allowed with FP8: a multiple of 16",
+                     c.batch.micro, c.batch.micro, c.model.context, micro_tokens)});
+  }
+}
+
 void check_precision(const RunConfig& c, Problems& out) {
   const Recipe& r = c.precision;
   const std::pair<const char*, const Cast*> roles[] = {
@@ -190,6 +202,7 @@ std::vector<RuleProblem> check_rules(const RunConfig& c) {
   check_run(c, out);
   check_data(c, out);
   check_batch(c, out);
+  check_micro_alignment(c, out);
   check_precision(c, out);
   check_schedule(c, out);
   for (const SpecProblem& problem : check(c.model, c.precision.float8())) {

@@ -15,20 +15,23 @@ constexpr size_t deepest_nesting = 32;
 struct LineColumn {
   int line = 1, column = 1;
 };
-// `offset` bytes into the text.
-LineColumn line_column(const std::string& text, size_t offset) {
-  LineColumn at;
-  offset = std::min(offset, text.size());
-  for (size_t i = 0; i < offset; ++i) {
-    if (text[i] == '\n') {
-      ++at.line;
-      at.column = 1;
-    } else {
-      ++at.column;
-    }
+// Lines of a text by byte offset: one scan, then a binary search a value.
+class Lines {
+ public:
+  explicit Lines(const std::string& text) : size_(text.size()) {
+    for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1))
+      starts_.push_back(at + 1);
   }
-  return at;
-}
+  LineColumn at(size_t offset) const {
+    offset = std::min(offset, size_);
+    const auto next = std::upper_bound(starts_.begin(), starts_.end(), offset);
+    return {static_cast<int>(next - starts_.begin()), static_cast<int>(offset - *std::prev(next)) + 1};
+  }
+
+ private:
+  size_t size_;
+  std::vector<size_t> starts_ = {0};
+};
 
 // An input iterator that publishes how far the parser has read: nlohmann's SAX events carry no position.
 class TrackedIterator {
@@ -62,7 +65,7 @@ class TrackedIterator {
 class Builder final : public nlohmann::json_sax<nlohmann::json> {
  public:
   Builder(const std::string& text, const char* const* cursor, Document& document)
-      : text_(text), cursor_(cursor), document_(document) {}
+      : text_(text), lines_(text), cursor_(cursor), document_(document) {}
 
   std::string fault;  // one sentence
   LineColumn fault_at;
@@ -93,7 +96,7 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
   bool parse_error(size_t position, const std::string& token,
                    const nlohmann::json::exception& error) override {
     const size_t at = position > 0 ? position - 1 : 0;
-    fault_at = line_column(text_, at);
+    fault_at = lines_.at(at);
     const std::string what = error.what();
     if (error.id == 406) {
       fault = fmt::format("the number {} is too large", escape_control(token));
@@ -122,7 +125,7 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
     size_t offset = static_cast<size_t>(*cursor_ - text_.data());
     offset = offset > 0 ? offset - 1 : 0;
     while (offset > 0 && (text_[offset] == '\n' || text_[offset] == '\r' || text_[offset] == ' ')) --offset;
-    const LineColumn at = line_column(text_, offset);
+    const LineColumn at = lines_.at(offset);
     return {at.line, at.column, {}};
   }
   // The opening quote of the key that was just read: the last quote before the closing one that no backslash
@@ -136,7 +139,7 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
       while (backslashes < at && text_[at - 1 - backslashes] == '\\') ++backslashes;
       found = text_[at] == '"' && backslashes % 2 == 0;
     }
-    const LineColumn begin = line_column(text_, at);
+    const LineColumn begin = lines_.at(at);
     return {begin.line, begin.column, {}};
   }
   bool fail(const std::string& message) {
@@ -185,6 +188,7 @@ class Builder final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   const std::string& text_;
+  const Lines lines_;
   const char* const* cursor_;
   Document& document_;
   std::vector<Level> levels_;
@@ -230,7 +234,7 @@ Document read_document(const std::string& text, const std::string& source_name) 
   bool good = false;
   if (text.find('\0') != std::string::npos) {
     builder.fault = "a zero byte: this is not a text file";
-    builder.fault_at = line_column(text, text.find('\0'));
+    builder.fault_at = Lines(text).at(text.find('\0'));
   } else {
     good = nlohmann::json::sax_parse(TrackedIterator(text.data(), &cursor),
                                      TrackedIterator(text.data() + text.size(), nullptr), &builder,

@@ -261,7 +261,7 @@ void add_precision(List& list) {
   add_role(list, "weight", AT(precision.weight));
   add_role(list, "grad", AT(precision.grad));
   list.push_back(integer("/precision/delayed/window", AT(precision.delayed.window), {1, 4096},
-                         about("delayed scaling: steps remembered", Forbidden)));
+                         about("delayed scaling: steps remembered", Recorded)));
   list.push_back(
       choice("/precision/delayed/algorithm", AT(precision.delayed.algorithm),
              Names<AmaxAlgorithm>{{AmaxAlgorithm::Max, "max"}, {AmaxAlgorithm::MostRecent, "most_recent"}},

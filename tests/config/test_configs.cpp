@@ -1,0 +1,150 @@
+// The configurations that ship: valid, twins, and described by the schema.
+#include <filesystem>
+#include <set>
+
+#include "base/files.h"
+#include "catch.h"
+#include "config/fields.h"
+
+using namespace octet;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::vector<fs::path> shipped() {
+  std::vector<fs::path> paths;
+  for (const auto& entry : fs::directory_iterator(fs::path(OCTET_SOURCE_DIR) / "configs")) {
+    if (entry.path().extension() == ".json") paths.push_back(entry.path());
+  }
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+Json document_of(const fs::path& path) {
+  return read_document(read_text(path, ExitCode::Usage), path.string()).root;
+}
+
+// The subset of JSON Schema that octet config --schema uses. Returns the first complaint, or empty.
+std::string violates(const Json& schema, const Json& value, const std::string& at) {
+  if (schema.contains("anyOf")) {
+    for (const Json& option : schema["anyOf"]) {
+      if (violates(option, value, at).empty()) return {};
+    }
+    return at + ": no option of anyOf";
+  }
+  if (schema.contains("enum")) {
+    for (const Json& choice : schema["enum"]) {
+      if (choice == value) return {};
+    }
+    return at + ": not in enum";
+  }
+  const std::string type = schema.at("type");
+  const bool fits = type == "object"    ? value.is_object()
+                    : type == "array"   ? value.is_array()
+                    : type == "string"  ? value.is_string()
+                    : type == "boolean" ? value.is_boolean()
+                    : type == "integer" ? value.is_number_integer()
+                                        : value.is_number();
+  if (!fits) return at + ": not of type " + type;
+  if (value.is_number()) {
+    const double x = value;
+    if (schema.contains("minimum") && x < schema["minimum"].get<double>()) return at + ": below minimum";
+    if (schema.contains("maximum") && x > schema["maximum"].get<double>()) return at + ": above maximum";
+    if (schema.contains("exclusiveMinimum") && x <= schema["exclusiveMinimum"].get<double>())
+      return at + ": too low";
+    if (schema.contains("exclusiveMaximum") && x >= schema["exclusiveMaximum"].get<double>())
+      return at + ": too high";
+  }
+  if (value.is_array()) {
+    for (const Json& item : value) {
+      const std::string complaint = violates(schema.at("items"), item, at + "/*");
+      if (!complaint.empty()) return complaint;
+    }
+  }
+  if (value.is_object() && schema.contains("properties")) {
+    for (const auto& [key, item] : value.items()) {
+      if (!schema["properties"].contains(key)) return at + "/" + key + ": unknown";
+      const std::string complaint = violates(schema["properties"][key], item, at + "/" + key);
+      if (!complaint.empty()) return complaint;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+TEST_CASE("every shipped configuration is valid and survives its own resolution") {
+  REQUIRE(shipped().size() >= 22);
+  for (const fs::path& path : shipped()) {
+    INFO(path);
+    const RunConfig config = load_config(path.string());
+    CHECK(parse_config(to_json(config), "resolved") == config);
+  }
+}
+
+TEST_CASE("shipped twins differ in the precision section only") {
+  std::set<std::string> twins;
+  for (const fs::path& path : shipped()) {
+    const std::string stem = path.stem().string();
+    if (stem.size() < 5 || stem.substr(stem.size() - 5) != "-bf16") continue;
+    const std::string base = stem.substr(0, stem.size() - 5);
+    fs::path fp8 = path.parent_path() / (base + "-fp8.json");
+    if (!fs::exists(fp8)) fp8 = path.parent_path() / (base + ".json");
+    INFO(path << " and " << fp8);
+    REQUIRE(fs::exists(fp8));
+    Json a = document_of(path), b = document_of(fp8);
+    CHECK(a["precision"] != b["precision"]);
+    a.erase("precision");
+    b.erase("precision");
+    CHECK(a.dump() == b.dump());
+    CHECK_FALSE(load_config(path.string()).precision.float8());
+    CHECK(load_config(fp8.string()).precision.float8());
+    twins.insert(base);
+  }
+  CHECK(twins.size() * 2 == shipped().size());
+}
+
+TEST_CASE("the quickstart's FP8 section spells out the recipe fp8") {
+  const fs::path path = fs::path(OCTET_SOURCE_DIR) / "configs" / "quickstart.json";
+  const RunConfig plain = parse_config(R"({"precision": {"recipe": "fp8"}})", "t");
+  CHECK(load_config(path.string()).precision == plain.precision);
+}
+
+TEST_CASE("the schema accepts every shipped and every resolved configuration") {
+  const Json schema = Json::parse(json_schema());
+  for (const fs::path& path : shipped()) {
+    CHECK(violates(schema, document_of(path), path.stem().string()) == "");
+    CHECK(violates(schema, Json::parse(to_json(load_config(path.string()))), path.stem().string()) == "");
+  }
+}
+
+TEST_CASE("the schema knows every key, with its default and limits, and refuses what the reader refuses") {
+  const Json schema = Json::parse(json_schema());
+  const std::vector<std::string> wrong = {
+      R"({"modle": {}})",
+      R"({"model": {"widht": 1}})",
+      R"({"model": {"width": 0}})",
+      R"({"model": {"width": "256"}})",
+      R"({"optimizer": {"beta2": 1.0}})",
+      R"({"schedule": {"name": "cosin"}})",
+      R"({"data": {"train": [1]}})",
+      R"({"data": {"train": [{"files": ["a"], "weight": 0}]}})",
+      R"({"run": {"deterministic": 1}})",
+  };
+  for (const std::string& text : wrong) {
+    INFO(text);
+    CHECK(violates(schema, Json::parse(text), "") != "");
+    CHECK_THROWS_AS(parse_config(text, "t"), Error);
+  }
+  for (const Field& field : fields()) {
+    std::string pointer;
+    for (char c : field.pointer) pointer += c == '/' ? std::string("/properties/") : std::string(1, c);
+    INFO(field.pointer);
+    const Json& node = schema.at(Json::json_pointer(pointer));
+    CHECK(node.at("description") == field.help);
+    if (!field.shorthand) {
+      CHECK(node.at("default") == field.get(default_config()));
+      CHECK(violates(node, node.at("default"), field.pointer) == "");
+    }
+  }
+}
