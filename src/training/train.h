@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "config/run_config.h"
@@ -16,8 +17,10 @@ struct TrainRequest {
   RunConfig config;
   std::string device = "auto";  // auto, cpu, cuda
   ResumePolicy resume;
-  bool overwrite = false;  // start afresh in a folder that holds another run (F05)
-  std::string stop_after;  // tests and drills: fault injection, see docs/operations.md
+  bool overwrite = false;            // start afresh in a folder that holds another run (F05)
+  bool accept_changed_data = false;  // resume although the shards are not those of the checkpoint (F11)
+  std::vector<std::string> inject;   // tests and drills: faults on demand, training/inject.h
+  bool quiet = false;                // no progress lines
 };
 struct TrainResult {
   ExitCode code = ExitCode::Success;
@@ -26,6 +29,8 @@ struct TrainResult {
   std::string folder, reason;
 };
 
+// Returns with Success, Stopped, StoppedUnsaved, Numerics (diverged) or Checkpoint (finished, last save
+// failed); throws Error for everything found before or beside the numbers. status.json says the same.
 TrainResult train(const TrainRequest& request);
 
 }  // namespace octet

@@ -1,0 +1,185 @@
+#include "training/checkpoint.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+#include "base/files.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/text.h"
+
+namespace octet {
+namespace fs = std::filesystem;
+
+std::string checkpoint_name(int64_t step) { return fmt::format("step-{:08}", step); }
+
+std::vector<CheckpointEntry> list_checkpoints(const fs::path& checkpoints) {
+  std::vector<CheckpointEntry> found;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(checkpoints, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_directory(ignored) || name.size() < 13 || name.size() > 20 || name.rfind("step-", 0) != 0 ||
+        name.find_first_not_of("0123456789", 5) != std::string::npos)
+      continue;
+    found.push_back({std::stoll(name.substr(5)), entry.path()});
+  }
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
+  return found;
+}
+
+FoundCheckpoint find_newest_checkpoint(const fs::path& checkpoints) {
+  const std::vector<CheckpointEntry> entries = list_checkpoints(checkpoints);
+  std::string first_fault;
+  const size_t tries = std::min<size_t>(entries.size(), 2);
+  for (size_t back = 0; back < tries; ++back) {
+    const fs::path& folder = entries[entries.size() - 1 - back].folder;
+    try {
+      FoundCheckpoint found{folder, verify_checkpoint(folder)};
+      if (back > 0)
+        log_warning("RESUMING FROM AN EARLIER CHECKPOINT, {}, because the newest is damaged ({})",
+                    folder.filename().string(), first_fault);
+      return found;
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::Checkpoint) throw;
+      log_warning("{}", error.what());
+      if (back == 0) first_fault = error.what();
+    }
+  }
+  if (entries.empty()) return {};
+  throw Error(
+      ExitCode::Checkpoint,
+      entries.size() == 1
+          ? fmt::format("the only checkpoint is damaged: {}", first_fault)
+          : fmt::format("the newest two of {} checkpoints are damaged: {}", entries.size(), first_fault),
+      "choose one yourself with --resume PATH (octet checkpoint verify tells which are whole), or start "
+      "again with --overwrite");
+}
+
+std::vector<int64_t> removable(std::span<const int64_t> steps, const Retention& retention) {
+  std::vector<int64_t> gone;
+  const int64_t keep = std::max<int64_t>(retention.keep, 1), count = static_cast<int64_t>(steps.size());
+  for (int64_t i = 0; i < count - keep; ++i) {
+    const int64_t step = steps[static_cast<size_t>(i)];
+    const bool permanent = retention.keep_every > 0 && step % retention.keep_every == 0;
+    if (!permanent) gone.push_back(step);
+  }
+  return gone;
+}
+
+uint64_t checkpoint_bytes(std::span<const Payload> payloads) {
+  uint64_t bytes = 0;
+  for (const Payload& p : payloads)
+    for (const NamedTensor& t : p.tensors) bytes += t.tensor.bytes() + 128;  // and its line in the header
+  return bytes;
+}
+
+namespace {
+
+void refuse_nonfinite(const Payload& masters, int64_t step) {
+  for (const NamedTensor& t : masters.tensors) {
+    if (t.tensor.dtype != DType::F32) continue;
+    const float* x = t.tensor.as<float>();
+    const int64_t n = t.tensor.elements();
+    for (int64_t i = 0; i < n; ++i)
+      if (!std::isfinite(x[i]))
+        throw Error(ExitCode::Checkpoint,
+                    fmt::format("step {}: {}[{}] is {}: a checkpoint with non-finite weights is not saved",
+                                step, t.name, i, x[i]),
+                    "the newest checkpoint on disk is from before; resume from it");
+  }
+}
+
+void write_files(const fs::path& folder, Manifest& manifest, std::span<const Payload> payloads) {
+  for (const Payload& p : payloads) {
+    if (p.tensors.empty()) continue;  // a run without FP8 sites has no scale table
+    const uint64_t hash = write_safetensors(folder / p.file, p.tensors, {}, ExitCode::Checkpoint);
+    manifest.files.push_back({p.file, fs::file_size(folder / p.file), hex(hash)});
+  }
+  const std::string text = to_text(manifest);
+  FileWriter writer(folder / manifest_file, ExitCode::Checkpoint);
+  writer.write(text.data(), text.size());
+  writer.close();
+  sync_folder(folder, ExitCode::Checkpoint);
+}
+
+}  // namespace
+
+fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::span<const Payload> payloads) {
+  static std::atomic<unsigned> saves{0};
+  const int64_t step = manifest.state.step;
+  for (const Payload& p : payloads)
+    if (p.file == "masters.safetensors") refuse_nonfinite(p, step);
+  const uint64_t needed = checkpoint_bytes(payloads) + (1u << 20), available = free_bytes(checkpoints);
+  if (available < needed)
+    throw Error(ExitCode::Checkpoint,
+                fmt::format("{}: {} free, a checkpoint takes {}", checkpoints.string(),
+                            human_bytes(available), human_bytes(needed)),
+                "free disk space, or lower checkpoint.keep");
+
+  const fs::path final_path = checkpoints / checkpoint_name(step);
+  const fs::path temporary =
+      checkpoints / fmt::format("{}.tmp-{}-{}", checkpoint_name(step), getpid(), saves++);
+  bool renamed = false;
+  try {
+    std::error_code error;
+    if (!fs::create_directory(temporary, error))
+      throw Error(ExitCode::Checkpoint, fmt::format("{}: {}", temporary.string(), error.message()),
+                  "check permissions and free space of the run's folder");
+    manifest.files.clear();
+    write_files(temporary, manifest, payloads);
+    // Left by a save at this very step that failed after its rename: never verified, so it goes.
+    if (fs::exists(final_path, error)) remove_durably(final_path, ExitCode::Checkpoint);
+    rename_durably(temporary, final_path, ExitCode::Checkpoint);
+    renamed = true;
+    verify_checkpoint(final_path);
+    return final_path;
+  } catch (...) {
+    try {  // a partial folder only costs space: failing to remove it must not hide the first fault
+      std::error_code ignored;
+      if (!renamed && fs::exists(temporary, ignored)) remove_durably(temporary, ExitCode::Checkpoint);
+    } catch (const Error& error) {
+      log_warning("{}", error.what());
+    }
+    throw;
+  }
+}
+
+std::vector<std::string> remove_leftovers(const fs::path& folder) {
+  std::vector<std::string> removed;
+  std::error_code ignored;
+  std::vector<fs::path> candidates;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const bool ours = name.rfind("step-", 0) == 0 || name.rfind("status.json", 0) == 0 ||
+                      name.rfind("config.json", 0) == 0 || name.rfind("metrics.jsonl", 0) == 0;
+    if ((ours && name.find(".tmp") != std::string::npos) || name.rfind(".trash-", 0) == 0)
+      candidates.push_back(entry.path());
+  }
+  std::sort(candidates.begin(), candidates.end());
+  for (const fs::path& path : candidates) {
+    fs::remove_all(path, ignored);
+    if (ignored)
+      log_warning("{}: {}", path.string(), ignored.message());
+    else
+      removed.push_back(path.filename().string());
+  }
+  return removed;
+}
+
+void set_aside_later(const fs::path& checkpoints, int64_t step) {
+  for (const CheckpointEntry& entry : list_checkpoints(checkpoints)) {
+    if (entry.step <= step) continue;
+    fs::path aside = checkpoints / ("superseded-" + entry.folder.filename().string());
+    std::error_code ignored;
+    for (int n = 2; fs::exists(aside, ignored); ++n)
+      aside = checkpoints / fmt::format("superseded-{}-{}", entry.folder.filename().string(), n);
+    log_warning("{} is later than step {}, where this run goes on: kept as {}",
+                entry.folder.filename().string(), step, aside.filename().string());
+    rename_durably(entry.folder, aside, ExitCode::Checkpoint);
+  }
+}
+
+}  // namespace octet

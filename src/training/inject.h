@@ -1,0 +1,54 @@
+// Faults on demand, to rehearse what a cluster does to a run (`octet train --inject SPEC`, repeatable).
+//
+//   kill:file-operation=N       the process dies before its N-th change to a file of the run
+//   kill:step=K                 ... before step K
+//   enospc:write=N[,count=M]    writes N .. N+M-1 inside checkpoints/ find the disk full
+//   slow:milliseconds=T         every file of a checkpoint takes T longer
+//   nan:step=K[,count=M]        a gradient of steps K .. K+M-1 is NaN
+//   spike:step=K[,loss=X]       the loss of step K is X higher (default 10), once
+//   signal:name=TERM,phase=startup|step|evaluation|save[,step=K]   the process gets SIGTERM, INT, USR1 or
+//   USR2
+//
+// Steps count from 1, as in the log.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace octet {
+
+enum class Phase : uint8_t { Startup, Step, Evaluation, Save };
+
+class Injector {
+ public:
+  Injector(const std::vector<std::string>& specs,
+           std::filesystem::path folder);  // Error(Usage) names the rule
+  ~Injector();                             // the file hook goes too
+  Injector(const Injector&) = delete;
+  Injector& operator=(const Injector&) = delete;
+
+  void enter(Phase phase, int64_t step);  // may raise a signal or end the process
+  bool nan(int64_t step) const;
+  double spike(int64_t step);  // added to the mean loss; 0: none
+
+ private:
+  struct Rule {
+    std::string action;
+    std::map<std::string, std::string> values;
+    bool spent = false;
+    int64_t number(const char* key, int64_t otherwise) const;
+    const std::string& text(const char* key) const;
+  };
+  static Rule parse(const std::string& spec);
+  void before_file_operation(int operation, const std::filesystem::path& path);
+
+  std::filesystem::path folder_;
+  std::vector<Rule> rules_;
+  std::atomic<int64_t> operations_{0}, writes_{0};
+  bool hooked_ = false;
+};
+
+}  // namespace octet

@@ -1,0 +1,24 @@
+// What precision the GEMMs really ran in, from the counts matmul itself keeps.
+#pragma once
+#include <string>
+
+#include "device/device.h"
+#include "model/spec.h"
+#include "training/metrics.h"
+
+namespace octet {
+
+// FLOPs of GEMMs that read FP8 codes on both sides, over all GEMM FLOPs (block linears and head).
+double fp8_flop_share(const MatmulCounts& counts);
+
+// One row per class and operand types: {"class", "a", "b", "out", "implementation", "calls", "flops"}.
+Json gemm_table(const MatmulCounts& counts);
+std::string format_gemm_table(const MatmulCounts& counts);
+
+// The share of FP8 FLOPs the recipe promises for one class of block GEMM (0 for the head).
+double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, GemmClass gemm_class);
+// Error(Internal) when what was counted is not what the recipe promises.
+void require_promised_precision(const MatmulCounts& counts, const TransformerSpec& spec,
+                                const Recipe& recipe);
+
+}  // namespace octet

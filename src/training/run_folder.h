@@ -1,0 +1,44 @@
+// The folder of one run: whose it is, what is in it, where to go on.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/files.h"
+#include "config/run_config.h"
+#include "training/checkpoint.h"
+#include "training/train.h"
+
+namespace octet {
+
+std::filesystem::path run_output(const RunConfig& config);  // run.output, or runs/NAME
+
+class RunFolder {
+ public:
+  // Locks the folder and decides between a fresh start and a resume (F05, F06, F11, F23); writes config.json.
+  RunFolder(const TrainRequest& request, const std::string& data_fingerprint);
+
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
+  const FoundCheckpoint& resume() const { return resume_; }         // folder empty: start at step 0
+  const std::vector<std::string>& notes() const { return notes_; }  // events to record once the log is open
+
+  enum class State : uint8_t { Running, Finished, Stopped, Failed };
+  // Never throws: a status that cannot be written is a warning.
+  void write_status(State state, ExitCode code, int64_t step, const std::string& reason) const noexcept;
+
+ private:
+  void prepare(const TrainRequest& request);
+  void find_resume(const TrainRequest& request);
+  void check_resumable(const TrainRequest& request, const std::string& data_fingerprint);
+  void clear();
+
+  std::filesystem::path path_;
+  std::unique_ptr<FolderLock> lock_;
+  FoundCheckpoint resume_;
+  std::vector<std::string> notes_;
+};
+
+}  // namespace octet

@@ -1,0 +1,144 @@
+#include "training/run_memory.h"
+
+#include <cstring>
+
+#include "base/hash.h"
+#include "base/log.h"
+
+namespace octet {
+namespace {
+
+TransformerOptions transformer_options(const RunConfig& c) {
+  TransformerOptions o;
+  o.spec = c.model;
+  o.recipe = c.precision;
+  o.micro_batch = c.batch.micro;
+  o.recompute = c.batch.recompute;
+  o.head_chunk = c.batch.head_chunk;
+  o.z_loss = c.loss.z_loss;
+  o.seed = c.run.seed;
+  return o;
+}
+
+}  // namespace
+
+int64_t global_batch(const RunConfig& c) { return c.batch.tokens / c.model.context; }
+int64_t accumulation(const RunConfig& c) { return global_batch(c) / c.batch.micro; }
+
+Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan) : scales_(&model.scales()) {
+  payloads_.resize(3);
+  payloads_[0].file = "masters.safetensors";
+  payloads_[1].file = "moments.safetensors";
+  payloads_[2].file = "scale_table.safetensors";
+  const std::vector<Parameter>& parameters = model.parameters();
+  for (const Parameter& p : parameters) add(payloads_[0], p.name, p.master, plan);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const AdamW::State& state = optimizer.states()[i];
+    const std::pair<const char*, const MomentTensor*> moments[] = {{".first", &state.first},
+                                                                   {".second", &state.second}};
+    for (const auto& [suffix, moment] : moments) {
+      add(payloads_[1], parameters[i].name + suffix, moment->values, plan);
+      if (!moment->inverse.empty())
+        add(payloads_[1], parameters[i].name + suffix + ".inverse_scale", moment->inverse, plan);
+    }
+  }
+  if (!scales_->sites.empty()) {
+    add(payloads_[2], "amax_history", scales_->amax_history, plan);
+    add(payloads_[2], "scale", scales_->scale, plan);
+    add(payloads_[2], "inverse_scale", scales_->inverse_scale, plan);
+  }
+}
+
+void Snapshot::add(Payload& payload, const std::string& name, const Tensor& device, MemoryPlan& plan) {
+  const Tensor host = plan.add("checkpoint." + name, Category::Other, device.dtype, device.shape);
+  pairs_.push_back({device, host});
+  payload.tensors.push_back({name, host});
+}
+
+void Snapshot::take(Device& device) {
+  device.synchronize();
+  for (const Pair& p : pairs_) device.copy_to_host(p.host.data, p.device.data, p.host.bytes());
+  forget_stateless_sites();
+}
+
+// The scale of a site with current scaling is that of its last cast, which a stop between two micro-batches
+// may have moved on; nothing reads it before the next cast. Only delayed sites carry state across steps.
+void Snapshot::forget_stateless_sites() const {
+  const size_t sites = scales_->sites.size();
+  if (sites == 0) return;
+  const std::vector<NamedTensor>& t = payloads_[2].tensors;
+  float* history = t[0].tensor.as<float>();
+  float* scale = t[1].tensor.as<float>();
+  float* inverse = t[2].tensor.as<float>();
+  const size_t window = static_cast<size_t>(t[0].tensor.shape[0]);
+  for (size_t s = 0; s < sites; ++s) {
+    const Cast& cast = scales_->sites[s].cast;
+    const bool state = is_float8(cast.format) && cast.scaling == Scaling::Delayed;
+    if (!state || scale[s] == 0) scale[s] = inverse[s] = 0;
+    for (size_t row = 0; !state && row < window; ++row) history[row * sites + s] = 0;
+  }
+}
+
+void Snapshot::put_back(Device& device) const {
+  for (const Pair& p : pairs_) device.copy_from_host(p.device.data, p.host.data, p.host.bytes());
+  device.synchronize();
+}
+
+void Snapshot::load(const std::filesystem::path& checkpoint) {
+  for (const Payload& payload : payloads_) {
+    if (payload.tensors.empty()) continue;
+    const std::filesystem::path path = checkpoint / payload.file;
+    std::error_code ignored;
+    try {
+      if (&payload == &payloads_[2] && !std::filesystem::exists(path, ignored))
+        throw Error(ExitCode::Checkpoint, fmt::format("{}: missing", path.string()));
+      load(payload, path);
+    } catch (const Error& error) {
+      if (&payload != &payloads_[2]) throw;
+      // The recipe of the casts may change on resume (compare_configs records it); masters and moments do not
+      // depend on it, and the scales of other sites mean nothing here.
+      log_warning("{}: the scale table starts afresh, as in the first step of a run", error.what());
+      for (const NamedTensor& t : payload.tensors) std::memset(t.tensor.data, 0, t.tensor.bytes());
+    }
+  }
+}
+
+void Snapshot::load(const Payload& payload, const std::filesystem::path& path) {
+  const SafetensorsReader reader(path, ExitCode::Checkpoint);
+  if (reader.entries().size() != payload.tensors.size())
+    throw Error(ExitCode::Checkpoint,
+                fmt::format("{}: {} tensors, this run has {}", path.string(), reader.entries().size(),
+                            payload.tensors.size()),
+                "the checkpoint belongs to another model or recipe");
+  for (const NamedTensor& t : payload.tensors) {
+    const SafetensorsEntry& entry = reader.find(t.name);
+    if (entry.dtype != t.tensor.dtype || !(entry.shape == t.tensor.shape))
+      throw Error(
+          ExitCode::Checkpoint,
+          fmt::format("{}: {} is {} {}, this run has {} {}", path.string(), t.name, name_of(entry.dtype),
+                      to_string(entry.shape), name_of(t.tensor.dtype), to_string(t.tensor.shape)),
+          "the checkpoint belongs to another model or recipe; resume with its own configuration");
+  }
+  for (const NamedTensor& t : payload.tensors) reader.read(reader.find(t.name), t.tensor.data);
+}
+
+std::string Snapshot::masters_hash() const {
+  StreamHash hash;
+  for (const NamedTensor& t : payloads_[0].tensors) hash.update(t.tensor.data, t.tensor.bytes());
+  return hex(hash.digest());
+}
+
+RunMemory::RunMemory(Device* device, const RunConfig& c, MemoryPlan& device_plan, MemoryPlan& host_plan)
+    : model(device, transformer_options(c), device_plan),
+      optimizer(device, c.optimizer, c.precision.moments, model.parameters(), device_plan),
+      evaluation_sum(device_plan.add("evaluation.loss_sum", Category::Other, DType::F64, {1})),
+      validation_tokens(
+          host_plan.add("validation.tokens", Category::Batch, DType::I32,
+                        {std::max<int64_t>(c.evaluation.batches, 1), c.batch.micro * c.model.context})),
+      validation_targets(
+          host_plan.add("validation.targets", Category::Batch, DType::I32, validation_tokens.shape)),
+      update_control(device_plan.add("trainer.update_control", Category::Other, DType::U8,
+                                     {static_cast<int64_t>(sizeof(UpdateControl))})),
+      snapshot(model, optimizer, host_plan) {}
+
+}  // namespace octet

@@ -1,0 +1,57 @@
+// Everything a run keeps in planned memory. The trainer and `octet plan` build this one struct, so the
+// printed table and the run cannot disagree.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "config/run_config.h"
+#include "device/device.h"
+#include "model/transformer.h"
+#include "optimizer/adamw.h"
+#include "tensor/memory_plan.h"
+#include "training/checkpoint.h"
+
+namespace octet {
+
+// Copies of the state a checkpoint holds, taken at a step boundary into planned host memory, so that a
+// writer thread works on them while training goes on.
+class Snapshot {
+ public:
+  Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& host_plan);
+  void take(Device& device);                           // device -> host
+  void put_back(Device& device) const;                 // host -> device (resume, rollback)
+  void load(const std::filesystem::path& checkpoint);  // files -> host; names, types and shapes must match
+  const std::vector<Payload>& payloads() const { return payloads_; }
+  std::string masters_hash() const;  // XXH3 of the masters in their order
+
+ private:
+  struct Pair {
+    Tensor device, host;
+  };
+  void add(Payload& payload, const std::string& name, const Tensor& device, MemoryPlan& plan);
+  static void load(const Payload& payload, const std::filesystem::path& path);
+  void forget_stateless_sites() const;
+
+  ScaleTable* scales_;
+  std::vector<Pair> pairs_;
+  std::vector<Payload> payloads_;
+};
+
+struct RunMemory {
+  // With measuring plans the device is not touched and may be null.
+  RunMemory(Device* device, const RunConfig& config, MemoryPlan& device_plan, MemoryPlan& host_plan);
+
+  Transformer model;
+  AdamW optimizer;
+  Tensor evaluation_sum;  // F64 [1] on the device
+  Tensor
+      validation_tokens;  // I32 [batches, micro * context] on the host, the same windows at every evaluation
+  Tensor validation_targets;
+  Tensor update_control;  // U8 [sizeof(UpdateControl)]: the norm of a step the detector skips
+  Snapshot snapshot;
+};
+
+int64_t global_batch(const RunConfig& config);  // context windows a step
+int64_t accumulation(const RunConfig& config);  // micro-batches a step
+
+}  // namespace octet

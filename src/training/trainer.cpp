@@ -1,0 +1,471 @@
+#include "training/trainer.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "base/version.h"
+#include "optimizer/schedule.h"
+#include "training/health.h"
+#include "training/precision_proof.h"
+#include "training/run_files.h"
+
+namespace octet {
+
+Trainer::Trainer(const TrainerParts& p)
+    : config_(p.request.config),
+      request_(p.request),
+      device_(p.device),
+      data_(p.train),
+      validation_(p.validation),
+      fingerprint_(p.data_fingerprint),
+      folder_(p.folder),
+      memory_(p.memory),
+      planned_bytes_(p.planned_bytes),
+      signals_(p.signals),
+      injector_(p.injector),
+      state_(p.folder.resume().manifest.state),
+      detector_(config_.health.spike_deviations, config_.health.spike_window),
+      order_(p.train, config_.run.seed, config_.data.shuffle),
+      log_({folder_.path(), folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
+      saver_(folder_.checkpoints(), {config_.checkpoint.keep, config_.checkpoint.keep_every},
+             folder_.resume().folder.parent_path() == folder_.checkpoints() ? state_.step : -1),
+      epochs_(p.train.sources().size(), -1) {}
+
+TrainResult Trainer::run() {
+  begin();
+  while (state_.step < config_.run.steps) {
+    if (signals_.stop_requested() || !evaluate_if_due()) return stop();
+    switch (step()) {
+      case Outcome::Done:
+        break;
+      case Outcome::Interrupted:
+        return stop();
+      case Outcome::Diverged:
+        return result(ExitCode::Numerics, failure_);
+    }
+    if (!evaluate_if_due()) return stop();
+    save_if_due();
+  }
+  if (!evaluate_if_due()) return stop();
+  if (!save_now())
+    return result(ExitCode::Checkpoint, "trained to the end, but the last save failed: " + failure_);
+  return result(ExitCode::Success, "");
+}
+
+// ---- the step
+// ---------------------------------------------------------------------------------------------------
+
+Trainer::Outcome Trainer::step() {
+  StepReport report;
+  report.step = state_.step + 1;
+  report.begin = monotonic_seconds();
+  report.learning_rate = learning_rate(config_.schedule, state_.step, config_.run.steps);
+  injector_.enter(Phase::Step, report.step);
+  device_.reset_matmul_counts();
+
+  if (!gradients(report)) return Outcome::Interrupted;
+  if (config_.health.on_spike == SpikePolicy::Rollback && report.spike) {
+    const int64_t from = state_.step;
+    if (roll_back(report.loss, detector_.deviation(report.loss))) return Outcome::Done;
+    if (!failure_.empty()) return Outcome::Diverged;
+    log_.event(from, "spike", "no checkpoint to roll back to: the run goes on");
+  }
+  const bool goes_on = update(report);
+  detector_.observe(report.loss);
+  state_.step = report.step;
+  state_.tokens += config_.batch.tokens;
+  state_.next_sample += global_batch(config_);
+  state_.loss = report.loss;
+  state_.spike_history = detector_.history();
+  record(report);
+  return goes_on ? Outcome::Done : Outcome::Diverged;
+}
+
+bool Trainer::gradients(StepReport& report) {
+  const int64_t micros = accumulation(config_), micro_tokens = config_.batch.micro * config_.model.context;
+  const double tokens = static_cast<double>(config_.batch.tokens);
+  const size_t sources = data_.sources().size();
+  report.source_loss.resize(sources);
+  report.source_tokens.resize(sources);
+  std::vector<float> losses(sources > 1 ? static_cast<size_t>(micro_tokens) : 0);
+  std::vector<uint64_t> hashes;
+
+  memory_.model.zero_gradients();
+  device_.zero(memory_.model.loss_sum());
+  for (int64_t micro = 0; micro < micros; ++micro) {
+    // A partial step leaves no trace in the state: what is saved now is the end of the step before.
+    if (signals_.stop_requested()) return false;
+    const MicroBatch& batch = loader_->next();
+    note_epochs(batch);
+    hashes.push_back(batch.hash);
+    memory_.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
+                                   {state_.step, micro});
+    if (sources > 1) {
+      device_.synchronize();
+      device_.copy_to_host(losses.data(), memory_.model.token_losses().data, losses.size() * sizeof(float));
+      for (size_t i = 0; i < losses.size(); ++i) {
+        const auto source =
+            static_cast<size_t>(batch.sources[i / static_cast<size_t>(config_.model.context)]);
+        report.source_loss[source] += losses[i];
+        report.source_tokens[source] += 1;
+      }
+    }
+  }
+  report.batch_hash = hash64(hashes.data(), hashes.size() * sizeof(uint64_t));
+
+  double sum = 0;
+  device_.synchronize();
+  device_.copy_to_host(&sum, memory_.model.loss_sum().data, sizeof(sum));
+  if (const double extra = injector_.spike(report.step); extra > 0) {
+    sum += extra * tokens;
+    device_.copy_from_host(memory_.model.loss_sum().data, &sum, sizeof(sum));
+  }
+  if (injector_.nan(report.step)) {
+    const Tensor& gradient = memory_.model.parameters().front().gradient;
+    const uint32_t nan32 = 0x7fc00000u;
+    const uint16_t nan16 = 0x7fc0u;
+    const bool narrow = gradient.dtype == DType::BF16;
+    device_.copy_from_host(gradient.data, narrow ? static_cast<const void*>(&nan16) : &nan32, narrow ? 2 : 4);
+  }
+  report.loss = sum / tokens;
+  report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
+  return true;
+}
+
+bool Trainer::update(StepReport& report) {
+  RunMemory& m = memory_;
+  const double tokens = static_cast<double>(config_.batch.tokens);
+  const bool skip = report.spike && config_.health.on_spike == SpikePolicy::Skip;
+  UpdateControl control{};
+  if (skip) {
+    std::vector<Tensor> all;
+    for (const Parameter& p : m.model.parameters()) all.push_back(p.gradient);
+    GradientNorm norm{};
+    norm.gradients = all;
+    norm.loss_sum = m.model.loss_sum();
+    norm.loss_divisor = tokens;
+    norm.clip_norm = static_cast<float>(config_.optimizer.clip_norm);
+    norm.control = static_cast<UpdateControl*>(m.update_control.data);
+    device_.gradient_norm(norm);
+    device_.synchronize();
+    device_.copy_to_host(&control, m.update_control.data, sizeof(control));
+  } else {
+    m.optimizer.step(m.model.parameters(), report.learning_rate, report.step, m.model.loss_sum(), tokens);
+    control = m.optimizer.read_control();
+  }
+  report.gradient_norm = control.gradient_norm;
+  report.applied = !skip && control.apply != 0;
+  if (m.model.scales().count) report.health = collect_health(device_, m.model.scales());
+
+  const bool finite = control.apply != 0;
+  std::string why;
+  if (!finite) why = diagnosis(report);  // before the amaxes go
+  refresh(report.applied);
+
+  if (report.spike) {
+    const std::string text = fmt::format(
+        "loss {:.4f} is {:.1f} robust deviations above the median of {} steps{}", report.loss,
+        detector_.deviation(report.loss), detector_.history().size(), skip ? ": update skipped" : "");
+    log_warning("step {}: {}", report.step, text);
+    log_.event(report.step, "spike", text);
+  }
+  state_.consecutive_nonfinite = finite ? 0 : state_.consecutive_nonfinite + 1;
+  if (report.applied) return true;
+  ++state_.skipped_steps;
+  if (!finite) {
+    log_warning("step {}: {}; the update was not applied ({} in a row)", report.step, why,
+                state_.consecutive_nonfinite);
+    log_.event(report.step, "skipped", why);
+  } else {
+    log_.event(report.step, "skipped", "loss spike");
+  }
+  if (config_.health.stop_after_nonfinite <= 0 ||
+      state_.consecutive_nonfinite < config_.health.stop_after_nonfinite)
+    return true;
+  failure_ = fmt::format("{} steps in a row were not finite; last: {}", state_.consecutive_nonfinite, why);
+  return false;
+}
+
+// Scales first, working weights second: the codes are then a function of what a checkpoint holds. After a
+// skipped step the scales stay, and the amaxes of that step (which may be NaN) are forgotten.
+void Trainer::refresh(bool update_scales) {
+  ScaleTable& scales = memory_.model.scales();
+  if (update_scales)
+    memory_.model.update_scales(state_.step);
+  else if (!scales.sites.empty())
+    device_.zero(scales.amax);
+  // The statistics of the next step begin with the casts of its working weights.
+  const int64_t every = config_.health.every, next = state_.step + 2;
+  scales.count = every > 0 && next % every == 0;
+  memory_.model.refresh_working_weights();
+}
+
+std::string Trainer::diagnosis(const StepReport& report) {
+  std::string text =
+      fmt::format("loss {} and gradient norm {} on samples {}..{}", report.loss, report.gradient_norm,
+                  state_.next_sample, state_.next_sample + global_batch(config_) - 1);
+  std::vector<char> host;
+  device_.synchronize();
+  for (const Parameter& p : memory_.model.parameters()) {
+    host.resize(p.gradient.bytes());
+    device_.copy_to_host(host.data(), p.gradient.data, host.size());
+    const bool narrow = p.gradient.dtype == DType::BF16;
+    for (int64_t i = 0; i < p.gradient.elements(); ++i) {
+      uint32_t bits = 0;
+      if (narrow) {
+        uint16_t half;
+        std::memcpy(&half, host.data() + 2 * i, 2);
+        bits = static_cast<uint32_t>(half) << 16;
+      } else {
+        std::memcpy(&bits, host.data() + 4 * i, 4);
+      }
+      if ((bits & 0x7f800000u) == 0x7f800000u)
+        return text + fmt::format("; first non-finite gradient: {}[{}]", p.name, i);
+    }
+  }
+  return text + "; every gradient is finite";
+}
+
+void Trainer::note_epochs(const MicroBatch& batch) {
+  for (const int64_t sample : batch.samples) {
+    const SampleLocation at = order_.locate(sample);
+    int64_t& newest = epochs_[static_cast<size_t>(at.source)];
+    if (newest >= 0 && at.epoch > newest)
+      log_.event(state_.step, "epoch",
+                 fmt::format("source {}: epoch {} begins, in an order of its own",
+                             data_.sources()[static_cast<size_t>(at.source)].name, at.epoch + 1));
+    newest = std::max(newest, at.epoch);
+  }
+}
+
+// ---- rollback
+// ---------------------------------------------------------------------------------------------------
+
+// Back to the newest checkpoint, and on with the data after the spike.  [PaLM 2204.02311, 5.1]
+bool Trainer::roll_back(double loss, double deviation) {
+  if (const auto outcome = saver_.wait()) finish_save(*outcome);
+  const std::string text = fmt::format("loss {:.4f} at step {} is {:.1f} robust deviations above the median",
+                                       loss, state_.step + 1, deviation);
+  if (state_.rollbacks >= config_.health.max_rollbacks) {
+    failure_ = fmt::format("{}, after {} rollbacks (health.max_rollbacks)", text, state_.rollbacks);
+    return false;
+  }
+  const FoundCheckpoint found = find_newest_checkpoint(folder_.checkpoints());
+  if (found.folder.empty()) return false;
+  const int64_t next_sample = state_.next_sample + global_batch(config_), rollbacks = state_.rollbacks + 1,
+                skipped = next_sample - found.manifest.state.next_sample;
+  memory_.snapshot.load(found.folder);
+  memory_.snapshot.put_back(device_);
+  state_ = found.manifest.state;
+  state_.next_sample = next_sample;
+  state_.rollbacks = rollbacks;
+  detector_.restore(state_.spike_history);
+  device_.zero(memory_.model.scales().amax);
+  memory_.model.scales().count = false;
+  memory_.model.refresh_working_weights();
+  open_loader();
+  log_.rewind(state_.step);
+  const std::string message =
+      fmt::format("{}: back to step {}, {} windows of data passed over (rollback {} of {})", text,
+                  state_.step, skipped, rollbacks, config_.health.max_rollbacks);
+  log_warning("{}", message);
+  log_.event(state_.step, "rollback", message);
+  return true;
+}
+
+// ---- evaluation
+// ---------------------------------------------------------------------------------------------------
+
+bool Trainer::evaluate_if_due() {
+  const int64_t every = config_.evaluation.every, step = state_.step;
+  const bool due = validation_batches_ > 0 && step > 0 && every > 0 &&
+                   (step % every == 0 || step == config_.run.steps) && state_.validated_step != step;
+  if (!due) return true;
+  ScaleTable& scales = memory_.model.scales();
+  const bool count = scales.count;
+  scales.count = false;
+  device_.zero(memory_.evaluation_sum);
+  bool complete = true;
+  for (int64_t b = 0; complete && b < validation_batches_; ++b) {
+    injector_.enter(Phase::Evaluation, step);
+    complete = !signals_.stop_requested();
+    if (!complete) break;
+    memory_.model.forward(memory_.validation_tokens.slice(b, 1).as<int32_t>(),
+                          memory_.validation_targets.slice(b, 1).as<int32_t>());
+    device_.accumulate_sum(memory_.evaluation_sum, memory_.model.token_losses());
+  }
+  scales.count = count;
+  if (!complete) return false;
+  double sum = 0;
+  device_.synchronize();
+  device_.copy_to_host(&sum, memory_.evaluation_sum.data, sizeof(sum));
+  const double loss = sum / static_cast<double>(validation_windows_ * config_.model.context);
+  state_.validation_loss = loss;
+  state_.validated_step = step;
+  log_.write("validation", step,
+             {{"time", wall_seconds()},
+              {"validation/loss", json_number(loss)},
+              {"validation/bits_per_token", json_number(loss / std::log(2.0))}});
+  if (!request_.quiet)
+    progress_.note(
+        fmt::format("validation  step {}  loss {:.4f}  {:.4f} bits/token", step, loss, loss / std::log(2.0)));
+  return true;
+}
+
+// ---- saving
+// ---------------------------------------------------------------------------------------------------
+
+void Trainer::save_if_due() {
+  if (const auto outcome = saver_.take_outcome()) finish_save(*outcome);
+  const int64_t every = config_.checkpoint.every;
+  const bool asked = signals_.take_save_request();
+  const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
+  if ((!asked && !due) || saver_.newest() == state_.step) return;
+  if (saver_.busy() && asked) {
+    if (const auto outcome = saver_.wait()) finish_save(*outcome);
+  } else if (saver_.busy()) {  // never queue: a slow disk must not hold the training up (F25)
+    const std::string text =
+        fmt::format("step {}: not saved, the save before it is still running", state_.step);
+    log_warning("{}", text);
+    log_.event(state_.step, "checkpoint", text);
+    return;
+  }
+  start_save();
+  if (!config_.checkpoint.asynchronous)
+    if (const auto outcome = saver_.wait()) finish_save(*outcome);
+}
+
+bool Trainer::save_now() {
+  if (const auto outcome = saver_.wait()) finish_save(*outcome);
+  if (saver_.newest() == state_.step) return true;
+  start_save();
+  const auto outcome = saver_.wait();
+  finish_save(*outcome);
+  return outcome->error.empty();
+}
+
+void Trainer::start_save() {
+  injector_.enter(Phase::Save, state_.step);
+  memory_.snapshot.take(device_);
+  Manifest manifest;
+  manifest.config = Json::parse(to_json(config_));
+  manifest.config["run"].erase("output");
+  manifest.config_hash = config_hash(config_);
+  manifest.data_fingerprint = fingerprint_;
+  manifest.version = version();
+  manifest.state = state_;
+  saver_.start(std::move(manifest), memory_.snapshot.payloads());
+}
+
+void Trainer::finish_save(const SaveOutcome& outcome) {
+  if (outcome.error.empty()) {
+    const std::string text =
+        fmt::format("{} saved in {:.2f} s", checkpoint_name(outcome.step), outcome.seconds);
+    log_.event(outcome.step, "checkpoint", text);
+    if (!request_.quiet) progress_.note(text);
+    return;
+  }
+  failure_ = outcome.error;
+  const std::string newest = saver_.newest() >= 0
+                                 ? fmt::format("the newest whole one is {}", checkpoint_name(saver_.newest()))
+                                 : "THERE IS NO CHECKPOINT YET";
+  const std::string text = fmt::format("SAVE OF STEP {} FAILED: {}; {}", outcome.step, outcome.error, newest);
+  log_error("{}", text);
+  log_.event(outcome.step, "checkpoint", text);
+  if (config_.checkpoint.on_error == "exit")
+    throw Error(ExitCode::Checkpoint, text,
+                "free the disk and start again; the run goes on from the newest checkpoint");
+}
+
+// ---- beginning and end
+// ---------------------------------------------------------------------------------------------------
+
+void Trainer::begin() {
+  const FoundCheckpoint& found = folder_.resume();
+  load_validation_windows();
+  if (found.folder.empty()) {
+    state_ = {};
+    memory_.model.initialize();
+    memory_.snapshot.take(device_);
+    state_.init_hash = memory_.snapshot.masters_hash();
+    log_info("starting fresh in {}: initial weights {}", folder_.path().string(), state_.init_hash);
+  } else {
+    memory_.snapshot.load(found.folder);
+    memory_.snapshot.put_back(device_);
+    memory_.model.refresh_working_weights();
+    detector_.restore(state_.spike_history);
+    const std::string text = fmt::format("from {}", found.folder.filename().string());
+    log_info("resuming {} in {}", text, folder_.path().string());
+    log_.event(state_.step, "resume", text);
+  }
+  for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
+  injector_.enter(Phase::Startup, state_.step);
+  const uint64_t needed =
+      static_cast<uint64_t>(config_.checkpoint.keep + 1) * checkpoint_bytes(memory_.snapshot.payloads());
+  if (const uint64_t available = free_bytes(folder_.checkpoints()); available < needed)
+    log_warning("{}: {} free, but {} checkpoints take {}", folder_.path().string(), human_bytes(available),
+                config_.checkpoint.keep + 1, human_bytes(needed));
+  folder_.write_status(RunFolder::State::Running, ExitCode::Success, state_.step, "");
+  open_loader();
+}
+
+void Trainer::open_loader() {
+  LoaderOptions o;
+  o.seed = config_.run.seed;
+  o.shuffle = config_.data.shuffle;
+  o.micro_batch = config_.batch.micro;
+  o.global_batch = global_batch(config_);
+  o.first_sample = state_.next_sample;
+  loader_.reset();
+  loader_ = std::make_unique<Loader>(data_, o);
+}
+
+// The first windows of the validation order, which has a seed of its own: the same for every run that names
+// these shards. A set smaller than the windows asked for is read once; what is left of the last batch is
+// ignored.
+void Trainer::load_validation_windows() {
+  if (!validation_ || config_.evaluation.every <= 0 || config_.evaluation.batches <= 0) return;
+  int64_t windows = 0;
+  for (size_t s = 0; s < validation_->sources().size(); ++s)
+    windows += validation_->windows(static_cast<int>(s));
+  const int64_t micro = config_.batch.micro, context = config_.model.context;
+  validation_windows_ = std::min(windows, config_.evaluation.batches * micro);
+  validation_batches_ = (validation_windows_ + micro - 1) / micro;
+  const SampleOrder order(*validation_, 0, true);
+  std::vector<int32_t> window(static_cast<size_t>(context) + 1);
+  int32_t* tokens = memory_.validation_tokens.as<int32_t>();
+  int32_t* targets = memory_.validation_targets.as<int32_t>();
+  for (int64_t i = 0; i < validation_batches_ * micro; ++i, tokens += context, targets += context) {
+    const SampleLocation at = order.locate(std::min(i, validation_windows_ - 1));
+    validation_->read(at.source, at.window, window);
+    std::copy(window.begin(), window.end() - 1, tokens);
+    if (i < validation_windows_)
+      std::copy(window.begin() + 1, window.end(), targets);
+    else
+      std::fill(targets, targets + context, -1);
+  }
+}
+
+TrainResult Trainer::stop() {
+  const std::string signal = signals_.stop_reason();
+  log_info("{}: saving step {} before stopping", signal, state_.step);
+  if (!save_now()) return result(ExitCode::StoppedUnsaved, signal + ", and the save failed: " + failure_);
+  return result(ExitCode::Stopped, signal);
+}
+
+TrainResult Trainer::result(ExitCode code, const std::string& reason) {
+  if (const auto outcome = saver_.wait()) finish_save(*outcome);
+  if (code != ExitCode::Success) log_.event(state_.step, "stop", reason);
+  const bool stopped = code == ExitCode::Stopped || code == ExitCode::StoppedUnsaved;
+  folder_.write_status(code == ExitCode::Success ? RunFolder::State::Finished
+                       : stopped                 ? RunFolder::State::Stopped
+                                                 : RunFolder::State::Failed,
+                       code, state_.step, reason);
+  return {code, state_.step, state_.loss, state_.validation_loss, folder_.path().string(), reason};
+}
+
+}  // namespace octet

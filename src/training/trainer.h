@@ -1,0 +1,105 @@
+// The step loop. A step is a pure function of (configuration, step, masters, moments, scale state): nothing
+// else is remembered, so a checkpoint is exactly that list and resuming is exact.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/signals.h"
+#include "data/loader.h"
+#include "device/device.h"
+#include "training/detector.h"
+#include "training/inject.h"
+#include "training/metrics.h"
+#include "training/progress.h"
+#include "training/run_folder.h"
+#include "training/run_memory.h"
+#include "training/saver.h"
+#include "training/train.h"
+
+namespace octet {
+
+struct TrainerParts {
+  const TrainRequest& request;
+  Device& device;
+  const Dataset& train;
+  const Dataset* validation;  // null: no evaluation
+  std::string data_fingerprint;
+  RunFolder& folder;
+  RunMemory& memory;
+  size_t planned_bytes;
+  SignalGuard& signals;
+  Injector& injector;
+};
+
+class Trainer {
+ public:
+  explicit Trainer(const TrainerParts& parts);
+  TrainResult run();
+
+ private:
+  enum class Outcome : uint8_t { Done, Interrupted, Diverged };
+  struct StepReport {
+    int64_t step = 0;  // from 1
+    double begin = 0;  // monotonic
+    double loss = 0, gradient_norm = 0, learning_rate = 0;
+    bool applied = false, spike = false;
+    uint64_t batch_hash = 0;
+    std::vector<double> source_loss, source_tokens;  // of mixtures
+    Json health;                                     // null: not due
+  };
+
+  void begin();  // initial weights or those of a checkpoint
+  Outcome step();
+  bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
+  bool update(StepReport& report);     // false when the run has to end
+  void refresh(bool update_scales);
+  void record(const StepReport& report);
+  void record_start();
+  void note_epochs(const MicroBatch& batch);
+
+  bool evaluate_if_due();  // false when interrupted
+  bool roll_back(double loss, double deviation);
+  std::string diagnosis(const StepReport& report);
+
+  void save_if_due();
+  bool save_now();  // waits; false when it failed
+  void start_save();
+  void finish_save(const SaveOutcome& outcome);
+
+  void open_loader();
+  void load_validation_windows();
+  TrainResult result(ExitCode code, const std::string& reason);
+  TrainResult stop();
+
+  const RunConfig& config_;
+  const TrainRequest& request_;
+  Device& device_;
+  const Dataset& data_;
+  const Dataset* validation_;
+  std::string fingerprint_;
+  RunFolder& folder_;
+  RunMemory& memory_;
+  size_t planned_bytes_;
+  SignalGuard& signals_;
+  Injector& injector_;
+
+  TrainingState state_;
+  SpikeDetector detector_;
+  SampleOrder order_;
+  RunLog log_;
+  Progress progress_;
+  CheckpointSaver saver_;
+  std::unique_ptr<Loader> loader_;
+  std::vector<int64_t> epochs_;  // newest epoch seen, by source; -1: none yet
+  int64_t validation_batches_ = 0, validation_windows_ = 0;
+  double step_seconds_ = 0;  // smoothed, for the time left
+  bool started_ = false;     // the start record is written after the first step
+  std::string failure_;
+};
+
+uint64_t resident_bytes();  // of this process, now
+uint64_t peak_resident_bytes();
+
+}  // namespace octet

@@ -1,0 +1,99 @@
+// What the trainer writes down: one record a step, and the proof of precision.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/version.h"
+#include "training/precision_proof.h"
+#include "training/trainer.h"
+
+namespace octet {
+
+uint64_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  uint64_t size = 0, resident = 0;
+  file >> size >> resident;
+  return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+uint64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+void Trainer::record(const StepReport& r) {
+  const double seconds = monotonic_seconds() - r.begin;
+  const double tokens_per_second = static_cast<double>(config_.batch.tokens) / seconds;
+  step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * seconds : seconds;
+  require_promised_precision(device_.matmul_counts(), config_.model, config_.precision);
+  if (!started_) record_start();
+
+  const bool last = r.step == config_.run.steps;
+  const uint64_t memory = resident_bytes();
+  if (last || !r.applied || config_.log.every <= 1 || r.step % config_.log.every == 0) {
+    Json record = {{"tokens", state_.tokens},
+                   {"time", wall_seconds()},
+                   {"train/loss", json_number(r.loss)},
+                   {"train/grad_norm", json_number(r.gradient_norm)},
+                   {"train/learning_rate", r.learning_rate},
+                   {"train/skipped", r.applied ? 0 : 1},
+                   {"data/batch_hash", hex(r.batch_hash)},
+                   {"data/stalled_seconds", loader_->stalled_seconds()},
+                   {"perf/tokens_per_second", tokens_per_second},
+                   {"perf/step_seconds", seconds},
+                   {"perf/fp8_flop_share", fp8_flop_share(device_.matmul_counts())},
+                   {"memory/bytes", memory}};
+    for (size_t s = 0; r.source_loss.size() > 1 && s < r.source_loss.size(); ++s)
+      if (r.source_tokens[s] > 0)
+        record["train/loss/" + data_.sources()[s].name] = json_number(r.source_loss[s] / r.source_tokens[s]);
+    log_.write("step", r.step, record);
+  }
+  if (!r.health.is_null()) log_.write("health", r.step, r.health);
+
+  if (request_.quiet) return;
+  ProgressLine line;
+  line.step = r.step;
+  line.steps = config_.run.steps;
+  line.loss = r.loss;
+  line.gradient_norm = r.gradient_norm;
+  line.learning_rate = r.learning_rate;
+  line.tokens_per_second = tokens_per_second;
+  if (const double peak = device_.info().peak_flops; peak > 0)
+    line.peak_share = config_.model.flops_per_token() * tokens_per_second / peak;
+  line.memory_bytes = memory;
+  line.seconds_left = step_seconds_ * static_cast<double>(config_.run.steps - r.step);
+  line.skipped = !r.applied;
+  progress_.show(line);
+}
+
+// After the first step of this process, when matmul has counted what it really ran.
+void Trainer::record_start() {
+  started_ = true;
+  const MatmulCounts& counts = device_.matmul_counts();
+  log_.write("start", state_.step - 1,
+             {{"time", wall_seconds()},
+              {"config_hash", config_hash(config_)},
+              {"init_hash", state_.init_hash},
+              {"data_fingerprint", fingerprint_},
+              {"device", device_.info().name},
+              {"version", version()},
+              {"recipe", config_.precision.name},
+              {"gemm_table", gemm_table(counts)},
+              {"parameters", config_.model.parameters()},
+              {"memory_bytes", planned_bytes_},
+              {"environment",
+               {{"build", build_summary()},
+                {"peak_flops", device_.info().peak_flops},
+                {"peak_source", device_.info().peak_source},
+                {"flops_per_token", config_.model.flops_per_token()},
+                {"threads", config_.run.threads},
+                {"deterministic", config_.run.deterministic}}}});
+  if (!request_.quiet) progress_.note(format_gemm_table(counts));
+}
+
+}  // namespace octet
