@@ -1,0 +1,178 @@
+// octet checkpoint list | verify | diff
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "base/text.h"
+#include "cli/command.h"
+#include "numerics/bfloat16.h"
+#include "numerics/float8.h"
+#include "tensor/safetensors.h"
+#include "training/checkpoint.h"
+#include "training/run_files.h"
+
+namespace octet {
+namespace fs = std::filesystem;
+namespace {
+
+// A run folder, its checkpoints folder, or one checkpoint.
+std::vector<CheckpointEntry> entries_at(const fs::path& path) {
+  if (fs::exists(path / manifest_file)) return {{read_manifest(path).state.step, path}};
+  std::vector<CheckpointEntry> entries = list_checkpoints(path / checkpoint_folder);
+  if (entries.empty()) entries = list_checkpoints(path);
+  if (entries.empty())
+    throw Error(ExitCode::Checkpoint, fmt::format("{}: no checkpoints here", path.string()),
+                "give a run's folder, its checkpoints folder or one checkpoint");
+  return entries;
+}
+
+int list(const fs::path& path) {
+  fmt::print("{:<28} {:>9} {:>14} {:>9} {:>10} {:>16}\n", "checkpoint", "step", "tokens", "loss", "bytes",
+             "config");
+  for (const CheckpointEntry& entry : entries_at(path)) {
+    const std::string name = escape_control(entry.folder.filename().string());
+    try {
+      const Manifest m = read_manifest(entry.folder);
+      uint64_t bytes = 0;
+      for (const CheckpointFile& f : m.files) bytes += f.bytes;
+      fmt::print("{:<28} {:>9} {:>14} {:>9.4f} {:>10} {:>16}\n", name, m.state.step, m.state.tokens,
+                 m.state.loss, human_bytes(bytes), m.config_hash);
+    } catch (const Error& error) {
+      fmt::print("{:<28} {}\n", name, escape_control(error.what()));
+    }
+  }
+  return 0;
+}
+
+int verify(const fs::path& path) {
+  int damaged = 0;
+  for (const CheckpointEntry& entry : entries_at(path)) {
+    const std::string error = [&]() -> std::string {
+      try {
+        verify_checkpoint(entry.folder);
+        return {};
+      } catch (const Error& e) {
+        return e.what();
+      }
+    }();
+    damaged += error.empty() ? 0 : 1;
+    fmt::print("{}: {}\n", escape_control(entry.folder.filename().string()),
+               error.empty() ? "whole" : "DAMAGED: " + escape_control(error));
+  }
+  return damaged == 0 ? 0 : static_cast<int>(ExitCode::Checkpoint);
+}
+
+// One element as a number, whatever its type.
+double value_at(DType type, const char* data, int64_t i) {
+  switch (type) {
+    case DType::F32: {
+      float x;
+      std::memcpy(&x, data + 4 * i, 4);
+      return static_cast<double>(x);
+    }
+    case DType::BF16: {
+      BFloat16 x;
+      std::memcpy(&x, data + 2 * i, 2);
+      return static_cast<double>(to_float(x));
+    }
+    case DType::E4M3:
+      return static_cast<double>(decode_e4m3(static_cast<uint8_t>(data[i])));
+    case DType::E5M2:
+      return static_cast<double>(decode_e5m2(static_cast<uint8_t>(data[i])));
+    default:
+      return static_cast<double>(static_cast<uint8_t>(data[i]));
+  }
+}
+
+// Prints where the two differ; true when a tensor does.
+bool differ(const SafetensorsReader& a, const SafetensorsEntry& ea, const SafetensorsReader& b) {
+  if (!b.contains(ea.name)) {
+    fmt::print("{}: only in the first\n", ea.name);
+    return true;
+  }
+  const SafetensorsEntry& eb = b.find(ea.name);
+  if (ea.dtype != eb.dtype || !(ea.shape == eb.shape)) {
+    fmt::print("{}: {} {} and {} {}\n", ea.name, name_of(ea.dtype), to_string(ea.shape), name_of(eb.dtype),
+               to_string(eb.shape));
+    return true;
+  }
+  std::vector<char> x(ea.bytes), y(eb.bytes);
+  a.read(ea, x.data());
+  b.read(eb, y.data());
+  if (x == y) return false;
+  const int64_t n = ea.shape.elements(), width = static_cast<int64_t>(size_of(ea.dtype));
+  int64_t first = -1, count = 0;
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (std::memcmp(x.data() + i * width, y.data() + i * width, static_cast<size_t>(width)) == 0) continue;
+    if (first < 0) first = i;
+    ++count;
+    largest = std::max(largest, std::abs(value_at(ea.dtype, x.data(), i) - value_at(eb.dtype, y.data(), i)));
+  }
+  fmt::print("{}: {} of {} elements differ, largest difference {:.3g}; first at [{}]: {} and {}\n", ea.name,
+             count, n, largest, first, value_at(ea.dtype, x.data(), first),
+             value_at(eb.dtype, y.data(), first));
+  return true;
+}
+
+int diff(const fs::path& a, const fs::path& b) {
+  const Manifest ma = verify_checkpoint(a), mb = verify_checkpoint(b);
+  if (to_text(ma) == to_text(mb)) {
+    fmt::print("equal: step {}, every byte\n", ma.state.step);
+    return 0;
+  }
+  if (ma.state.step != mb.state.step) fmt::print("step: {} and {}\n", ma.state.step, mb.state.step);
+  if (ma.config_hash != mb.config_hash)
+    fmt::print("configuration: {} and {}\n", ma.config_hash, mb.config_hash);
+  if (ma.data_fingerprint != mb.data_fingerprint) fmt::print("data fingerprints differ\n");
+  bool tensors = false;
+  for (const CheckpointFile& file : ma.files) {
+    if (std::find(mb.files.begin(), mb.files.end(), file) != mb.files.end()) continue;
+    if (!fs::exists(b / file.name)) {
+      fmt::print("{}: only in the first\n", file.name);
+      tensors = true;
+      continue;
+    }
+    const SafetensorsReader ra(a / file.name, ExitCode::Checkpoint), rb(b / file.name, ExitCode::Checkpoint);
+    for (const SafetensorsEntry& entry : ra.entries()) tensors = differ(ra, entry, rb) || tensors;
+    for (const SafetensorsEntry& entry : rb.entries())
+      if (!ra.contains(entry.name)) {
+        fmt::print("{}: only in the second\n", entry.name);
+        tensors = true;
+      }
+  }
+  if (!tensors) fmt::print("all tensors are equal; the manifests differ\n");
+  return 1;
+}
+
+}  // namespace
+
+void add_checkpoint(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("checkpoint", "What is there, is it whole, are two equal");
+  command->require_subcommand(1);
+  auto first = std::make_shared<std::string>(), second = std::make_shared<std::string>();
+
+  CLI::App* l = command->add_subcommand("list", "Step, tokens, loss and size of every checkpoint");
+  l->add_option("PATH", *first, "a run's folder")->required();
+  l->footer("Example:\n  octet checkpoint list runs/quickstart");
+  l->callback([first, &action] { action = [first] { return list(*first); }; });
+
+  CLI::App* v = command->add_subcommand(
+      "verify", "Read every byte and compare checksums; exit code 4 when one is damaged");
+  v->add_option("PATH", *first, "a run's folder, or one checkpoint")->required();
+  v->footer("Example:\n  octet checkpoint verify runs/quickstart");
+  v->callback([first, &action] { action = [first] { return verify(*first); }; });
+
+  CLI::App* d = command->add_subcommand(
+      "diff", "Are two checkpoints equal, and where do they first differ; exit code 1 when they do");
+  d->add_option("FIRST", *first, "a checkpoint")->required();
+  d->add_option("SECOND", *second, "another checkpoint")->required();
+  d->footer(
+      "Example:\n  octet checkpoint diff runs/a/checkpoints/step-00000100 runs/b/checkpoints/step-00000100");
+  d->callback([first, second, &action] { action = [first, second] { return diff(*first, *second); }; });
+  command->footer("Example:\n  octet checkpoint verify runs/quickstart");
+}
+
+}  // namespace octet
