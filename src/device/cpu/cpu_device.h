@@ -40,9 +40,9 @@ class CpuDevice final : public Device {
   void attention_backward(const AttentionBackward&) override;
   void swiglu_forward(const SwiGluForward&) override;  // swiglu.cpp
   void swiglu_backward(const SwiGluBackward&) override;
-  void cross_entropy(const CrossEntropy&) override;  // cross_entropy.cpp
-  void gradient_norm(const GradientNorm&) override;  // adamw.cpp
-  void adamw(const AdamWUpdate&) override;
+  void cross_entropy(const CrossEntropy&) override;           // cross_entropy.cpp
+  void gradient_norm(const GradientNorm&) override;           // gradient_norm.cpp
+  void adamw(const AdamWUpdate&) override;                    // adamw.cpp
   void scale_table_update(const ScaleTableUpdate&) override;  // scale_table.cpp
 
  private:
@@ -52,7 +52,8 @@ class CpuDevice final : public Device {
 
   DeviceOptions options_;
   int threads_ = 1;
-  struct GemmState;  // oneDNN primitives by shape, packing buffers
+  std::vector<uint64_t> token_order_;  // embedding_backward: tokens sorted by id
+  struct GemmState;                    // oneDNN primitives by shape, packing buffers
   std::unique_ptr<GemmState> gemm_;
 };
 

@@ -1,0 +1,187 @@
+// RMSNorm with the residual add in front of it.  [Zhang & Sennrich 1910.07467]
+//
+//   forward   x = residual + branch (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
+//             out = x * rstd * gain
+//   backward  g = out_gradient * gain
+//             dx = rstd * (g - x * rstd^2 * mean(g * x)) + residual_gradient_in
+//             gain_gradient[d] += sum_t out_gradient[t, d] * x[t, d] * rstd[t]
+//
+// Sums within a row: lanes.h. Sums over tokens: chunks of 64 tokens, added in order, columns in parallel.
+#include <algorithm>
+#include <cmath>
+
+#include "base/platform.h"
+#include "device/cpu/cpu_device.h"
+#include "device/cpu/lanes.h"
+#include "device/cpu/vector_math.h"
+
+namespace octet {
+namespace {
+
+constexpr int64_t chunk = 512;  // elements of a row converted at a time
+
+// Writes x = residual + branch to `out` (when there is a branch or another place); the sum of its squares.
+template <class T>
+OCTET_HD float add_row_body(const T* residual, const T* branch, T* out, int64_t n) {
+  Lanes lanes = {};
+  float x[chunk];
+  for (int64_t begin = 0; begin < n; begin += chunk) {
+    const int64_t count = std::min(chunk, n - begin);
+    for (int64_t i = 0; i < count; ++i) x[i] = load(residual[begin + i]);
+    if (branch) {
+      for (int64_t i = 0; i < count; ++i) x[i] += load(branch[begin + i]);
+    }
+    if (out) {
+      for (int64_t i = 0; i < count; ++i) store(out + begin + i, x[i]);
+      for (int64_t i = 0; i < count; ++i) x[i] = load(out[begin + i]);
+    }
+    add_products(lanes, x, x, count);
+  }
+  return sum_of(lanes);
+}
+OCTET_VECTORIZED float add_row(const float* residual, const float* branch, float* out, int64_t n) {
+  return add_row_body(residual, branch, out, n);
+}
+OCTET_VECTORIZED float add_row(const BFloat16* residual, const BFloat16* branch, BFloat16* out, int64_t n) {
+  return add_row_body(residual, branch, out, n);
+}
+
+template <class T>
+OCTET_HD void normalize_row_body(const T* x, float rstd, const float* gain, T* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(out + i, load(x[i]) * rstd * gain[i]);
+}
+OCTET_VECTORIZED void normalize_row(const float* x, float rstd, const float* gain, float* out, int64_t n) {
+  normalize_row_body(x, rstd, gain, out, n);
+}
+OCTET_VECTORIZED void normalize_row(const BFloat16* x, float rstd, const float* gain, BFloat16* out,
+                                    int64_t n) {
+  normalize_row_body(x, rstd, gain, out, n);
+}
+
+template <class T>
+struct BackwardRow {
+  const T *out_gradient, *x, *in;  // in: nullptr = zero
+  const float* gain;
+  float rstd;
+  T* out;
+};
+template <class T>
+OCTET_HD void backward_row_body(const BackwardRow<T>& row, int64_t n) {
+  Lanes lanes = {};
+  float g[chunk], x[chunk];
+  for (int64_t begin = 0; begin < n; begin += chunk) {
+    const int64_t count = std::min(chunk, n - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      g[i] = load(row.out_gradient[begin + i]) * row.gain[begin + i];
+      x[i] = load(row.x[begin + i]);
+    }
+    add_products(lanes, g, x, count);
+  }
+  const float rstd = row.rstd, shrink = rstd * rstd * (sum_of(lanes) / static_cast<float>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    const float gradient = load(row.out_gradient[i]) * row.gain[i];
+    const float before = row.in ? load(row.in[i]) : 0.0f;
+    store(row.out + i, before + rstd * (gradient - load(row.x[i]) * shrink));
+  }
+}
+OCTET_VECTORIZED void backward_row(const BackwardRow<float>& row, int64_t n) { backward_row_body(row, n); }
+OCTET_VECTORIZED void backward_row(const BackwardRow<BFloat16>& row, int64_t n) { backward_row_body(row, n); }
+
+// sums[i] += out_gradient[i] * x[i] * rstd.
+template <class T>
+OCTET_HD void add_gain_terms_body(const T* out_gradient, const T* x, float rstd, float* sums, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += load(out_gradient[i]) * (load(x[i]) * rstd);
+}
+OCTET_VECTORIZED void add_gain_terms(const float* out_gradient, const float* x, float rstd, float* sums,
+                                     int64_t n) {
+  add_gain_terms_body(out_gradient, x, rstd, sums, n);
+}
+OCTET_VECTORIZED void add_gain_terms(const BFloat16* out_gradient, const BFloat16* x, float rstd, float* sums,
+                                     int64_t n) {
+  add_gain_terms_body(out_gradient, x, rstd, sums, n);
+}
+
+template <class T>
+T* pointer_or_null(const Tensor& tensor) {
+  return tensor.empty() ? nullptr : tensor.as<T>();
+}
+
+template <class T>
+void forward(const RmsNormForward& op, int threads) {
+  const int64_t tokens = op.residual.rows(), width = op.residual.columns();
+  T* residual = op.residual.as<T>();
+  const T* branch = pointer_or_null<T>(op.branch);
+  T* sum = op.residual_out.empty() ? (branch ? residual : nullptr) : op.residual_out.as<T>();
+  T* out = op.out.high.as<T>();
+  float* rstds = op.rstd.as<float>();
+  const float* gain = op.gain.as<float>();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t at = t * width;
+    const float squares =
+        add_row(residual + at, branch ? branch + at : nullptr, sum ? sum + at : nullptr, width);
+    const float rstd = 1.0f / std::sqrt(squares / static_cast<float>(width) + op.epsilon);
+    rstds[t] = rstd;
+    normalize_row((sum ? sum : residual) + at, rstd, gain, out + at, width);
+  }
+}
+
+template <class T>
+void gain_gradient(const RmsNormBackward& op, int threads) {
+  constexpr int64_t strip = 64, rows = 64;
+  const int64_t tokens = op.residual.rows(), width = op.residual.columns();
+  const T *out_gradient = op.out_gradient.as<T>(), *x = op.residual.as<T>();
+  const float* rstd = op.rstd.as<float>();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t begin = 0; begin < width; begin += strip) {
+    const int64_t n = std::min(strip, width - begin);
+    float total[strip] = {};
+    for (int64_t first = 0; first < tokens; first += rows) {
+      float sums[strip] = {};
+      for (int64_t t = first; t < std::min(first + rows, tokens); ++t) {
+        add_gain_terms(out_gradient + t * width + begin, x + t * width + begin, rstd[t], sums, n);
+      }
+      for (int64_t i = 0; i < n; ++i) total[i] += sums[i];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (op.gain_gradient.dtype == DType::F32) {
+        op.gain_gradient.as<float>()[begin + i] += total[i];
+      } else {
+        BFloat16* to = op.gain_gradient.as<BFloat16>() + begin + i;
+        store(to, load(*to) + total[i]);
+      }
+    }
+  }
+}
+
+template <class T>
+void backward(const RmsNormBackward& op, int threads) {
+  const int64_t tokens = op.residual.rows(), width = op.residual.columns();
+  gain_gradient<T>(op, threads);  // first: `high` may take the place of an input
+  const T *out_gradient = op.out_gradient.as<T>(), *x = op.residual.as<T>();
+  const T* in = pointer_or_null<T>(op.residual_gradient_in);
+  T* out = op.residual_gradient.high.as<T>();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t at = t * width;
+    const BackwardRow<T> row{out_gradient + at,      x + at,  in ? in + at : nullptr, op.gain.as<float>(),
+                             op.rstd.as<float>()[t], out + at};
+    backward_row(row, width);
+  }
+}
+
+}  // namespace
+
+void CpuDevice::rmsnorm_forward(const RmsNormForward& op) {
+  const OperationTimer timer(timing_, timings_, "rmsnorm forward");
+  op.residual.dtype == DType::F32 ? forward<float>(op, threads_) : forward<BFloat16>(op, threads_);
+  finish_cast(op.out);
+}
+
+void CpuDevice::rmsnorm_backward(const RmsNormBackward& op) {
+  const OperationTimer timer(timing_, timings_, "rmsnorm backward");
+  op.residual.dtype == DType::F32 ? backward<float>(op, threads_) : backward<BFloat16>(op, threads_);
+  finish_cast(op.residual_gradient);
+}
+
+}  // namespace octet
