@@ -93,8 +93,8 @@ void run(const CrossEntropy& op, int threads) {
         (1.0 + 2.0 * static_cast<double>(op.z_loss) * lse) * static_cast<double>(op.gradient_scale);
     gradient(x, m, static_cast<float>(weight / sum), vocabulary);
     // The target's own entry is a difference of nearly equal numbers when the model is sure.
-    store(x + target, static_cast<float>(weight * std::exp(-static_cast<double>(loss[t])) -
-                                         static_cast<double>(op.gradient_scale)));
+    store(x + target,
+          static_cast<float>(weight * std::exp(-(log_sum + below)) - static_cast<double>(op.gradient_scale)));
   }
 }
 

@@ -1,0 +1,192 @@
+#include "catch.h"
+#include "device/op_fixture.h"
+
+using namespace octet;
+
+namespace {
+
+constexpr float epsilon = 1e-5f;
+
+struct Case {
+  int64_t tokens, width;
+  DType storage;
+};
+
+// out[t, d] in double from given x.
+std::vector<double> normalized(const std::vector<double>& x, const Values& gain, int64_t tokens,
+                               int64_t width) {
+  std::vector<double> out(x.size());
+  for (int64_t t = 0; t < tokens; ++t) {
+    double squares = 0;
+    for (int64_t d = 0; d < width; ++d)
+      squares += x[static_cast<size_t>(t * width + d)] * x[static_cast<size_t>(t * width + d)];
+    const double rstd = 1.0 / std::sqrt(squares / static_cast<double>(width) + static_cast<double>(epsilon));
+    for (int64_t d = 0; d < width; ++d) {
+      const size_t i = static_cast<size_t>(t * width + d);
+      out[i] = x[i] * rstd * static_cast<double>(gain[static_cast<size_t>(d)]);
+    }
+  }
+  return out;
+}
+std::vector<double> widened(const Values& values) { return {values.begin(), values.end()}; }
+
+}  // namespace
+
+TEST_CASE("RMSNorm adds the branch, rounds the sum to storage and normalises it", "[rmsnorm]") {
+  const auto [tokens, width, storage] =
+      GENERATE(Case{1, 1, DType::F32}, Case{3, 17, DType::F32}, Case{5, 1030, DType::F32},
+               Case{4, 256, DType::BF16}, Case{2, 515, DType::BF16});
+  OpFixture f;
+  const int64_t n = tokens * width;
+  const Values residual = normal_values(n, 1, 2.0, storage), branch = normal_values(n, 2, 1.0, storage),
+               gain = normal_values(width, 3);
+  const bool with_branch = GENERATE(false, true), in_place = GENERATE(false, true);
+  RmsNormForward op;
+  op.residual = f.floats(storage, {tokens, width}, residual);
+  if (with_branch) op.branch = f.floats(storage, {tokens, width}, branch);
+  if (!in_place) op.residual_out = f.zeros(storage, {tokens, width});
+  op.gain = f.floats(DType::F32, {width}, gain);
+  op.rstd = f.zeros(DType::F32, {tokens});
+  op.epsilon = epsilon;
+  op.out.high = f.zeros(storage, {tokens, width});
+  f->rmsnorm_forward(op);
+
+  Values sum = residual;
+  for (size_t i = 0; i < sum.size(); ++i) {
+    if (with_branch) sum[i] = rounded(storage, residual[i] + branch[i]);
+  }
+  CHECK(read_floats(in_place ? op.residual : op.residual_out) == sum);
+  if (!in_place) CHECK(read_floats(op.residual) == residual);
+  const std::vector<double> expected = normalized(widened(sum), gain, tokens, width);
+  const Values out = read_floats(op.out.high);
+  // The sum of squares has width/16 + 4 roundings in a row, mean, root and reciprocal four more, the two
+  // products two; storage rounds once more.
+  const double bound = (static_cast<double>(width) / 16 + 10) * 0x1p-24 + half_ulp(storage);
+  for (size_t i = 0; i < out.size(); ++i) {
+    CHECK(std::abs(static_cast<double>(out[i]) - expected[i]) <= bound * std::abs(expected[i]));
+  }
+}
+
+TEST_CASE("RMSNorm backward agrees with finite differences in double", "[rmsnorm]") {
+  const auto [tokens, width, storage] =
+      GENERATE(Case{3, 17, DType::F32}, Case{130, 70, DType::F32}, Case{9, 600, DType::BF16});
+  OpFixture f;
+  const int64_t n = tokens * width;
+  const Values x = normal_values(n, 1, 2.0, storage), dout = normal_values(n, 2, 1.0, storage),
+               gain = normal_values(width, 3), in = normal_values(n, 4, 1.0, storage),
+               gain_before = normal_values(width, 5);
+  // rstd as the forward pass computes it.
+  RmsNormForward forward;
+  forward.residual = f.floats(storage, {tokens, width}, x);
+  forward.gain = f.floats(DType::F32, {width}, gain);
+  forward.rstd = f.zeros(DType::F32, {tokens});
+  forward.epsilon = epsilon;
+  forward.out.high = f.zeros(storage, {tokens, width});
+  f->rmsnorm_forward(forward);
+  const bool with_in = GENERATE(true, false);
+  RmsNormBackward op;
+  op.out_gradient = f.floats(storage, {tokens, width}, dout);
+  op.residual = forward.residual;
+  op.gain = forward.gain;
+  op.rstd = forward.rstd;
+  op.gain_gradient = f.floats(DType::F32, {width}, gain_before);
+  op.residual_gradient.high = f.floats(storage, {tokens, width}, in);
+  if (with_in) op.residual_gradient_in = op.residual_gradient.high;  // in place
+  f->rmsnorm_backward(op);
+
+  // L = sum dout * norm(x); its derivatives by central differences (error ~ h^2, cancellation ~ 2^-52 / h).
+  const Values dx = read_floats(op.residual_gradient.high), dgain = read_floats(op.gain_gradient);
+  const double h = 1e-4;
+  const auto row_loss = [&](const std::vector<double>& row, int64_t t) {
+    const std::vector<double> out = normalized(row, gain, 1, width);
+    double loss = 0;
+    for (size_t d = 0; d < row.size(); ++d) {
+      loss += out[d] * static_cast<double>(dout[static_cast<size_t>(t * width) + d]);
+    }
+    return loss;
+  };
+  double row_norm = 0;
+  for (const float v : dout) row_norm = std::max(row_norm, std::abs(static_cast<double>(v)));
+  for (int64_t t = 0; t < tokens; t += 4) {
+    std::vector<double> row(x.begin() + t * width, x.begin() + (t + 1) * width);
+    for (int64_t d = 0; d < width; d += 3) {
+      const size_t at = static_cast<size_t>(d), i = static_cast<size_t>(t * width + d);
+      std::vector<double> up = row, down = row;
+      up[at] += h;
+      down[at] -= h;
+      const double expected =
+          (row_loss(up, t) - row_loss(down, t)) / (2 * h) + (with_in ? static_cast<double>(in[i]) : 0.0);
+      // FP32 inside: a few roundings of terms as large as the gradient; then storage; 1e-6 for h.
+      const double bound = half_ulp(storage) * std::abs(expected) + 1e-5 * row_norm;
+      CHECK(std::abs(static_cast<double>(dx[i]) - expected) <= bound);
+    }
+  }
+  for (int64_t d = 0; d < width; ++d) {
+    double expected = static_cast<double>(gain_before[static_cast<size_t>(d)]),
+           magnitude = std::abs(expected);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const size_t i = static_cast<size_t>(t * width + d);
+      const double term = static_cast<double>(dout[i]) * static_cast<double>(x[i]) *
+                          static_cast<double>(op.rstd.as<float>()[t]);
+      expected += term;
+      magnitude += std::abs(term);
+    }
+    const double roundings =
+        static_cast<double>(std::min<int64_t>(tokens, 64)) + 3 + static_cast<double>(tokens) / 64;
+    CHECK(std::abs(static_cast<double>(dgain[static_cast<size_t>(d)]) - expected) <=
+          roundings * 0x1p-24 * magnitude);
+  }
+}
+
+TEST_CASE("RMSNorm's gradients and codes have the same bits for 1, 2 and 4 threads", "[rmsnorm]") {
+  const int64_t tokens = 300, width = 200;
+  const Values x = normal_values(tokens * width, 1), dout = normal_values(tokens * width, 2),
+               gain = normal_values(width, 3), rstd(static_cast<size_t>(tokens), 0.9f);
+  std::vector<Bytes> results;
+  for (const int threads : {1, 2, 4}) {
+    OpFixture f(threads);
+    RmsNormBackward op;
+    op.out_gradient = f.floats(DType::BF16, {tokens, width}, dout);
+    op.residual = f.floats(DType::BF16, {tokens, width}, x);
+    op.gain = f.floats(DType::F32, {width}, gain);
+    op.rstd = f.floats(DType::F32, {tokens}, rstd);
+    op.gain_gradient = f.zeros(DType::F32, {width});
+    op.residual_gradient.high = f.zeros(DType::BF16, {tokens, width});
+    op.residual_gradient.row = f.zeros(DType::E5M2, {tokens, width});
+    op.residual_gradient.column = f.zeros(DType::E5M2, {width, tokens});
+    op.residual_gradient.cast.format = Format::E5M2;
+    op.residual_gradient.site = f.site();
+    f->rmsnorm_backward(op);
+    Bytes all = read_bytes(op.gain_gradient);
+    for (const Tensor& t :
+         {op.residual_gradient.high, op.residual_gradient.row, op.residual_gradient.column}) {
+      const Bytes bytes = read_bytes(t);
+      all.insert(all.end(), bytes.begin(), bytes.end());
+    }
+    results.push_back(all);
+  }
+  CHECK(results[0] == results[1]);
+  CHECK(results[0] == results[2]);
+}
+
+TEST_CASE("RMSNorm's codes are those of a separate cast of its result", "[rmsnorm]") {
+  OpFixture f;
+  const int64_t tokens = 20, width = 48;
+  RmsNormForward op;
+  op.residual = f.floats(DType::BF16, {tokens, width}, normal_values(tokens * width, 1));
+  op.gain = f.floats(DType::F32, {width}, normal_values(width, 3));
+  op.rstd = f.zeros(DType::F32, {tokens});
+  op.out.high = f.zeros(DType::BF16, {tokens, width});
+  op.out.row = f.zeros(DType::E4M3, {tokens, width});
+  op.out.column = f.zeros(DType::E4M3, {width, tokens});
+  op.out.cast.format = Format::E4M3;
+  op.out.site = f.site();
+  f->rmsnorm_forward(op);
+  CastTarget again = op.out;
+  again.high = {};
+  again.row = f.zeros(DType::E4M3, {tokens, width});
+  again.column = f.zeros(DType::E4M3, {width, tokens});
+  f->cast({op.out.high, {}, again});
+  CHECK(read_bytes(again.row) == read_bytes(op.out.row));
+  CHECK(read_bytes(again.column) == read_bytes(op.out.column));
+}

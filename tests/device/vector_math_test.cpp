@@ -1,0 +1,46 @@
+#include "device/cpu/vector_math.h"
+
+#include <limits>
+
+#include "catch.h"
+
+using namespace octet;
+
+TEST_CASE("vector_exp is within 2 ulp of e^x for every normal result", "[vector_math]") {
+  double worst = 0;
+  for (int64_t i = 0; i <= 2000000; ++i) {
+    const float x = -87.33f + static_cast<float>(i) * (176.0f / 2000000.0f);  // up to 88.67
+    const double exact = std::exp(static_cast<double>(x));
+    if (exact > 3.4e38) continue;
+    int exponent = 0;
+    std::frexp(exact, &exponent);
+    worst = std::max(worst,
+                     std::abs(static_cast<double>(vector_exp(x)) - exact) / std::ldexp(1.0, exponent - 24));
+  }
+  CHECK(worst <= 2.0);
+  CHECK(worst > 0.5);  // the measure measures: nothing but correct rounding stays below half an ulp
+}
+
+TEST_CASE("vector_exp at the edges", "[vector_math]") {
+  const float infinity = std::numeric_limits<float>::infinity();
+  CHECK(vector_exp(0.0f) == 1.0f);
+  CHECK(vector_exp(-0.0f) == 1.0f);
+  CHECK(vector_exp(infinity) == infinity);
+  CHECK(vector_exp(88.8f) == infinity);
+  CHECK(vector_exp(1e30f) == infinity);
+  CHECK(vector_exp(-infinity) == 0.0f);
+  CHECK(vector_exp(-1e30f) == 0.0f);
+  CHECK(vector_exp(-104.0f) == 0.0f);
+  CHECK(std::isnan(vector_exp(std::numeric_limits<float>::quiet_NaN())));
+  for (float x = -87.4f; x > -103.0f; x -= 0.1f) {  // subnormal results: one more rounding of half a step
+    CHECK(std::abs(static_cast<double>(vector_exp(x)) - std::exp(static_cast<double>(x))) <= 0x1p-149);
+  }
+}
+
+TEST_CASE("vector_sigmoid is symmetric and saturates cleanly", "[vector_math]") {
+  for (const float x : {-200.0f, -90.0f, -20.0f, -1.0f, -1e-3f, 0.0f, 0.5f, 3.0f, 90.0f, 200.0f}) {
+    const double exact = 1.0 / (1.0 + std::exp(-static_cast<double>(x)));
+    // exp within 2 ulp, the sum and the quotient half an ulp each.
+    CHECK(std::abs(static_cast<double>(vector_sigmoid(x)) - exact) <= 3 * 0x1p-23 * exact + 0x1p-126);
+  }
+}
