@@ -1,0 +1,163 @@
+// Delayed scaling and Smooth-SwiGLU, seen from the model.
+#include "numerics/scaling.h"
+
+#include <map>
+
+#include "catch.h"
+#include "model/tiny_model.h"
+
+using namespace octet;
+using test::TinyModel;
+
+namespace {
+
+std::vector<double> scales_of(TinyModel& tiny) { return tiny.values(tiny.model->scales().scale); }
+
+void finish_step(TinyModel& tiny, int64_t step) {
+  tiny.model->update_scales(step);
+  tiny.model->refresh_working_weights();
+}
+
+}  // namespace
+
+TEST_CASE("delayed scales of a step depend on earlier steps only") {
+  const TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::None, Scaling::Delayed));
+  TinyModel a(options), b(options);
+  for (TinyModel* tiny : {&a, &b}) {
+    tiny->train(test::random_batch(options, 0), {0, 0});
+    finish_step(*tiny, 0);
+  }
+  const std::vector<double> before = scales_of(a);
+  REQUIRE(before == scales_of(b));
+
+  // Step 1 differs: a trains on another batch with larger weights than b.
+  const Tensor gain = a.parameter("blocks.0.attention_norm.gain").master;
+  a.device->fill(gain, 64.0f);
+  a.train(test::random_batch(options, 1), {1, 0});
+  b.train(test::random_batch(options, 2), {1, 0});
+  CHECK(scales_of(a) == before);
+  CHECK(scales_of(b) == before);
+
+  // Only the next step sees it.
+  finish_step(a, 1);
+  finish_step(b, 1);
+  CHECK(scales_of(a) != scales_of(b));
+}
+
+TEST_CASE("a delayed scale is the rule's scale of the largest amax in the window") {
+  const TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::None, Scaling::Delayed));
+  TinyModel tiny(options);
+  const ScaleTable& table = tiny.model->scales();
+  std::vector<double> largest(table.sites.size(), 0.0);
+  for (int64_t step = 0; step < 3; ++step) {
+    tiny.train(test::random_batch(options, static_cast<uint64_t>(step)), {step, 0});
+    const std::vector<double> amax = tiny.values(table.amax);
+    for (size_t i = 0; i < amax.size(); ++i) largest[i] = std::max(largest[i], amax[i]);
+    finish_step(tiny, step);
+    const std::vector<double> scale = scales_of(tiny);
+    for (size_t i = 0; i < scale.size(); ++i) {
+      INFO(table.sites[i].name);
+      CHECK(scale[i] == static_cast<double>(power_of_two_scale(static_cast<float>(largest[i]),
+                                                               max_of(table.sites[i].cast.format))));
+    }
+  }
+}
+
+TEST_CASE("every FP8 role of every linear has its site, by name") {
+  const auto names = [](const Recipe& recipe) {
+    MemoryPlan plan;
+    TransformerOptions options = test::tiny(recipe);
+    Transformer model(nullptr, options, plan);
+    std::map<std::string, int> blocks;
+    for (const SiteInfo& site : model.scales().sites) blocks[site.name] = site.block;
+    return blocks;
+  };
+  const std::map<std::string, int> dual = names(test::fp8(SmoothSwiGLU::Dual));
+  CHECK(dual.size() == 2 * 4 * 3);
+  for (const char* linear : {"attention.qkv", "attention.out", "ffn.gate_up", "ffn.down"})
+    for (const char* role : {"input", "weight", "grad"}) {
+      const std::string name = std::string("blocks.1.") + linear + "." + role;
+      REQUIRE(dual.count(name) == 1);
+      CHECK(dual.at(name) == 1);
+    }
+  CHECK(names(test::fp8(SmoothSwiGLU::Token)).count("blocks.0.ffn.down.grad_with_token_scales") == 1);
+  CHECK(names(test::fp8(SmoothSwiGLU::Channel)).count("blocks.0.ffn.down.weight_with_channel_scales") == 1);
+  CHECK(names(test::fp8(SmoothSwiGLU::BF16)).count("blocks.0.ffn.down.input") == 0);
+  CHECK(names(make_recipe("bf16")).empty());
+}
+
+namespace {
+
+using Gradients = std::map<std::string, std::vector<double>>;
+
+// One step's gradients; `disturb` may change the masters first.
+template <class Disturb>
+Gradients gradients_of(const Recipe& recipe, Disturb disturb) {
+  const TransformerOptions options = test::tiny(recipe);
+  TinyModel tiny(options);
+  disturb(tiny);
+  tiny.model->refresh_working_weights();
+  tiny.train(test::random_batch(options, 0));
+  Gradients gradients;
+  for (const Parameter& p : tiny.model->parameters()) gradients[p.name] = tiny.values(p.gradient);
+  return gradients;
+}
+
+}  // namespace
+
+TEST_CASE("without outliers every Smooth-SwiGLU mode is as good as plain FP8") {
+  const auto nothing = [](TinyModel&) {};
+  const Gradients exact = gradients_of(make_recipe("bf16"), nothing);
+  const Gradients plain = gradients_of(test::fp8(SmoothSwiGLU::None), nothing);
+  for (SmoothSwiGLU mode : test::smooth_modes) {
+    INFO(test::name_of(mode));
+    const Gradients smooth = gradients_of(test::fp8(mode), nothing);
+    for (const auto& [name, gradient] : exact) {
+      INFO(name);
+      const double error = test::relative_error(smooth.at(name), gradient);
+      CHECK(error <= 1.5 * test::relative_error(plain.at(name), gradient));
+      CHECK(error > 0);
+    }
+  }
+}
+
+TEST_CASE("with an outlier channel the smooth modes keep the other channels, plain FP8 loses them") {
+  constexpr int64_t channel = 17;
+  const auto make_outlier = [](TinyModel& tiny) {
+    // Gate and up rows of one channel aligned and large: h = silu(gate) * up grows with their square.
+    for (const char* name : {"blocks.0.ffn.gate_up.weight", "blocks.1.ffn.gate_up.weight"}) {
+      const Tensor& master = tiny.parameter(name).master;
+      const int64_t width = master.columns(), gate = channel * width,
+                    up = (tiny.options.spec.ffn_width + channel) * width;
+      auto* values = master.as<float>();
+      for (int64_t i = 0; i < width; ++i) values[up + i] = values[gate + i] *= 1000.0f;
+    }
+    // Nobody reads the channel, so that the rest of the model stays calm.
+    for (const char* name : {"blocks.0.ffn.down.weight", "blocks.1.ffn.down.weight"}) {
+      const Tensor& master = tiny.parameter(name).master;
+      for (int64_t row = 0; row < master.rows(); ++row)
+        master.as<float>()[row * master.columns() + channel] = 0.0f;
+    }
+  };
+  // The down projection's gradient without the outlier's column.
+  const auto others = [](const Gradients& gradients) {
+    std::vector<double> kept;
+    const std::vector<double>& all = gradients.at("blocks.1.ffn.down.weight");
+    for (size_t i = 0; i < all.size(); ++i)
+      if (static_cast<int64_t>(i) % 48 != channel) kept.push_back(all[i]);
+    return kept;
+  };
+  const std::vector<double> exact = others(gradients_of(make_recipe("bf16"), make_outlier));
+  const auto error = [&](SmoothSwiGLU mode) {
+    return test::relative_error(others(gradients_of(test::fp8(mode), make_outlier)), exact);
+  };
+  // The other channels lie below plain FP8's smallest subnormal: nearly all of their gradient is lost.
+  const double plain = error(SmoothSwiGLU::None), rest = error(SmoothSwiGLU::BF16);
+  CHECK(plain >= 0.75);
+  CHECK(rest > 0);
+  // Channel scales add the rounding of h (E4M3, 2^-4 at most) and dY (E5M2, 2^-3) to what the rest of the
+  // model has.
+  CHECK(error(SmoothSwiGLU::Channel) <= rest + 0x1p-4 + 0x1p-3);
+  // Dual has them in wgrad; its fprop is scaled by token, and here every token has the outlier.
+  CHECK(error(SmoothSwiGLU::Dual) <= plain / 2);
+}

@@ -1,0 +1,126 @@
+#include "model/spec.h"
+
+#include <algorithm>
+
+#include "catch.h"
+#include "model/tiny_model.h"
+
+using namespace octet;
+
+namespace {
+
+TransformerSpec llama3_8b() {
+  TransformerSpec spec;
+  spec.layers = 32;
+  spec.width = 4096;
+  spec.heads = 32;
+  spec.kv_heads = 8;
+  spec.ffn_width = 14336;
+  spec.context = 8192;
+  spec.vocabulary = 128256;
+  return spec;
+}
+
+std::vector<std::string> broken_keys(const TransformerSpec& spec, bool float8) {
+  std::vector<std::string> keys;
+  for (const SpecProblem& problem : check(spec, float8)) keys.push_back(problem.key);
+  return keys;
+}
+
+}  // namespace
+
+TEST_CASE("parameter counts are those that model cards publish") {
+  CHECK(llama3_8b().parameters() == 8'030'261'248);  // Llama 3 8B
+
+  TransformerSpec qwen;  // Qwen2.5-0.5B: tied head, bias on queries, keys and values
+  qwen.layers = 24;
+  qwen.width = 896;
+  qwen.heads = 14;
+  qwen.kv_heads = 2;
+  qwen.ffn_width = 4864;
+  qwen.vocabulary = 151936;
+  qwen.tied_head = true;
+  qwen.qkv_bias = true;
+  CHECK(qwen.parameters() == 494'032'768);
+
+  TransformerSpec llama2;  // Llama-2 7B
+  llama2.layers = 32;
+  llama2.width = 4096;
+  llama2.heads = llama2.kv_heads = 32;
+  llama2.ffn_width = 11008;
+  llama2.vocabulary = 32000;
+  CHECK(llama2.parameters() == 6'738'415'616);
+}
+
+TEST_CASE("weights of GEMMs are everything but the untied embedding, gains and biases") {
+  const TransformerSpec spec = llama3_8b();
+  CHECK(spec.matmul_parameters() ==
+        spec.parameters() - spec.vocabulary * spec.width - (2 * spec.layers + 1) * spec.width);
+  TransformerSpec tied = spec;
+  tied.tied_head = true;
+  CHECK(tied.matmul_parameters() == spec.matmul_parameters());  // the head multiplies all the same
+}
+
+TEST_CASE("model FLOPs count a weight six times and the causal half of attention") {
+  const TransformerSpec spec = llama3_8b();
+  // Scores and values: 2 GEMMs of 2 S Dh H, halved by the mask, forward once and backward twice.
+  const double attention = 3.0 * 2 * 2 * 8192 * 4096 / 2 * 32;
+  CHECK(spec.flops_per_token() == 6.0 * static_cast<double>(spec.matmul_parameters()) + attention);
+}
+
+TEST_CASE("a sound specification has no problems") {
+  CHECK(check(llama3_8b(), true).empty());
+  CHECK(check(test::tiny("fp8").spec, true).empty());
+}
+
+TEST_CASE("every broken rule is reported, not only the first") {
+  TransformerSpec spec;
+  spec.layers = 0;
+  spec.heads = 6;
+  spec.width = 256;
+  spec.kv_heads = 4;
+  spec.norm_epsilon = 0;
+  const std::vector<std::string> keys = broken_keys(spec, false);
+  for (const char* key : {"layers", "heads", "kv_heads", "norm_epsilon"})
+    CHECK(std::count(keys.begin(), keys.end(), key) == 1);
+  CHECK(std::count(keys.begin(), keys.end(), "width") == 0);
+}
+
+TEST_CASE("FP8 wants widths in multiples of 16, other formats do not") {
+  TransformerSpec spec = test::tiny("fp8").spec;
+  spec.ffn_width = 40;
+  CHECK(broken_keys(spec, true) == std::vector<std::string>{"ffn_width"});
+  CHECK(broken_keys(spec, false).empty());
+}
+
+TEST_CASE("what is planned but not built is refused with a sentence that says so") {
+  const auto refused = [](const char* key, auto change) {
+    TransformerSpec spec = test::tiny("bf16").spec;
+    change(spec);
+    const std::vector<SpecProblem> problems = check(spec, false);
+    REQUIRE(problems.size() == 1);
+    CHECK(problems[0].key == key);
+    CHECK(problems[0].message.find("planned, not built yet") != std::string::npos);
+  };
+  refused("pre_norm", [](TransformerSpec& s) { s.pre_norm = false; });
+  refused("final_norm", [](TransformerSpec& s) { s.final_norm = false; });
+  refused("post_norm", [](TransformerSpec& s) { s.post_norm = PostNorm::RMS; });
+  refused("qk_norm", [](TransformerSpec& s) { s.qk_norm = QkNorm::Tanh; });
+  refused("input_multiplier", [](TransformerSpec& s) { s.input_multiplier = 2; });
+  refused("activation", [](TransformerSpec& s) { s.activation = Activation::XIELU; });
+}
+
+TEST_CASE("a model that breaks a rule is not built, and the error names every key") {
+  TransformerOptions options = test::tiny("fp8");
+  options.spec.width = 36;
+  options.spec.ffn_width = 40;
+  MemoryPlan plan;
+  try {
+    const Transformer model(nullptr, options, plan);
+    FAIL("built");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::Usage);
+    CHECK(std::string(error.what()).find("model.width") != std::string::npos);
+    CHECK(std::string(error.what()).find("model.ffn_width") != std::string::npos);
+  }
+}
