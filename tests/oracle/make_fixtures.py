@@ -82,16 +82,19 @@ def spread(noisy_policy, nominal, exact, arguments):
         for name, value in gradient.items():
             reference = exact_gradient[name]
             rows[name].append([relative(value, nominal_gradient[name]), relative(value, reference), projection(value, reference)])
-    result = {}
+    result, deviations = {}, []
     for name, values in rows.items():
         values = np.array(values)
+        deviations.append((values[:, 1:] - values[:, 1:].mean(axis=0)) / values[:, 1:].std(axis=0, ddof=1))
         result[name] = {
             "to_nominal_max": values[:, 0].max(),
             "to_exact_mean": values[:, 1].mean(), "to_exact_deviation": values[:, 1].std(ddof=1),
             "projection_mean": values[:, 2].mean(), "projection_deviation": values[:, 2].std(ddof=1),
         }
     losses = np.array(losses)
-    return {"token_loss_max": losses[:, 0].max(), "mean_loss_mean": losses[:, 1].mean(),
+    overall = np.sqrt(np.mean(np.square(deviations), axis=0)).max(axis=0)  # over the tensors of a run; the largest of all runs
+    return {"to_exact_rms_max": overall[0], "projection_rms_max": overall[1],
+            "token_loss_max": losses[:, 0].max(), "mean_loss_mean": losses[:, 1].mean(),
             "mean_loss_deviation": losses[:, 1].std(ddof=1), "gradients": result}
 
 
