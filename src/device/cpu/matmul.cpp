@@ -79,7 +79,7 @@ std::byte* ScratchMemory::reserve(size_t bytes) {
 
 GemmEngine::GemmEngine(const DeviceOptions& options, int threads)
     : deterministic_(options.deterministic), threads_(std::max(1, threads)) {
-  if (!deterministic_) onednn_ = OneDnnGemm::create(threads_);
+  if (!deterministic_) onednn_ = OneDnnGemm::create({threads_});
 }
 GemmEngine::~GemmEngine() = default;
 
@@ -99,7 +99,7 @@ size_t GemmEngine::workspace_bytes(std::span<const Matmul> largest) const {
   size_t bytes = blocked_gemm_bytes(threads_);
   if (onednn_)
     for (const Matmul& m : largest)
-      if (onednn_->suits(m)) bytes = std::max(bytes, onednn_->workspace_bytes(m));
+      if (onednn_->may_suit(m)) bytes = std::max(bytes, onednn_->workspace_bytes(m));
   return bytes;
 }
 
