@@ -17,10 +17,10 @@ struct TrainRequest {
   RunConfig config;
   std::string device = "auto";  // auto, cpu, cuda
   ResumePolicy resume;
-  bool overwrite = false;            // start afresh in a folder that holds another run (F05)
-  bool accept_changed_data = false;  // resume although the shards are not those of the checkpoint (F11)
-  std::vector<std::string> inject;   // tests and drills: faults on demand, training/inject.h
-  bool quiet = false;                // no progress lines
+  bool overwrite = false;                // start afresh in a folder that holds another run (F05)
+  bool accept_changed_data = false;      // resume although the shards are not those of the checkpoint (F11)
+  std::vector<std::string> inject = {};  // tests and drills: faults on demand, training/inject.h
+  bool quiet = false;                    // no progress lines
 };
 struct TrainResult {
   ExitCode code = ExitCode::Success;
