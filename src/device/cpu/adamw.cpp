@@ -4,9 +4,10 @@
 // Order of operations, everything in FP32, one rounding each:
 //   g = scale * gradient
 //   m = beta1 * m + (1 - beta1) * g;  v = beta2 * v + (1 - beta2) * (g * g)
-//   w = decay * w - rate * (m / (sqrt(v) + epsilon))
-// with decay = 1 - lr * weight_decay and rate = lr * sqrt(1 - beta2^t) / (1 - beta1^t), computed in double
-// and rounded once. Then m and v are stored (numerics/moments.h).
+//   w = w - (decay * w + rate * (m / (sqrt(v) + epsilon)))
+// with decay = lr * weight_decay and rate = lr * sqrt(1 - beta2^t) / (1 - beta1^t), computed in double and
+// rounded once. (1 - decay, rounded, would bias every weight by up to 3e-8 a step; written as a difference
+// nothing as large as w is rounded but the result.) Then m and v are stored (numerics/moments.h).
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -41,7 +42,7 @@ OCTET_VECTORIZED void advance_moments(const Rule& rule, const float* gradient, f
 }
 OCTET_VECTORIZED void update_weights(const Rule& rule, const float* m, const float* v, float* w, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    w[i] = rule.decay * w[i] - rule.rate * (m[i] / (std::sqrt(v[i]) + rule.epsilon));
+    w[i] = w[i] - (rule.decay * w[i] + rule.rate * (m[i] / (std::sqrt(v[i]) + rule.epsilon)));
   }
 }
 OCTET_VECTORIZED void widen(const BFloat16* from, int64_t n, float* to) {
@@ -214,7 +215,7 @@ void CpuDevice::adamw(const AdamWUpdate& op) {
                   .rest1 = 1.0f - op.beta1,
                   .beta2 = op.beta2,
                   .rest2 = 1.0f - op.beta2,
-                  .decay = static_cast<float>(1.0 - lr * static_cast<double>(op.weight_decay)),
+                  .decay = static_cast<float>(lr * static_cast<double>(op.weight_decay)),
                   .rate = static_cast<float>(lr * correction),
                   .epsilon = op.epsilon};
   const MomentStore first(op.first, Moment::First), second(op.second, Moment::Second);
