@@ -469,6 +469,45 @@ TEST_CASE("matmul names what it refuses") {
   CHECK(contains(refusal(m), "must be [4, 4]"));
 }
 
+TEST_CASE("a device counts products by the types it was given, not by what a configuration says") {
+  DeviceOptions options = fixed_order();
+  options.threads = 2;
+  const auto device = make_cpu_device(options);
+  Problem codes(
+      {8, 16, 32, DType::E5M2, DType::E4M3, DType::F32, false, false, false, Scales::Tensor, Scales::Tensor});
+  Problem values({8, 16, 32, DType::BF16, DType::BF16, DType::F32});
+  Matmul m = codes.matmul();
+  m.gemm_class = GemmClass::Wgrad;
+  device->matmul(m);
+  device->matmul(m);
+  m = values.matmul();
+  m.gemm_class = GemmClass::Wgrad;
+  device->matmul(m);
+
+  Buffer qkv(DType::BF16, {6, 24}), out(DType::BF16, {6, 8}), log_sum_exp(DType::F32, {2, 2, 3});
+  AttentionForward attention{};
+  attention.qkv = qkv.tensor;
+  attention.log_sum_exp = log_sum_exp.tensor;
+  attention.context = 3;
+  attention.heads = attention.kv_heads = 2;
+  attention.head_width = 4;
+  attention.softmax_scale = 0.5f;
+  attention.out.high = out.tensor;
+  device->attention_forward(attention);
+
+  const MatmulCounts& counts = device->matmul_counts();
+  REQUIRE(counts.size() == 3);
+  const MatmulCount& in_codes = counts.at({GemmClass::Wgrad, DType::E5M2, DType::E4M3, DType::F32});
+  CHECK(in_codes.calls == 2);
+  CHECK(in_codes.flops == 2 * 2 * 8 * 16 * 32);
+  CHECK(in_codes.implementation == (pair_micro_kernel() ? "blocked-bf16" : "blocked-f32"));
+  CHECK(counts.at({GemmClass::Wgrad, DType::BF16, DType::BF16, DType::F32}).flops == 2 * 8 * 16 * 32);
+  // 2 windows, 2 heads, 6 visible pairs, 2 * 4 operations in each of two products.
+  CHECK(counts.at({GemmClass::Attention, DType::BF16, DType::BF16, DType::BF16}).flops == 2 * 2 * 6 * 8 * 2);
+  device->reset_matmul_counts();
+  CHECK(device->matmul_counts().empty());
+}
+
 TEST_CASE("a planned workspace of the size asked for is used, and gives the same bits") {
   const Case c{65, 129, 300, DType::BF16, DType::BF16, DType::F32};
   Problem with(c), without(c);

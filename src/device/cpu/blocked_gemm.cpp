@@ -14,8 +14,9 @@
 namespace octet {
 namespace {
 
-// A tile of out is one task. Its slice of a (256 KiB) stays in L2 and a panel of b (32 KiB) in L1.
-constexpr int64_t max_tile_rows = 256, max_tile_columns = 512;
+// A tile of out is one task. Its slice of a stays in L2 (220 KiB of pairs, 420 KiB of FP32) and a panel of b
+// (16 or 32 KiB) in L1. 384 rows measured 0 to 8 % faster than 256 and 512.
+constexpr int64_t max_tile_rows = 384, max_tile_columns = 512;
 // Rows of a sit 64 bytes off a power of two, so that eight of them do not fall into one cache set.
 constexpr int64_t row_pitch = gemm_inner_block + 16;
 
@@ -185,7 +186,7 @@ struct Tiling {
 Tiling choose_tiling(int64_t m, int64_t n, int threads) {
   Tiling best{max_tile_rows, max_tile_columns};
   double best_cost = 0;
-  for (const int64_t rows : {256, 192, 128, 96, 64, 32})
+  for (const int64_t rows : {384, 256, 192, 128, 96, 64, 32})
     for (const int64_t columns : {512, 384, 256, 128, 64}) {
       const int64_t tiles = ((m + rows - 1) / rows) * ((n + columns - 1) / columns);
       const double r = static_cast<double>(std::min(rows, round_up(m, 8)));

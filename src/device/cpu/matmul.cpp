@@ -83,6 +83,21 @@ GemmEngine::GemmEngine(const DeviceOptions& options, int threads)
 }
 GemmEngine::~GemmEngine() = default;
 
+// Which implementation runs, by measurement. GFLOP/s of one Zen 4 core (peaks 118 in FP32, 236 in BF16),
+// oneDNN 2.6.3 beside the own kernel; decoding of codes included:
+//   M x N x K, operands                        oneDNN   own
+//   512 / 1024 / 2048 square, F32              103 / 101 / 101    84 / 80 / 78
+//   512 / 1024 / 2048 square, BF16             217 / 207 / 202   186 / 171 / 158
+//   4096 x  512 x  512, BF16 (fprop)           203    169
+//   4096 x 2048 x  512, BF16 (fprop)           198    171
+//   4096 x  512 x 2048, BF16, b^T (dgrad)      202    153
+//   2048 x  512 x 4096, BF16, a^T b^T (wgrad)  179    135
+//   1024 x 32000 x 512, BF16 (head fprop)      197    156
+//   4096 x 2048 x  512, codes                   -     156..164
+//   2048 x  512 x 4096, codes                   -     168..183
+// So oneDNN has the values; transposed operands do not slow it much, and need no help. Codes stay with the
+// own kernel, which decodes them in cache, unless the machine has matrix instructions (AMX), which only
+// oneDNN uses.
 const char* GemmEngine::run(const Matmul& m) {
   check_shapes(m);
   check_operand(m, m.a);
