@@ -30,9 +30,9 @@ Attention::Attention(const Blueprint& blueprint, int block)
       head_width_(static_cast<int>(blueprint.spec().head_width_())),
       softmax_scale_(softmax_scale(blueprint.spec())),
       rope_(blueprint.rope),
-      qkv_(block_linear(blueprint, block, "attention.qkv"), blueprint),
+      qkv_(block_linear(blueprint, block, BlockLinear::Qkv), blueprint),
       bias_(declare_bias(blueprint, block)),
-      out_(block_linear(blueprint, block, "attention.out"), blueprint) {}
+      out_(block_linear(blueprint, block, BlockLinear::Out), blueprint) {}
 
 void Attention::forward(const Pass& pass, const BlockActivations& a, const Tensor& branch) const {
   qkv_.fprop(pass, a.attention_input, a.qkv);

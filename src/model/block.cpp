@@ -13,6 +13,24 @@ bool stays_in_storage_precision(const TransformerOptions& options, int block) {
          block >= options.spec.layers - options.recipe.last_blocks_bf16;
 }
 
+struct LinearShape {
+  const char* name;
+  int64_t outputs, inputs;
+};
+LinearShape shape_of(const TransformerSpec& spec, BlockLinear which) {
+  switch (which) {
+    case BlockLinear::Qkv:
+      return {"attention.qkv", spec.qkv_width(), spec.width};
+    case BlockLinear::Out:
+      return {"attention.out", spec.width, spec.attention_width()};
+    case BlockLinear::GateUp:
+      return {"ffn.gate_up", 2 * spec.ffn_width, spec.width};
+    case BlockLinear::Down:
+      break;
+  }
+  return {"ffn.down", spec.width, spec.ffn_width};
+}
+
 Parameter declare_gain(const Blueprint& blueprint, int block, const char* norm) {
   return blueprint.parameters.add(fmt::format("blocks.{}.{}.gain", block, norm), ParameterKind::Vector,
                                   {blueprint.spec().width}, Initial{.deviation = 0, .constant = 1});
@@ -20,29 +38,22 @@ Parameter declare_gain(const Blueprint& blueprint, int block, const char* norm) 
 
 }  // namespace
 
-LinearOptions block_linear(const Blueprint& blueprint, int block, const std::string& name) {
+LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear which) {
   const TransformerSpec& spec = blueprint.spec();
   const Recipe& recipe = blueprint.options.recipe;
+  const LinearShape shape = shape_of(spec, which);
   LinearOptions linear;
-  linear.name = fmt::format("blocks.{}.{}", block, name);
+  linear.name = fmt::format("blocks.{}.{}", block, shape.name);
   linear.block = block;
+  linear.outputs = shape.outputs;
+  linear.inputs = shape.inputs;
   linear.storage = blueprint.storage();
   linear.initial.deviation = spec.init_deviation;
-
-  const bool down = name == "ffn.down";
-  if (name == "attention.qkv") {
-    linear.outputs = spec.qkv_width(), linear.inputs = spec.width;
-  } else if (name == "attention.out") {
-    linear.outputs = spec.width, linear.inputs = spec.attention_width();
-  } else if (name == "ffn.gate_up") {
-    linear.outputs = 2 * spec.ffn_width, linear.inputs = spec.width;
-  } else {
-    linear.outputs = spec.width, linear.inputs = spec.ffn_width;
-  }
   // 2 layers additions to the residual stream: its variance stays that of one.
-  if (down || name == "attention.out")
+  if (which == BlockLinear::Out || which == BlockLinear::Down)
     linear.initial.deviation /= std::sqrt(2.0 * static_cast<double>(spec.layers));
 
+  const bool down = which == BlockLinear::Down;
   if (stays_in_storage_precision(blueprint.options, block)) return linear;
   if (down && recipe.smooth_swiglu == SmoothSwiGLU::BF16) return linear;
   linear.input = recipe.input;

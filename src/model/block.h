@@ -8,9 +8,11 @@
 
 namespace octet {
 
-// Formats, shape and initial values of one of a block's four linears: "attention.qkv", "attention.out",
-// "ffn.gate_up" or "ffn.down".
-LinearOptions block_linear(const Blueprint& blueprint, int block, const std::string& name);
+// The four linears of a block.
+enum class BlockLinear : uint8_t { Qkv, Out, GateUp, Down };
+
+// Name, shape, formats and initial values of one of them.
+LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear which);
 
 class Block {
  public:

@@ -5,8 +5,8 @@
 namespace octet {
 
 FeedForward::FeedForward(const Blueprint& blueprint, int block)
-    : gate_up_(block_linear(blueprint, block, "ffn.gate_up"), blueprint),
-      down_(block_linear(blueprint, block, "ffn.down"), blueprint) {}
+    : gate_up_(block_linear(blueprint, block, BlockLinear::GateUp), blueprint),
+      down_(block_linear(blueprint, block, BlockLinear::Down), blueprint) {}
 
 void FeedForward::expand(const Pass& pass, const BlockActivations& a) const {
   gate_up_.fprop(pass, a.ffn_input, a.gate_up);

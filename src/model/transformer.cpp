@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <optional>
 
 #include "base/error.h"
 #include "model/block.h"
@@ -60,7 +61,7 @@ struct Transformer::Implementation {
   ScaleTable scales;
   TokenTable embedding;
   std::vector<Block> blocks;
-  std::vector<Head> head;  // one; a vector so that it is built after the blocks
+  std::optional<Head> head;  // declares its parameters after the blocks
   RopeTable rope;
 
   Tensor tokens, targets;  // I32 [T]
@@ -84,7 +85,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
   embedding = declare_token_table(blueprint, "embedding");
   blocks.reserve(static_cast<size_t>(options.spec.layers));
   for (int i = 0; i < static_cast<int>(options.spec.layers); ++i) blocks.emplace_back(blueprint, i);
-  head.emplace_back(blueprint, embedding);
+  head.emplace(blueprint, embedding);
   if (!scales.sites.empty()) scales.plan(plan, options.recipe.delayed.window);
 
   const int64_t rows = blueprint.tokens();
@@ -103,7 +104,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
     plan_scratch(placed);
   }
   for (Block& block : blocks) block.plan_stored(plan, shared);
-  head[0].plan_stored(plan);
+  head->plan_stored(plan);
 
   Tensor workspace;
   if (const auto bytes = static_cast<int64_t>(workspace_bytes()); bytes > 0)
@@ -121,11 +122,11 @@ void Transformer::Implementation::plan_scratch(MemoryPlan& plan) {
   gradients = {};
   branch = plan.add("branch", Category::Scratch, embedding.weight.values().dtype,
                     {tokens.rows(), options.spec.width});
-  head[0].plan_output(plan);
+  head->plan_output(plan);
   for (const Block& block : blocks) block.plan_residual_gradients(plan, gradients);
   {
     const MemoryPlan::Lifetime life(plan);
-    head[0].plan_scratch(plan);
+    head->plan_scratch(plan);
   }
   {
     const MemoryPlan::Lifetime life(plan);
@@ -145,7 +146,7 @@ void Transformer::Implementation::plan_gradients(MemoryPlan& plan) {
 }
 
 size_t Transformer::Implementation::workspace_bytes() const {
-  std::vector<Matmul> matmuls = head[0].matmul_shapes();
+  std::vector<Matmul> matmuls = head->matmul_shapes();
   for (const Block& block : blocks)
     for (const Linear* linear : block.linears())
       for (const Matmul& matmul : linear->matmul_shapes(tokens.rows())) matmuls.push_back(matmul);
@@ -168,11 +169,11 @@ void Transformer::Implementation::forward(const Pass& pass) {
       {.out = blocks.front().input(), .tokens = tokens, .table = embedding.weight.values()});
   ResidualStream stream{blocks.front().input(), {}};
   for (const Block& block : blocks) stream = block.forward(pass, stream, branch);
-  head[0].normalise(pass, stream);
+  head->normalise(pass, stream);
 }
 
 void Transformer::Implementation::backward(const Pass& pass) {
-  head[0].backward(pass, blocks.back().output_gradient_target(pass, gradients));
+  head->backward(pass, blocks.back().output_gradient_target(pass, gradients));
   for (size_t i = blocks.size(); i-- > 1;)
     blocks[i].backward(pass, gradients, blocks[i - 1].output_gradient_target(pass, gradients), branch);
   CastTarget embedding_gradient;
@@ -188,7 +189,7 @@ void Transformer::Implementation::refresh() {
   const Pass casting = pass(PassKind::Training, 0);
   embedding.weight.refresh(*device);
   for (const Block& block : blocks) block.refresh(casting);
-  head[0].refresh(casting);
+  head->refresh(casting);
 }
 
 void Transformer::Implementation::reset_scales() {
@@ -229,7 +230,7 @@ void Transformer::forward_backward(const int32_t* tokens, const int32_t* targets
   const Pass pass = self.pass(PassKind::Training, position_of(where));
   self.upload(tokens, targets);
   self.forward(pass);
-  self.head[0].loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
+  self.head->loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
   self.device->accumulate_sum(self.loss_sum, self.losses);
   self.backward(pass);
 }
@@ -239,7 +240,7 @@ void Transformer::forward(const int32_t* tokens, const int32_t* targets) {
   const Pass pass = self.pass(PassKind::Evaluation, 0);
   self.upload(tokens, targets);
   self.forward(pass);
-  self.head[0].loss(pass, {.targets = self.targets, .losses = self.losses});
+  self.head->loss(pass, {.targets = self.targets, .losses = self.losses});
   self.device->accumulate_sum(self.loss_sum, self.losses);
 }
 
