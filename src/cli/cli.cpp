@@ -11,6 +11,8 @@ int run_command_line(int argc, char** argv) {
   CLI::App app{"Octet pretrains language models in FP8, from token shards to a verdict."};
   Action action;
   app.require_subcommand(0, 1);
+  add_tokenize(app, action);
+  add_data(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
