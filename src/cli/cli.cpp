@@ -68,6 +68,8 @@ int run_command_line(int argc, char** argv) {
   Action action;
   add_train(app, action);
   add_compare(app, action);
+  add_tokenize(app, action);
+  add_data(app, action);
   add_plan(app, action);
   add_config(app, action);
   add_checkpoint(app, action);

@@ -1,0 +1,68 @@
+// octet tokenize: text files and folders to llm.c shards with the byte tokenizer.
+#include "data/tokenize.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "base/clock.h"
+#include "base/text.h"
+#include "cli/command.h"
+#include "cli/progress_bar.h"
+
+namespace octet {
+namespace {
+
+int run(TokenizeOptions options) {
+  const double begun = monotonic_seconds();
+  TokenizeResult result;
+  {
+    ProgressBar bar("tokenizing");
+    options.progress = [&bar](uint64_t done, uint64_t all) { bar.update(done, all); };
+    result = tokenize(options);
+  }
+  const auto print = [](const char* name, const TokenizeResult::Split& split) {
+    if (split.files.empty()) return;
+    fmt::print("{:<11} {:>8} tokens  {:>7} documents  {} shard{}  {}\n", name,
+               human_count(static_cast<double>(split.tokens)), split.documents, split.files.size(),
+               split.files.size() == 1 ? "" : "s",
+               escape_control((split.files[0].parent_path() / (std::string(name) + "_*.bin")).string()));
+  };
+  print("train", result.train);
+  print("validation", result.validation);
+  if (result.skipped_empty + result.skipped_other > 0)
+    fmt::print("passed over {} empty files and {} hidden entries, links or devices\n", result.skipped_empty,
+               result.skipped_other);
+  fmt::print("byte tokenizer: set model.vocabulary to 257. Done in {}.\n",
+             human_duration(monotonic_seconds() - begun));
+  return 0;
+}
+
+}  // namespace
+
+void add_tokenize(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<TokenizeOptions>();
+  const auto overwrite = std::make_shared<bool>(false);
+  CLI::App* command =
+      app.add_subcommand("tokenize", "Text files or folders to token shards (bytes + end of text)");
+  command->add_option("input", options->inputs, "text files or folders; folders are searched recursively")
+      ->required();
+  command->add_option("--output", options->output, "folder for train_000000.bin, validation_000000.bin, ...")
+      ->required();
+  command->add_option("--validation", options->validation, "fraction of the bytes held out, by document")
+      ->capture_default_str();
+  command->add_option("--shard-tokens", options->shard_tokens, "tokens a shard at most")
+      ->capture_default_str();
+  command->add_flag("--overwrite", *overwrite, "replace the shards that the output folder holds");
+  command->footer(
+      "Every byte becomes an id from 0 to 255; 256 goes before each document (a file). Hidden entries of "
+      "folders are\n"
+      "passed over. The same input gives the same shards.\n\n"
+      "Example:\n  octet tokenize /usr/include/c++ --output data/cpp --validation 0.05");
+  command->callback([options, overwrite, &action] {
+    options->existing = *overwrite ? ExistingShards::Replace : ExistingShards::Refuse;
+    action = [options] { return run(*options); };
+  });
+}
+
+}  // namespace octet
