@@ -3,28 +3,91 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "base/text.h"
+#include "base/version.h"
 #include "cli/command.h"
 
 namespace octet {
+namespace {
+
+int report(const Error& error) {
+  fmt::print(stderr, "error: {}\n", error.what());
+  if (!error.hint().empty()) fmt::print(stderr, "hint:  {}\n", error.hint());
+  return static_cast<int>(error.code());
+}
+
+const CLI::App* chosen_command(const CLI::App& app) {
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
+  return command;
+}
+
+// "octet data info"
+std::string full_name(const CLI::App& app) {
+  std::string name = "octet";
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands().front();
+    name += " " + command->get_name();
+  }
+  return name;
+}
+
+std::vector<std::string> words_of(const CLI::App& command) {
+  std::vector<std::string> words;
+  for (const CLI::App* sub : command.get_subcommands([](const CLI::App*) { return true; }))
+    words.push_back(sub->get_name());
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) words.push_back("--" + name);
+  }
+  return words;
+}
+
+// What the parser refused, in the words of the house, with the nearest command or option.
+Error usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* command = chosen_command(app);
+  std::string hint = fmt::format("see '{} --help'", full_name(app));
+  const std::vector<std::string> left = command->remaining();
+  if (left.empty()) return {ExitCode::Usage, escape_control(error.what()), hint};
+  const std::string word = left[0].substr(0, left[0].find('='));
+  const std::vector<std::string> words = words_of(*command);
+  const std::string near = nearest(word, words);
+  if (!near.empty()) hint = fmt::format("did you mean '{} {}'? {}", full_name(app), near, hint);
+  const bool takes_commands = !command->get_subcommands([](const CLI::App*) { return true; }).empty();
+  const char* kind = left[0][0] == '-' ? "option" : takes_commands ? "command" : "argument";
+  return {ExitCode::Usage, fmt::format("unknown {} \"{}\"", kind, escape_control(word)), hint};
+}
+
+}  // namespace
 
 int run_command_line(int argc, char** argv) {
-  CLI::App app{"Octet pretrains language models in FP8, from token shards to a verdict."};
-  Action action;
+  CLI::App app{"Octet pretrains language models in FP8, from token shards to a verdict.", "octet"};
+  app.set_version_flag("--version", fmt::format("octet {}\n{}", version(), build_summary()));
+  app.footer("Example:\n  octet plan configs/quickstart.json\nEvery command has its own --help.");
   app.require_subcommand(0, 1);
+  Action action;
+  add_train(app, action);
+  add_compare(app, action);
+  add_plan(app, action);
+  add_config(app, action);
+  add_checkpoint(app, action);
+  add_doctor(app, action);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::Success& success) {  // --help, --version
+    return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? 0 : static_cast<int>(ExitCode::Usage);
+    return report(usage_error(app, error));
   }
   try {
     if (action) return action();
     fmt::print("{}", app.help());
     return 0;
   } catch (const Error& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    if (!error.hint().empty()) fmt::print(stderr, "hint:  {}\n", error.hint());
-    return static_cast<int>(error.code());
+    return report(error);
+  } catch (const std::exception& error) {
+    return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())),
+                   "this is a bug: please report it with the command, the configuration and 'octet doctor'"});
   }
 }
 

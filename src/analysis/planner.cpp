@@ -1,0 +1,234 @@
+#include "analysis/planner.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <set>
+
+#include "base/text.h"
+#include "optimizer/schedule.h"
+#include "training/precision_proof.h"
+#include "training/run_memory.h"
+
+namespace octet {
+namespace {
+
+// "blocks.11.ffn.down.weight" -> "blocks.*.ffn.down.weight".
+std::string fold_numbers(const std::string& name) {
+  std::string out;
+  for (size_t i = 0; i < name.size();) {
+    const bool starts = i == 0 || name[i - 1] == '.';
+    size_t end = i;
+    while (end < name.size() && std::isdigit(static_cast<unsigned char>(name[end]))) ++end;
+    if (starts && end > i && (end == name.size() || name[end] == '.')) {
+      out += '*';
+      i = end;
+    } else {
+      out += name[i++];
+    }
+  }
+  return out;
+}
+
+void add_memory(const RunConfig& config, RunPlan& plan) {
+  MemoryPlan device, host;
+  const RunMemory memory(nullptr, config, device, host);
+  plan.device_bytes = device.peak_bytes();
+  plan.host_bytes = host.peak_bytes();
+  plan.checkpoint_bytes = checkpoint_bytes(memory.snapshot.payloads());
+
+  std::map<Category, uint64_t> categories;
+  std::map<std::tuple<std::string, Category, DType>, PlannedItem> items;
+  std::map<std::pair<Category, DType>, uint64_t> states;
+  for (const MemoryPlan::Item& item : device.items()) {
+    categories[item.category] += item.bytes;
+    states[{item.category, item.dtype}] += static_cast<uint64_t>(item.shape.elements()) * size_of(item.dtype);
+    PlannedItem& row = items[{fold_numbers(item.name), item.category, item.dtype}];
+    row.name = fold_numbers(item.name);
+    row.category = item.category;
+    row.type = name_of(item.dtype);
+    row.count += 1;
+    row.elements += item.shape.elements();
+    row.bytes += item.bytes;
+  }
+  plan.by_category.assign(categories.begin(), categories.end());
+  int64_t listed = 0;
+  for (const auto& [category, bytes] : categories) listed += static_cast<int64_t>(bytes);
+  plan.unlisted_bytes = static_cast<int64_t>(plan.device_bytes) - listed;
+  for (const auto& [key, row] : items) plan.items.push_back(row);
+  std::stable_sort(plan.items.begin(), plan.items.end(),
+                   [](const PlannedItem& a, const PlannedItem& b) { return a.bytes > b.bytes; });
+
+  double sum = 0;
+  for (const Category category : {Category::Masters, Category::Gradients, Category::WorkingWeights,
+                                  Category::FirstMoments, Category::SecondMoments, Category::ScaleTable}) {
+    for (const auto& [key, bytes] : states) {
+      if (key.first != category) continue;
+      const double each = static_cast<double>(bytes) / static_cast<double>(plan.parameters);
+      plan.bytes_per_parameter.push_back(
+          {fmt::format("{} {}", name_of(category), name_of(key.second)), each});
+      sum += each;
+    }
+  }
+  plan.bytes_per_parameter.push_back({"sum", sum});
+}
+
+// FP8 GEMMs on H100-class GPUs against BF16 by size, casts included: no gain up to 2048, about 1.2 at
+// 4096, 1.4 to 1.5 at 8192 (roofline of pytorch/ao pull request 940).
+std::string expected_gain(int64_t smallest) {
+  if (smallest <= 2048) return "none";
+  if (smallest < 8192) return "about 1.2x";
+  return "1.4x to 1.5x";
+}
+
+void add_gemms(const RunConfig& config, RunPlan& plan) {
+  const TransformerSpec& s = config.model;
+  const int64_t tokens = config.batch.micro * s.context;
+  plan.gemms = {{"attention.qkv", tokens, s.qkv_width(), s.width, {}},
+                {"attention.out", tokens, s.width, s.attention_width(), {}},
+                {"ffn.gate_up", tokens, 2 * s.ffn_width, s.width, {}},
+                {"ffn.down", tokens, s.width, s.ffn_width, {}}};
+  for (PlannedGemm& gemm : plan.gemms) gemm.expected_gain = expected_gain(std::min({gemm.m, gemm.n, gemm.k}));
+  plan.gemms.push_back({"head", tokens, s.vocabulary, s.width, "always BF16"});
+}
+
+double float8_share(const RunConfig& config) {
+  const double head = static_cast<double>(config.model.vocabulary * config.model.width);
+  const double all = static_cast<double>(config.model.matmul_parameters());
+  double share = 0;
+  for (const GemmClass gemm : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad})
+    share += promised_fp8_share(config.model, config.precision, gemm) * (all - head) / (3 * all);
+  return share;
+}
+
+void add_learning_rates(const RunConfig& config, RunPlan& plan) {
+  const int64_t steps = config.run.steps, warmup = config.schedule.warmup_steps;
+  std::set<int64_t> at = {0,         warmup / 2,    warmup,         steps / 4,
+                          steps / 2, steps * 3 / 4, steps * 9 / 10, steps - 1};
+  for (const int64_t step : at) {
+    if (step >= 0 && step < steps)
+      plan.learning_rates.push_back({step, learning_rate(config.schedule, step, steps)});
+  }
+}
+
+void add_warnings(const RunConfig& config, RunPlan& plan) {
+  const auto warn = [&](std::string text) { plan.warnings.push_back(std::move(text)); };
+  const Recipe& recipe = config.precision;
+  if (recipe.float8() && config.model.width <= 2048) {
+    warn(fmt::format(
+        "width {}: FP8 GEMMs with a dimension of 2048 or less are no faster than BF16 on H100-class GPUs "
+        "(pytorch/ao pull request 940); FP8 moments still save memory",
+        config.model.width));
+  }
+  if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::None) {
+    warn(
+        "smooth_swiglu \"none\": outliers of the SwiGLU product share one scale; FP8 runs of hundreds of "
+        "billions of "
+        "tokens have diverged this way (Fishman et al. 2409.12517)");
+  }
+  if (plan.tokens_per_parameter < 20) {
+    warn(fmt::format(
+        "{:.1f} tokens a parameter: compute-optimal training takes about 20 (Hoffmann et al. 2203.15556)",
+        plan.tokens_per_parameter));
+  }
+  if (config.schedule.warmup_steps == 0) warn("no warmup: Adam's first steps use the full learning rate");
+  if (config.data.train.empty())
+    warn("/data/train is empty: this configuration can be planned but not trained");
+  if (config.evaluation.every > 0 && config.data.validation.empty())
+    warn("/data/validation is empty: no validation loss will be measured");
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+  const uint64_t memory =
+      pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page) : 0;
+  const uint64_t wanted = plan.device_bytes + plan.host_bytes;
+  if (memory > 0 && wanted > memory) {
+    warn(fmt::format("{} on the CPU device is more than this machine's {} of memory", human_bytes(wanted),
+                     human_bytes(memory)));
+  }
+}
+
+}  // namespace
+
+RunPlan plan_run(const RunConfig& config) {
+  RunPlan plan;
+  plan.parameters = config.model.parameters();
+  plan.matmul_parameters = config.model.matmul_parameters();
+  plan.steps = config.run.steps;
+  plan.tokens_per_step = config.batch.tokens;
+  plan.micro_batches_per_step = accumulation(config);
+  plan.tokens_total = plan.steps * plan.tokens_per_step;
+  plan.tokens_per_parameter = static_cast<double>(plan.tokens_total) / static_cast<double>(plan.parameters);
+  plan.flops_per_token = config.model.flops_per_token();
+  plan.flops_per_step = plan.flops_per_token * static_cast<double>(plan.tokens_per_step);
+  plan.flops_total = plan.flops_per_token * static_cast<double>(plan.tokens_total);
+  plan.float8_flop_share = float8_share(config);
+  add_memory(config, plan);
+  add_gemms(config, plan);
+  add_learning_rates(config, plan);
+
+  const CheckpointOptions& c = config.checkpoint;
+  const int64_t saves = c.every > 0 ? (plan.steps + c.every - 1) / c.every : 1;
+  const int64_t kept = std::min(c.keep, saves) + 1;  // one more while it is being written
+  const int64_t permanent = c.keep_every > 0 ? plan.steps / c.keep_every : 0;
+  plan.disk_bytes = plan.checkpoint_bytes * static_cast<uint64_t>(kept + permanent);
+  add_warnings(config, plan);
+  return plan;
+}
+
+double StateScheme::bytes() const {
+  double sum = 0;
+  for (const BytesPerParameter& item : items) sum += item.bytes;
+  return sum;
+}
+
+std::vector<StateScheme> reference_schemes() {
+  const char* kaitchup = "The Kaitchup on nanotron's FP8";
+  const char* playbook = "Ultra-Scale Playbook";
+  constexpr double fp32 = 4, fp16 = 2, bf16 = 2, fp8 = 1;
+  return {
+      {"all FP32",
+       kaitchup,
+       {{"weight", fp32}, {"gradient", fp32}, {"first moment", fp32}, {"second moment", fp32}}},
+      {"BF16, FP32 moments",
+       kaitchup,
+       {{"weight", bf16}, {"gradient", bf16}, {"first moment", fp32}, {"second moment", fp32}}},
+      {"BF16, FP8 moments",
+       kaitchup,
+       {{"weight", bf16}, {"gradient", bf16}, {"first moment", fp8}, {"second moment", fp8}}},
+      {"BF16 with FP32 accumulation",
+       playbook,
+       {{"master", fp32},
+        {"gradient accumulator", fp32},
+        {"weight", bf16},
+        {"gradient", bf16},
+        {"first moment", fp32},
+        {"second moment", fp32}}},
+      {"BF16 without it",
+       playbook,
+       {{"master", fp32},
+        {"weight", bf16},
+        {"gradient", bf16},
+        {"first moment", fp32},
+        {"second moment", fp32}}},
+      {"FP8-LM O3",
+       playbook,
+       {{"master", fp16},
+        {"gradient accumulator", fp16},
+        {"weight", fp8},
+        {"gradient", fp8},
+        {"first moment", fp8},
+        {"second moment", fp16}}},
+      {"nanotron FP8",
+       playbook,
+       {{"master", bf16},
+        {"gradient accumulator", fp32},
+        {"weight", fp8},
+        {"gradient", fp8},
+        {"first moment", fp8},
+        {"second moment", fp8}}},
+  };
+}
+
+}  // namespace octet

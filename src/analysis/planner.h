@@ -1,0 +1,65 @@
+// What a run will need and do, computed without a device: the trainer's own memory plan, FLOPs, tokens,
+// learning rates, disk.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/run_config.h"
+#include "tensor/memory_plan.h"
+
+namespace octet {
+
+struct PlannedItem {
+  std::string name;  // block numbers folded: "blocks.*.ffn.down.weight"
+  Category category;
+  std::string type;  // "F32", "F8_E4M3", ...
+  int64_t count = 0, elements = 0;
+  uint64_t bytes = 0;
+};
+
+struct BytesPerParameter {
+  std::string item;
+  double bytes = 0;
+};
+
+// One of a transformer's matrix products, and what FP8 is expected to bring on a GPU.
+struct PlannedGemm {
+  std::string name;
+  int64_t m = 0, n = 0, k = 0;  // tokens, outputs, inputs of fprop
+  std::string expected_gain;
+};
+
+struct RunPlan {
+  int64_t parameters = 0, matmul_parameters = 0;
+  double flops_per_token = 0, flops_per_step = 0, flops_total = 0;
+  double float8_flop_share = 0;  // of all GEMM FLOPs (block linears and head), as the recipe promises
+  int64_t tokens_per_step = 0, micro_batches_per_step = 0, steps = 0, tokens_total = 0;
+  double tokens_per_parameter = 0;
+
+  uint64_t device_bytes = 0;  // the arena: peak of the device plan
+  uint64_t host_bytes = 0;    // the checkpoint's snapshot and the validation windows
+  std::vector<std::pair<Category, uint64_t>> by_category;  // of the device plan
+  int64_t unlisted_bytes = 0;      // device_bytes - sum of by_category: alignment, less what shares memory
+  std::vector<PlannedItem> items;  // device plan, largest first
+  std::vector<BytesPerParameter> bytes_per_parameter;  // states; the last row is the sum
+
+  std::vector<PlannedGemm> gemms;
+  std::vector<std::pair<int64_t, double>> learning_rates;  // (step from 0, rate)
+  uint64_t checkpoint_bytes = 0;                           // one
+  uint64_t disk_bytes = 0;  // the kept ones, one being written, and the permanent ones
+  std::vector<std::string> warnings;
+};
+
+RunPlan plan_run(const RunConfig& config);
+
+// Training-state layouts of other systems, item by item, so that a number such as "6 bytes a parameter" can
+// be compared with ours: publications count different items.
+struct StateScheme {
+  std::string name, source;
+  std::vector<BytesPerParameter> items;
+  double bytes() const;
+};
+std::vector<StateScheme> reference_schemes();
+
+}  // namespace octet

@@ -1,0 +1,163 @@
+// octet plan: what a run will need and do, without touching a device, the data or the disk.
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "analysis/planner.h"
+#include "base/text.h"
+#include "cli/command.h"
+#include "config/document.h"
+
+namespace octet {
+namespace {
+
+struct Options {
+  std::string path;
+  std::vector<std::string> overrides;
+  bool json = false, items = false;
+};
+
+Json to_json(const RunPlan& plan, const RunConfig& config) {
+  Json root = Json::object();
+  root["name"] = config.run.name;
+  root["config_hash"] = config_hash(config);
+  root["parameters"] = plan.parameters;
+  root["matmul_parameters"] = plan.matmul_parameters;
+  root["flops"] = {{"per_token", plan.flops_per_token},
+                   {"per_step", plan.flops_per_step},
+                   {"total", plan.flops_total},
+                   {"float8_share", plan.float8_flop_share}};
+  root["tokens"] = {{"per_step", plan.tokens_per_step},
+                    {"total", plan.tokens_total},
+                    {"per_parameter", plan.tokens_per_parameter}};
+  root["steps"] = plan.steps;
+  root["micro_batches_per_step"] = plan.micro_batches_per_step;
+  Json memory = Json::object();
+  memory["device_bytes"] = plan.device_bytes;
+  memory["host_bytes"] = plan.host_bytes;
+  for (const auto& [category, bytes] : plan.by_category) memory["by_category"][name_of(category)] = bytes;
+  memory["unlisted_bytes"] = plan.unlisted_bytes;
+  memory["items"] = Json::array();
+  for (const PlannedItem& item : plan.items) {
+    memory["items"].push_back({{"name", item.name},
+                               {"category", name_of(item.category)},
+                               {"type", item.type},
+                               {"count", item.count},
+                               {"elements", item.elements},
+                               {"bytes", item.bytes}});
+  }
+  root["memory"] = memory;
+  for (const BytesPerParameter& row : plan.bytes_per_parameter)
+    root["bytes_per_parameter"][row.item] = row.bytes;
+  root["reference_bytes_per_parameter"] = Json::array();
+  for (const StateScheme& scheme : reference_schemes()) {
+    Json items = Json::object();
+    for (const BytesPerParameter& item : scheme.items) items[item.item] = item.bytes;
+    root["reference_bytes_per_parameter"].push_back(
+        {{"name", scheme.name}, {"source", scheme.source}, {"items", items}, {"sum", scheme.bytes()}});
+  }
+  root["gemms"] = Json::array();
+  for (const PlannedGemm& gemm : plan.gemms) {
+    root["gemms"].push_back({{"name", gemm.name},
+                             {"m", gemm.m},
+                             {"n", gemm.n},
+                             {"k", gemm.k},
+                             {"expected_gain", gemm.expected_gain}});
+  }
+  root["learning_rate"] = Json::array();
+  for (const auto& [step, rate] : plan.learning_rates)
+    root["learning_rate"].push_back({{"step", step}, {"rate", rate}});
+  root["checkpoint"] = {{"bytes", plan.checkpoint_bytes}, {"disk_bytes", plan.disk_bytes}};
+  root["warnings"] = plan.warnings;
+  return root;
+}
+
+void print_memory(const RunPlan& plan, const Options& options) {
+  fmt::print("\nMemory on the device\n");
+  for (const auto& [category, bytes] : plan.by_category)
+    fmt::print("  {:<22} {:>12}  {:5.1f} %\n", name_of(category), human_bytes(bytes),
+               100.0 * static_cast<double>(bytes) / static_cast<double>(plan.device_bytes));
+  if (plan.unlisted_bytes > 0)
+    fmt::print("  {:<22} {:>12}\n", "alignment", human_bytes(static_cast<uint64_t>(plan.unlisted_bytes)));
+  else if (plan.unlisted_bytes < 0)
+    fmt::print("  {:<22} {:>12}\n", "shared in time",
+               "-" + human_bytes(static_cast<uint64_t>(-plan.unlisted_bytes)));
+  fmt::print("  {:<22} {:>12}\n", "peak", human_bytes(plan.device_bytes));
+  fmt::print("  {:<22} {:>12}  checkpoint snapshot, validation windows\n", "and on the host",
+             human_bytes(plan.host_bytes));
+
+  const size_t shown = options.items ? plan.items.size() : std::min<size_t>(plan.items.size(), 12);
+  fmt::print("\nLargest items{}\n", shown < plan.items.size() ? " (all: --items)" : "");
+  for (size_t i = 0; i < shown; ++i) {
+    const PlannedItem& item = plan.items[i];
+    fmt::print("  {:<44} {:<8} {:>5} x {:>10}\n", item.name, item.type, item.count,
+               human_bytes(item.bytes / static_cast<uint64_t>(item.count)));
+  }
+
+  fmt::print("\nTraining state, bytes per parameter\n");
+  for (const BytesPerParameter& row : plan.bytes_per_parameter)
+    fmt::print("  {:<28} {:6.2f}\n", row.item, row.bytes);
+  fmt::print("  elsewhere, with the items each publication counts:\n");
+  for (const StateScheme& scheme : reference_schemes()) {
+    std::string items;
+    for (const BytesPerParameter& item : scheme.items)
+      items += fmt::format("{}{} {:g}", items.empty() ? "" : ", ", item.item, item.bytes);
+    fmt::print("  {:<28} {:6.2f}  {}: {}\n", scheme.name, scheme.bytes(), scheme.source, items);
+  }
+}
+
+void print(const RunPlan& plan, const RunConfig& config, const Options& options) {
+  const TransformerSpec& s = config.model;
+  fmt::print("{}: {}, recipe {}\n\n", config.run.name, s.preset, config.precision.name);
+  fmt::print(
+      "Model     {} parameters ({}): {} layers, width {}, {} heads ({} kv), ffn {}, vocabulary {}, context "
+      "{}\n",
+      plan.parameters, human_count(static_cast<double>(plan.parameters)), s.layers, s.width, s.heads,
+      s.kv_heads, s.ffn_width, s.vocabulary, s.context);
+  fmt::print("Step      {} tokens in {} micro-batches of {} x {}\n", plan.tokens_per_step,
+             plan.micro_batches_per_step, config.batch.micro, s.context);
+  fmt::print("Run       {} steps, {} tokens, {:.1f} tokens a parameter\n", plan.steps,
+             human_count(static_cast<double>(plan.tokens_total)), plan.tokens_per_parameter);
+  fmt::print("FLOPs     {:.3e} a token, {:.3e} a step, {:.3e} in all; {:.1f} % of GEMM FLOPs in FP8\n",
+             plan.flops_per_token, plan.flops_per_step, plan.flops_total, 100 * plan.float8_flop_share);
+  fmt::print("Disk      {} a checkpoint, {} for all that are kept\n", human_bytes(plan.checkpoint_bytes),
+             human_bytes(plan.disk_bytes));
+  print_memory(plan, options);
+
+  fmt::print("\nGEMMs of a micro-batch (tokens x outputs x inputs){}\n",
+             config.precision.float8() ? " and the gain of FP8 to expect on a GPU" : "");
+  for (const PlannedGemm& gemm : plan.gemms)
+    fmt::print("  {:<16} {:>7} x {:>7} x {:>7}  {}\n", gemm.name, gemm.m, gemm.n, gemm.k,
+               config.precision.float8() ? gemm.expected_gain : "");
+  fmt::print("\nLearning rate\n");
+  for (const auto& [step, rate] : plan.learning_rates) fmt::print("  step {:>10}  {:.4e}\n", step, rate);
+  if (!plan.warnings.empty()) fmt::print("\n");
+  for (const std::string& warning : plan.warnings) fmt::print("note: {}\n", warning);
+}
+
+int run(const Options& options) {
+  const RunConfig config = load_config(options.path, options.overrides);
+  const RunPlan plan = plan_run(config);
+  if (options.json)
+    fmt::print("{}\n", to_json(plan, config).dump(2));
+  else
+    print(plan, config, options);
+  return 0;
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, Action& action) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("plan", "Show memory, FLOPs, tokens and schedule of a run; nothing is touched");
+  command->add_option("CONFIG", options->path, "configuration file")->required();
+  command->add_option("--set", options->overrides, "override a key: section.key=value (repeatable)")
+      ->allow_extra_args(false);
+  command->add_flag("--json", options->json, "print JSON");
+  command->add_flag("--items", options->items, "list every item of the memory plan");
+  command->footer("Example:\n  octet plan configs/8b-fp8.json --set batch.micro=2");
+  command->callback([options, &action] { action = [options] { return run(*options); }; });
+}
+
+}  // namespace octet

@@ -1,0 +1,130 @@
+// The plan's numbers against hand arithmetic.
+#include <cmath>
+
+#include "analysis/planner.h"
+#include "catch.h"
+#include "optimizer/schedule.h"
+
+using namespace octet;
+
+namespace {
+
+const std::string configs = OCTET_SOURCE_DIR "/configs/";
+
+double bytes_of(const RunPlan& plan, const std::string& item) {
+  for (const BytesPerParameter& row : plan.bytes_per_parameter) {
+    if (row.item.compare(0, item.size(), item) == 0) return row.bytes;
+  }
+  return -1;
+}
+double scheme(const std::string& name) {
+  for (const StateScheme& s : reference_schemes()) {
+    if (s.name == name) return s.bytes();
+  }
+  return -1;
+}
+bool warns(const RunPlan& plan, const std::string& text) {
+  for (const std::string& warning : plan.warnings) {
+    if (warning.find(text) != std::string::npos) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("the published layouts of training state add up to the published sums (M1)") {
+  CHECK(scheme("all FP32") == 16);
+  CHECK(scheme("BF16, FP32 moments") == 12);
+  CHECK(scheme("BF16, FP8 moments") == 6);
+  CHECK(scheme("BF16 with FP32 accumulation") == 20);
+  CHECK(scheme("BF16 without it") == 16);
+  CHECK(scheme("FP8-LM O3") == 9);
+  CHECK(scheme("nanotron FP8") == 10);
+}
+
+TEST_CASE("our bytes per parameter are those of the formats") {
+  const RunPlan bf16 = plan_run(load_config(configs + "8b-bf16.json"));
+  const RunPlan fp8 = plan_run(load_config(configs + "8b-fp8.json"));
+  // Every parameter has an FP32 master and an FP32 gradient.
+  for (const RunPlan* plan : {&bf16, &fp8}) {
+    CHECK(bytes_of(*plan, "master weights") == 4);
+    CHECK(bytes_of(*plan, "gradients") == 4);
+  }
+  CHECK(bytes_of(bf16, "first moments") == 4);
+  // Of 8.03e9 parameters, L * 2 D + D = 266240 are gains with FP32 moments; the others take 1 byte and a
+  // share of an FP32 scale per 128 (tensors are multiples of 128 here).
+  const double gains = 32 * 2 * 4096 + 4096, others = static_cast<double>(fp8.parameters) - gains;
+  double first = 0;
+  for (const BytesPerParameter& row : fp8.bytes_per_parameter) {
+    if (row.item.rfind("first moments", 0) == 0) first += row.bytes;
+  }
+  CHECK(first * static_cast<double>(fp8.parameters) ==
+        Approx(others * (1 + 4.0 / 128) + 4 * gains).epsilon(1e-12));
+  CHECK(fp8.bytes_per_parameter.back().item == "sum");
+  CHECK(fp8.bytes_per_parameter.back().bytes < bf16.bytes_per_parameter.back().bytes - 5.9);
+}
+
+TEST_CASE("the memory table adds up to the peak") {
+  for (const char* name : {"quickstart.json", "quickstart-bf16.json", "8b-fp8.json"}) {
+    const RunPlan plan = plan_run(load_config(configs + name));
+    int64_t listed = plan.unlisted_bytes, items = plan.unlisted_bytes;
+    for (const auto& [category, bytes] : plan.by_category) listed += static_cast<int64_t>(bytes);
+    for (const PlannedItem& item : plan.items) items += static_cast<int64_t>(item.bytes);
+    INFO(name);
+    CHECK(listed == static_cast<int64_t>(plan.device_bytes));
+    CHECK(items == static_cast<int64_t>(plan.device_bytes));
+    // Masters of the checkpoint are on the host as well.
+    CHECK(plan.host_bytes > 4 * static_cast<uint64_t>(plan.parameters));
+  }
+}
+
+TEST_CASE("FLOPs and tokens follow from the shape") {
+  const RunConfig c = load_config(configs + "7b-fp8.json");
+  const RunPlan plan = plan_run(c);
+  // L (4 D^2 + 3 D F) + V D weights in GEMMs; attention 6 L S D a token (causal half of forward and
+  // backward).
+  const double d = 4096, f = 11008, l = 32, v = 32000, s = 4096;
+  const double weights = l * (4 * d * d + 3 * d * f) + v * d;
+  CHECK(static_cast<double>(plan.matmul_parameters) == weights);
+  CHECK(plan.flops_per_token == Approx(6 * weights + 6 * l * s * d).epsilon(1e-12));
+  CHECK(plan.tokens_total == 32200LL * 4194304);
+  CHECK(plan.flops_total == Approx(plan.flops_per_token * 32200 * 4194304).epsilon(1e-12));
+  CHECK(plan.micro_batches_per_step == 1024);
+  CHECK(plan.float8_flop_share == Approx((weights - v * d) / weights).epsilon(1e-12));
+  CHECK(plan_run(load_config(configs + "7b-bf16.json")).float8_flop_share == 0);
+}
+
+TEST_CASE("the learning-rate table is the schedule itself") {
+  const RunConfig c = load_config(configs + "124m-fp8.json");
+  const RunPlan plan = plan_run(c);
+  REQUIRE(plan.learning_rates.size() >= 6);
+  CHECK(plan.learning_rates.front().first == 0);
+  CHECK(plan.learning_rates.back().first == c.run.steps - 1);
+  for (const auto& [step, rate] : plan.learning_rates)
+    CHECK(rate == learning_rate(c.schedule, step, c.run.steps));
+}
+
+TEST_CASE("a checkpoint holds masters and moments; the disk holds keep + 1") {
+  RunConfig c = load_config(configs + "quickstart.json");
+  c.checkpoint = {50, 2, 0, true, "continue"};  // 300 steps: 6 saves, 2 kept, 1 being written
+  RunPlan plan = plan_run(c);
+  const double state = static_cast<double>(plan.parameters) * (4 + 2 * (1 + 4.0 / 128));
+  CHECK(static_cast<double>(plan.checkpoint_bytes) > state);
+  CHECK(static_cast<double>(plan.checkpoint_bytes) < 1.05 * state);
+  CHECK(plan.disk_bytes == 3 * plan.checkpoint_bytes);
+  c.checkpoint.keep_every = 100;
+  CHECK(plan_run(c).disk_bytes == 6 * plan.checkpoint_bytes);
+}
+
+TEST_CASE("warnings name what will disappoint, and only then") {
+  const RunPlan small = plan_run(load_config(configs + "1b-fp8.json"));
+  CHECK(warns(small, "no faster than BF16"));
+  const RunPlan large = plan_run(load_config(configs + "8b-fp8.json"));
+  CHECK_FALSE(warns(large, "no faster than BF16"));
+  CHECK_FALSE(warns(plan_run(load_config(configs + "1b-bf16.json")), "no faster than BF16"));
+  CHECK(warns(plan_run(load_config(configs + "1b-fp8.json", {"run.steps=2000"})), "tokens a parameter"));
+  CHECK_FALSE(warns(small, "tokens a parameter"));
+  CHECK(warns(plan_run(load_config(configs + "8b-fp8.json", {"precision.smooth_swiglu=none"})),
+              "smooth_swiglu"));
+  CHECK_FALSE(warns(large, "smooth_swiglu"));
+}

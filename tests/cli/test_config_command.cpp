@@ -1,0 +1,130 @@
+// octet config, octet plan, octet doctor and the command line itself.
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/version.h"
+#include "catch.h"
+#include "cli/command_run.h"
+#include "config/run_config.h"
+
+using namespace octet;
+using Json = nlohmann::ordered_json;
+
+namespace {
+const std::string configs = OCTET_SOURCE_DIR "/configs/";
+
+size_t files_in(const std::filesystem::path& folder) {
+  size_t n = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::recursive_directory_iterator(folder)) ++n;
+  return n;
+}
+}  // namespace
+
+TEST_CASE("octet config prints what the library resolves, and reads its own output") {
+  const TemporaryFolder folder;
+  const CommandRun run =
+      run_octet("config '" + configs + "124m-fp8.json' --set run.steps=7000 --set batch.micro=8");
+  CHECK(run.code == 0);
+  CHECK(run.output == to_json(load_config(configs + "124m-fp8.json", {"run.steps=7000", "batch.micro=8"})));
+  std::ofstream(folder.path() / "resolved.json") << run.output;
+  CHECK(run_octet("config resolved.json", folder.path()).output == run.output);
+  CHECK(run_octet("config --schema").output == json_schema());
+  CHECK(run_octet("config resolved.json --hash", folder.path()).output.size() == 17);
+}
+
+TEST_CASE("a misspelt key ends every command with exit 2, the right key and no files") {
+  const TemporaryFolder folder;
+  std::ofstream(folder.path() / "c.json") << R"({"run": {"stepz": 4}, "model": {"width": -1}})";
+  for (const char* command : {"config", "plan"}) {
+    const CommandRun run = run_octet(std::string(command) + " c.json", folder.path());
+    INFO(run.output);
+    CHECK(run.code == 2);
+    CHECK(run.says("error: c.json: 2 problems"));
+    CHECK(run.says("line 1, column 10: /run/stepz: unknown key; did you mean \"steps\"?"));
+    CHECK(run.says("/model/width: found -1"));
+    CHECK(run.says("hint:  "));
+  }
+  CHECK(run_octet("plan absent.json", folder.path()).code == 2);
+  CHECK(files_in(folder.path()) == 1);
+}
+
+TEST_CASE("an unknown command or option ends with exit 2 and a suggestion") {
+  const struct {
+    const char* arguments;
+    const char* error;
+    const char* hint;
+  } cases[] = {
+      {"pln x.json", "unknown command \"pln\"", "did you mean 'octet plan'?"},
+      {"docter", "unknown command \"docter\"", "did you mean 'octet doctor'?"},
+      {"plan x.json --jsn", "unknown option \"--jsn\"", "did you mean 'octet plan --json'?"},
+      {"plan x.json --items=3 --sett=a", "unknown option \"--sett\"", "did you mean 'octet plan --set'?"},
+      {"plan a.json b.json", "unknown argument \"b.json\"", "see 'octet plan --help'"},
+      {"plan", "CONFIG is required", "see 'octet plan --help'"},
+      {"--versoin", "unknown option \"--versoin\"", "--version"},
+  };
+  for (const auto& c : cases) {
+    const CommandRun run = run_octet(c.arguments);
+    INFO(c.arguments << "\n" << run.output);
+    CHECK(run.code == 2);
+    CHECK(run.says(c.hint));
+    if (std::string(c.arguments).find("--items=3") == std::string::npos)
+      CHECK(run.says(std::string("error: ") + c.error));
+  }
+}
+
+TEST_CASE("every command has help with an example; version names the build") {
+  const CommandRun help = run_octet("--help");
+  CHECK(help.code == 0);
+  for (const char* command : {"plan", "config", "doctor"}) {
+    CHECK(help.says(command));
+    const CommandRun own = run_octet(std::string(command) + " --help");
+    CHECK(own.code == 0);
+    CHECK(own.says("Example"));
+    CHECK(own.says(std::string("octet ") + command));
+  }
+  const CommandRun v = run_octet("--version");
+  CHECK(v.code == 0);
+  CHECK(v.says("octet " + version()));
+  CHECK(v.says(build_summary()));
+}
+
+TEST_CASE("octet plan prints the plan, touching nothing") {
+  const TemporaryFolder folder;
+  const CommandRun text = run_octet("plan '" + configs + "8b-fp8.json'", folder.path());
+  CHECK(text.code == 0);
+  CHECK(text.says("8030261248 parameters"));
+  CHECK(text.says("161.1B tokens"));
+  CHECK(text.says("peak"));
+  const CommandRun json = run_octet("plan --json '" + configs + "8b-fp8.json'", folder.path());
+  CHECK(json.code == 0);
+  const Json plan = Json::parse(json.output);
+  CHECK(plan["parameters"] == 8030261248);
+  CHECK(plan["tokens"]["per_step"] == 4194304);
+  CHECK(files_in(folder.path()) == 0);
+}
+
+TEST_CASE("octet doctor reports the machine and leaves nothing behind") {
+  const TemporaryFolder folder;
+  const CommandRun text = run_octet("doctor", folder.path());
+  CHECK(text.code == 0);
+  CHECK(text.says("octet " + version()));
+  CHECK(text.says("write, sync and remove work"));
+  const CommandRun json = run_octet("doctor --json", folder.path());
+  CHECK(json.code == 0);
+  const Json facts = Json::parse(json.output);
+  CHECK(facts["cpu"]["cores"].get<int>() >= 1);
+  CHECK(facts["memory"]["bytes"].get<uint64_t>() > 0);
+  CHECK(facts["disk"]["writable"] == true);
+  CHECK(facts["verdicts"].size() == 6);
+  for (const Json& verdict : facts["verdicts"])
+    CHECK((verdict["trains"] == "yes") == (verdict["device"] == "cpu"));
+  CHECK(files_in(folder.path()) == 0);
+}
+
+TEST_CASE("octet doctor says when the folder cannot be written") {
+  // A folder under /proc cannot take files, even from root.
+  const CommandRun json = run_octet("doctor --json", "/proc/self");
+  CHECK(json.code == 0);
+  CHECK(Json::parse(json.output)["disk"]["writable"] == false);
+  CHECK(Json::parse(json.output)["problems"].dump().find("cannot write") != std::string::npos);
+}
