@@ -4,6 +4,9 @@
 
 #include <filesystem>
 #include <memory>
+#if defined(OCTET_HAS_ONEDNN)
+#include <oneapi/dnnl/dnnl.h>
+#endif
 
 #include "base/text.h"
 #include "base/version.h"
@@ -14,6 +17,16 @@
 
 namespace octet {
 namespace {
+
+// "3.1.0", or empty in a build without it.
+std::string onednn_version() {
+#if defined(OCTET_HAS_ONEDNN)
+  const dnnl_version_t* v = dnnl_version();
+  return fmt::format("{}.{}.{}", v->major, v->minor, v->patch);
+#else
+  return {};
+#endif
+}
 
 struct Verdict {
   std::string recipe, device, state, reason;  // state: "yes", "slow", "no"
@@ -30,7 +43,9 @@ std::vector<Verdict> verdicts(const MachineFacts& facts) {
     if (recipe == "fp32") {
       cpu.reason = "exact reference";
     } else {
-      const std::string gemm = has(facts, "amx_bf16")      ? "BF16 products on AMX"
+      const std::string gemm = onednn_version().empty()
+                                   ? "own blocked products, without oneDNN: correct, slower"
+                               : has(facts, "amx_bf16")    ? "BF16 products on AMX"
                                : has(facts, "avx512_bf16") ? "BF16 products on AVX-512"
                                                            : "BF16 products by way of FP32: correct, slower";
       cpu.reason = recipe == "fp8" ? "real FP8 codes, exact rounding; " + gemm : gemm;
@@ -73,6 +88,7 @@ Json to_json(const MachineFacts& facts) {
   Json root = Json::object();
   root["version"] = version();
   root["build"] = build_summary();
+  root["onednn"] = onednn_version();
   root["cpu"] = {
       {"name", facts.cpu}, {"cores", facts.cores}, {"features", facts.features}, {"quota", facts.cpu_quota}};
   root["system"] = {{"kernel", facts.kernel}, {"container", facts.container}};
@@ -108,7 +124,9 @@ void print(const MachineFacts& facts) {
   const auto or_unlimited = [](int64_t bytes) {
     return bytes < 0 ? std::string("unlimited") : human_bytes(static_cast<uint64_t>(bytes));
   };
-  fmt::print("octet {}  ({})\n\n", version(), build_summary());
+  const std::string onednn = onednn_version();
+  fmt::print("octet {}  ({}, {})\n\n", version(), build_summary(),
+             onednn.empty() ? "no oneDNN" : "oneDNN " + onednn);
   fmt::print("CPU       {}, {} cores; {}\n", facts.cpu, facts.cores, fmt::join(facts.features, " "));
   fmt::print("Memory    {} ({} available){}\n", human_bytes(facts.memory_bytes),
              human_bytes(facts.available_bytes),

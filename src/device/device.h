@@ -30,7 +30,8 @@ namespace octet {
 // ---------------------------------------------------------------------------------------------------
 
 // Where and how an operation leaves its result [rows, columns]. The device makes as many passes as the
-// scaling needs; the model does not know.
+// scaling needs; the model does not know. A tensor, row or column with a non-finite value gets a NaN inverse
+// scale: saturation must not hide a diverged step.
 struct CastTarget {
   Tensor high;    // storage [rows, columns]; on the CPU always present
   Tensor row;     // codes [rows, columns], or empty

@@ -23,9 +23,9 @@ size_t files_in(const std::filesystem::path& folder) {
 TEST_CASE("octet config prints what the library resolves, and reads its own output") {
   const TemporaryFolder folder;
   const CommandRun run =
-      run_octet("config '" + configs + "124m-fp8.json' --set run.steps=7 --set batch.micro=8");
+      run_octet("config '" + configs + "124m-fp8.json' --set run.steps=7000 --set batch.micro=8");
   CHECK(run.code == 0);
-  CHECK(run.output == to_json(load_config(configs + "124m-fp8.json", {"run.steps=7", "batch.micro=8"})));
+  CHECK(run.output == to_json(load_config(configs + "124m-fp8.json", {"run.steps=7000", "batch.micro=8"})));
   std::ofstream(folder.path() / "resolved.json") << run.output;
   CHECK(run_octet("config resolved.json", folder.path()).output == run.output);
   CHECK(run_octet("config --schema").output == json_schema());

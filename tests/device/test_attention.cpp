@@ -290,6 +290,28 @@ TEST_CASE("attention's gradient agrees with its formula in double beyond a key b
     }
 }
 
+TEST_CASE("attention on BF16 is attention on the same values in FP32, rounded once") {
+  // On machines with BF16 instructions the first products take another kernel; it must not show.
+  const Model m{1, 70, 2, 1, 24};
+  Problem half(m, DType::BF16, 1), full(m, DType::F32, 1);
+  for (int64_t i = 0; i < half.qkv.tensor.elements(); ++i) full.qkv.set(i, half.qkv.get(i));
+  for (int64_t i = 0; i < half.out.tensor.elements(); ++i) full.out_gradient.set(i, half.out_gradient.get(i));
+  half.forward();
+  full.forward();
+  CHECK(half.log_sum_exp.bytes() == full.log_sum_exp.bytes());
+  int64_t rounded = 0;
+  for (int64_t i = 0; i < half.out.tensor.elements(); ++i) {
+    REQUIRE(half.out.get(i) == round_to_bfloat16(full.out.get(i)));
+    rounded += half.out.get(i) != full.out.get(i);
+  }
+  CHECK(rounded > 0);
+  for (int64_t i = 0; i < half.out.tensor.elements(); ++i) full.out.set(i, half.out.get(i));
+  half.backward();
+  full.backward();
+  for (int64_t i = 0; i < half.qkv.tensor.elements(); ++i)
+    REQUIRE(half.qkv_gradient.get(i) == round_to_bfloat16(full.qkv_gradient.get(i)));
+}
+
 TEST_CASE("attention's bits do not depend on the number of threads") {
   const Model m{2, 70, 4, 2, 24};
   Problem one(m, DType::BF16, 1);

@@ -10,6 +10,9 @@
 // gradients of its key/value head are summed over the heads of the group, then the query blocks, ascending.
 // So no result depends on the number of threads.
 //
+// The two products of stored values (S and dP) run on the BF16 kernel where there is one: the same bits
+// (micro_kernel.h) in half the time.
+//
 //   S = K Q^T   P = exp(scale S - lse)   O = P^T V
 //   dP = V dO^T   dS = P (dP - sum(dO O)) scale   dQ = dS^T K   dK = dS Q   dV = P dO
 #include <omp.h>
@@ -38,9 +41,13 @@ struct Geometry {
   int64_t windows, context, heads, kv_heads, width;
   int64_t padded_width;    // of a head, in the FP32 copies: a multiple of 32, the rest zero
   int64_t padded_context;  // a multiple of 8
-  int64_t pitch;           // of a qkv row
   MicroKernel kernel;
+  MicroKernel stored_kernel;  // for products of two stored operands: pairs of BF16 where possible
+  bool pairs;
 
+  // Of an operand of stored_kernel, in its elements: pitch of a row, length of the inner dimension.
+  int64_t stored_pitch() const { return pairs ? padded_width / 2 : padded_width; }
+  int64_t stored_inner() const { return pairs ? width / 2 : width; }
   int64_t keys_floats() const { return padded_context * padded_width; }
   int64_t block_floats() const { return query_lanes * padded_width; }
 };
@@ -55,15 +62,19 @@ Geometry geometry(const AttentionShape& s, const Tensor& qkv) {
                     "of {}",
                     to_string(qkv.shape), s.heads, s.kv_heads, s.head_width, s.context),
         "report this as a bug with the run's configuration");
-  return {qkv.rows() / s.context,
-          s.context,
-          s.heads,
-          s.kv_heads,
-          s.head_width,
-          round_up(s.head_width, query_lanes),
-          round_up(s.context, 8),
-          pitch,
-          micro_kernel()};
+  Geometry g;
+  g.windows = qkv.rows() / s.context;
+  g.context = s.context;
+  g.heads = s.heads;
+  g.kv_heads = s.kv_heads;
+  g.width = s.head_width;
+  g.padded_width = round_up(s.head_width, query_lanes);
+  g.padded_context = round_up(s.context, 8);
+  g.kernel = g.stored_kernel = micro_kernel();
+  const MicroKernel* pair_kernel = pair_micro_kernel();
+  g.pairs = pair_kernel && qkv.dtype == DType::BF16 && s.head_width % 2 == 0;
+  if (g.pairs) g.stored_kernel = *pair_kernel;
+  return g;
 }
 
 // c [rows, columns] (+)= a b with the micro-kernel; rows and columns are multiples of the kernel's.
@@ -108,6 +119,19 @@ void store_head(const Geometry& g, const float* from, const HeadRows& h) {
     pack(target.dtype, from + i * g.padded_width, at(target, (h.first + i) * target.columns() + h.column),
          g.width);
 }
+// The same rows as elements of stored_kernel [padded_rows, stored_pitch]. Callers read stored_inner of them.
+void load_stored(const Geometry& g, const HeadRows& h, float* to) {
+  if (!g.pairs) return load_head(g, h, to);
+  const int64_t pitch = h.from.columns();
+  for (int64_t i = 0; i < h.count; ++i)
+    unpack_to_bfloat16(h.from.dtype, at(h.from, (h.first + i) * pitch + h.column),
+                       reinterpret_cast<uint16_t*>(to + i * g.stored_pitch()), g.width);
+  std::fill(to + h.count * g.stored_pitch(), to + h.padded_rows * g.stored_pitch(), 0.0f);
+}
+// 32 rows of stored_kernel's elements, one row a lane.
+void stored_to_lanes(const Geometry& g, const float* rows, float* lanes) {
+  transpose({rows, g.stored_pitch(), lanes, query_lanes, query_lanes, g.stored_inner()});
+}
 // [32, padded_width] to [padded_width, 32] and back.
 void to_lanes(const Geometry& g, const float* rows, float* lanes) {
   transpose({rows, g.padded_width, lanes, query_lanes, query_lanes, g.padded_width});
@@ -140,21 +164,22 @@ ForwardScratch forward_scratch(const Geometry& g, float* base) {
 void forward_task(const AttentionForward& a, const Geometry& g, int64_t window, int64_t head,
                   const ForwardScratch& s) {
   const int64_t first = window * g.context, kv = head / (g.heads / g.kv_heads);
-  load_head(g, {a.qkv, first, g.context, (g.heads + kv) * g.width, g.padded_context}, s.keys);
+  load_stored(g, {a.qkv, first, g.context, (g.heads + kv) * g.width, g.padded_context}, s.keys);
   load_head(g, {a.qkv, first, g.context, (g.heads + g.kv_heads + kv) * g.width, g.padded_context}, s.values);
   float* log_sum_exp = a.log_sum_exp.as<float>() + (window * g.heads + head) * g.context;
   for (int64_t q = 0; q < g.context; q += query_lanes) {
     const int64_t count = std::min<int64_t>(query_lanes, g.context - q);
-    load_head(g, {a.qkv, first + q, count, head * g.width, query_lanes}, s.rows);
-    to_lanes(g, s.rows, s.queries);
+    load_stored(g, {a.qkv, first + q, count, head * g.width, query_lanes}, s.rows);
+    stored_to_lanes(g, s.rows, s.queries);
     RunningSoftmax running;
     std::fill_n(running.maximum, query_lanes, -std::numeric_limits<float>::infinity());
     std::fill_n(running.sum, query_lanes, 0.0f);
     const int64_t visible = round_up(q + count, 8);
     for (int64_t k = 0; k < visible; k += key_block) {
       const int64_t keys = std::min(key_block, visible - k);
-      multiply(g.kernel, {s.keys + k * g.padded_width, g.padded_width, 1, s.queries, query_lanes, s.scores,
-                          query_lanes, keys, query_lanes, g.width, MicroTile::Write::Store});
+      multiply(g.stored_kernel,
+               {s.keys + k * g.stored_pitch(), g.stored_pitch(), 1, s.queries, query_lanes, s.scores,
+                query_lanes, keys, query_lanes, g.stored_inner(), MicroTile::Write::Store});
       softmax_step({s.scores, keys, k, q, a.softmax_scale}, running);
       if (k > 0) multiply_lanes(s.out, running.correction, g.padded_width);
       multiply(g.kernel,
@@ -171,17 +196,18 @@ void forward_task(const AttentionForward& a, const Geometry& g, int64_t window, 
 // ---- backward
 
 struct BackwardScratch {
-  float *keys, *values, *key_gradient, *value_gradient;  // [padded_context, padded_width]
-  float *queries, *out_gradient, *rows;                  // [32, padded_width]
+  float *keys, *stored_keys, *stored_values, *key_gradient,
+      *value_gradient;                   // [padded_context, padded_width]
+  float *queries, *out_gradient, *rows;  // [32, padded_width]
   float *query_lanes_, *out_gradient_lanes, *out_lanes, *query_gradient_lanes;  // [padded_width, 32]
   float *scores, *score_gradient;                                               // [key_block, 32]
 };
 int64_t backward_floats(const Geometry& g) {
-  return 4 * g.keys_floats() + 7 * g.block_floats() + 2 * key_block * query_lanes;
+  return 5 * g.keys_floats() + 7 * g.block_floats() + 2 * key_block * query_lanes;
 }
 BackwardScratch backward_scratch(const Geometry& g, float* base) {
   BackwardScratch s;
-  float** whole[] = {&s.keys, &s.values, &s.key_gradient, &s.value_gradient};
+  float** whole[] = {&s.keys, &s.stored_keys, &s.stored_values, &s.key_gradient, &s.value_gradient};
   for (float** p : whole) {
     *p = base;
     base += g.keys_floats();
@@ -206,22 +232,26 @@ void backward_block(const AttentionBackward& a, const Geometry& g, const Backwar
   load_head(g, {a.qkv, first, count, column, query_lanes}, s.queries);
   load_head(g, {a.out_gradient, first, count, column, query_lanes}, s.out_gradient);
   load_head(g, {a.out, first, count, column, query_lanes}, s.rows);
-  to_lanes(g, s.queries, s.query_lanes_);
   to_lanes(g, s.out_gradient, s.out_gradient_lanes);
   to_lanes(g, s.rows, s.out_lanes);
   alignas(64) float delta[query_lanes], log_sum_exp[query_lanes];
   dot_lanes(s.out_gradient_lanes, s.out_lanes, delta, g.width);
+  load_stored(g, {a.out_gradient, first, count, column, query_lanes}, s.rows);
+  stored_to_lanes(g, s.rows, s.out_gradient_lanes);
+  load_stored(g, {a.qkv, first, count, column, query_lanes}, s.rows);
+  stored_to_lanes(g, s.rows, s.query_lanes_);
   std::fill_n(log_sum_exp, query_lanes, std::numeric_limits<float>::infinity());
   std::copy_n(a.log_sum_exp.as<float>() + (window * g.heads + head) * g.context + q, count, log_sum_exp);
 
   const int64_t w = g.padded_width;
   for (int64_t k = 0; k < visible; k += key_block) {
     const int64_t keys = std::min(key_block, visible - k);
-    const float *block_keys = s.keys + k * w, *block_values = s.values + k * w;
-    multiply(g.kernel, {block_keys, w, 1, s.query_lanes_, query_lanes, s.scores, query_lanes, keys,
-                        query_lanes, g.width, Write::Store});
-    multiply(g.kernel, {block_values, w, 1, s.out_gradient_lanes, query_lanes, s.score_gradient, query_lanes,
-                        keys, query_lanes, g.width, Write::Store});
+    const float* block_keys = s.keys + k * w;
+    const int64_t pitch = g.stored_pitch(), inner = g.stored_inner();
+    multiply(g.stored_kernel, {s.stored_keys + k * pitch, pitch, 1, s.query_lanes_, query_lanes, s.scores,
+                               query_lanes, keys, query_lanes, inner, Write::Store});
+    multiply(g.stored_kernel, {s.stored_values + k * pitch, pitch, 1, s.out_gradient_lanes, query_lanes,
+                               s.score_gradient, query_lanes, keys, query_lanes, inner, Write::Store});
     softmax_gradient({s.scores, keys, k, q, a.softmax_scale}, {s.score_gradient, log_sum_exp, delta});
     multiply(g.kernel, {block_keys, 1, w, s.score_gradient, query_lanes, s.query_gradient_lanes, query_lanes,
                         w, query_lanes, keys, k == 0 ? Write::Store : Write::Add});
@@ -240,7 +270,8 @@ void backward_task(const AttentionBackward& a, const Geometry& g, int64_t window
   const HeadRows keys{a.qkv, first, g.context, (g.heads + kv) * g.width, g.padded_context};
   const HeadRows values{a.qkv, first, g.context, (g.heads + g.kv_heads + kv) * g.width, g.padded_context};
   load_head(g, keys, s.keys);
-  load_head(g, values, s.values);
+  load_stored(g, keys, s.stored_keys);
+  load_stored(g, values, s.stored_values);
   std::fill_n(s.key_gradient, g.keys_floats(), 0.0f);
   std::fill_n(s.value_gradient, g.keys_floats(), 0.0f);
   for (int64_t head = kv * group; head < (kv + 1) * group; ++head)

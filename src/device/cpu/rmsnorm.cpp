@@ -66,7 +66,8 @@ struct BackwardRow {
   T* out;
 };
 template <class T>
-OCTET_HD void backward_row_body(const BackwardRow<T>& row, int64_t n) {
+OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
+  const BackwardRow<T> row = given;  // a copy that no store can reach, so that the pointers stay in registers
   Lanes lanes = {};
   float g[chunk], x[chunk];
   for (int64_t begin = 0; begin < n; begin += chunk) {
@@ -78,27 +79,38 @@ OCTET_HD void backward_row_body(const BackwardRow<T>& row, int64_t n) {
     add_products(lanes, g, x, count);
   }
   const float rstd = row.rstd, shrink = rstd * rstd * (sum_of(lanes) / static_cast<float>(n));
+  const T* in = row.in ? row.in : row.x;  // any address that may be read
+  const float keep = row.in ? 1.0f : 0.0f;
+#pragma GCC ivdep  // `in` and `out` may be the same row, never a shifted one
   for (int64_t i = 0; i < n; ++i) {
     const float gradient = load(row.out_gradient[i]) * row.gain[i];
-    const float before = row.in ? load(row.in[i]) : 0.0f;
-    store(row.out + i, before + rstd * (gradient - load(row.x[i]) * shrink));
+    store(row.out + i, keep * load(in[i]) + rstd * (gradient - load(row.x[i]) * shrink));
   }
 }
 OCTET_VECTORIZED void backward_row(const BackwardRow<float>& row, int64_t n) { backward_row_body(row, n); }
 OCTET_VECTORIZED void backward_row(const BackwardRow<BFloat16>& row, int64_t n) { backward_row_body(row, n); }
 
-// sums[i] += out_gradient[i] * x[i] * rstd.
+// A block of rows of two matrices, `stride` elements apart.
 template <class T>
-OCTET_HD void add_gain_terms_body(const T* out_gradient, const T* x, float rstd, float* sums, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sums[i] += load(out_gradient[i]) * (load(x[i]) * rstd);
+struct GainTerms {
+  const T *out_gradient, *x;
+  const float* rstd;
+  int64_t rows, stride;
+};
+// sums[i] += sum over the rows, in order, of out_gradient * x * rstd.
+template <class T>
+OCTET_HD void add_gain_terms_body(const GainTerms<T>& terms, float* sums, int64_t n) {
+  for (int64_t r = 0; r < terms.rows; ++r) {
+    const T *out_gradient = terms.out_gradient + r * terms.stride, *x = terms.x + r * terms.stride;
+    const float rstd = terms.rstd[r];
+    for (int64_t i = 0; i < n; ++i) sums[i] += load(out_gradient[i]) * (load(x[i]) * rstd);
+  }
 }
-OCTET_VECTORIZED void add_gain_terms(const float* out_gradient, const float* x, float rstd, float* sums,
-                                     int64_t n) {
-  add_gain_terms_body(out_gradient, x, rstd, sums, n);
+OCTET_VECTORIZED void add_gain_terms(const GainTerms<float>& terms, float* sums, int64_t n) {
+  add_gain_terms_body(terms, sums, n);
 }
-OCTET_VECTORIZED void add_gain_terms(const BFloat16* out_gradient, const BFloat16* x, float rstd, float* sums,
-                                     int64_t n) {
-  add_gain_terms_body(out_gradient, x, rstd, sums, n);
+OCTET_VECTORIZED void add_gain_terms(const GainTerms<BFloat16>& terms, float* sums, int64_t n) {
+  add_gain_terms_body(terms, sums, n);
 }
 
 template <class T>
@@ -138,9 +150,10 @@ void gain_gradient(const RmsNormBackward& op, int threads) {
     float total[strip] = {};
     for (int64_t first = 0; first < tokens; first += rows) {
       float sums[strip] = {};
-      for (int64_t t = first; t < std::min(first + rows, tokens); ++t) {
-        add_gain_terms(out_gradient + t * width + begin, x + t * width + begin, rstd[t], sums, n);
-      }
+      const int64_t at = first * width + begin;
+      add_gain_terms(
+          GainTerms<T>{out_gradient + at, x + at, rstd + first, std::min(rows, tokens - first), width}, sums,
+          n);
       for (int64_t i = 0; i < n; ++i) total[i] += sums[i];
     }
     for (int64_t i = 0; i < n; ++i) {
