@@ -5,18 +5,14 @@ target_compile_options(octet_flags INTERFACE
   # One rounding per written operation on every machine; code that wants a fused multiply-add says so.
   -ffp-contract=off
   -fno-strict-aliasing -fno-math-errno)
-# GCC 12 warns of overlapping copies inside std::string where there are none (GCC bug 105651).
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12
-   AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  target_compile_options(octet_flags INTERFACE -Wno-restrict)
-endif()
 target_compile_definitions(octet_flags INTERFACE $<$<CONFIG:Debug>:OCTET_DEBUG>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # False alarm of g++ 12 on std::string (GCC bug 105329).
   target_compile_options(octet_flags INTERFACE -Wno-restrict)
 endif()
 if(OCTET_SANITIZE)
-  target_compile_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g)
+  target_compile_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g
+    -Wno-maybe-uninitialized)  # false alarms of instrumented code (GCC documents them)
   target_link_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE})
   # Sanitizer runtimes start after ifunc resolvers run, so function multi-versioning is switched off.
   target_compile_definitions(octet_flags INTERFACE OCTET_SANITIZED)

@@ -15,7 +15,7 @@ inline constexpr float e4m3_min_subnormal = 0x1p-9f, e5m2_min_subnormal = 0x1p-1
 OCTET_HD float max_of(Format f) { return f == Format::E4M3 ? e4m3_max : e5m2_max; }
 
 // Round to nearest even, saturating: |x| > max and infinities become +-max, NaN becomes NaN (0x7f with the
-// sign). Branch-free.
+// sign; PTX's cvt.rn.satfinite agrees but for the sign of a NaN). Branch-free.
 OCTET_HD uint8_t encode_e4m3(float x) {
   uint32_t u;
   memcpy(&u, &x, 4);

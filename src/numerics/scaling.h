@@ -9,6 +9,11 @@
 #include "numerics/float8.h"
 #include "numerics/recipe.h"
 
+#if defined(__FAST_MATH__) || defined(__USE_FAST_MATH__)
+#error \
+    "numerics/ needs subnormals and correctly rounded division: compile without -ffast-math or --use_fast_math"
+#endif
+
 namespace octet {
 
 // 2^floor(log2(max / amax)), from the bits; 1 when amax is 0, negative or not finite. Exponent kept in [-126,

@@ -158,8 +158,7 @@ TEST_CASE("the search would notice an encoder that rounds ties away or truncates
 #ifdef OCTET_HAS_CUDA_FP8
 TEST_CASE("encoders agree with CUDA's cuda_fp8.h over a sample of all floats") {
   int64_t wrong = 0;
-  for (uint64_t u = 0; u < uint64_t{1} << 32; u += 8191) {
-    const float x = from_bits(static_cast<uint32_t>(u));
+  const auto compare = [&](float x) {
     const uint8_t e4m3 = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
     const uint8_t e5m2 = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E5M2);
     if (std::isnan(x)) {  // any NaN will do
@@ -167,7 +166,11 @@ TEST_CASE("encoders agree with CUDA's cuda_fp8.h over a sample of all floats") {
     } else {
       wrong += encode_e4m3(x) != e4m3 || encode_e5m2(x) != e5m2;
     }
-  }
+  };
+  for (uint64_t u = 0; u < uint64_t{1} << 32; u += 8191) compare(from_bits(static_cast<uint32_t>(u)));
+  for (const uint32_t special :
+       {0x7f800000u, 0xff800000u, 0x7fc00000u, 0x00000000u, 0x80000000u, 0x7f7fffffu})
+    compare(from_bits(special));
   CHECK(wrong == 0);
 }
 #endif
