@@ -83,7 +83,7 @@ void add_train(CLI::App& app, Action& action) {
       ->take_all();
   command->footer(
       "Examples:\n"
-      "  octet train configs/quickstart-fp8.json\n"
+      "  octet train configs/quickstart.json\n"
       "  octet train my.json --set run.steps=2000 --set precision.recipe=fp8\n"
       "  octet train my.json --resume runs/my/checkpoints/step-00000100\n"
       "Signals: TERM and INT save and stop (exit code 75: start again to go on), USR1 saves and goes on.");
