@@ -57,6 +57,7 @@ RunFolder::RunFolder(const TrainRequest& request, const std::string& data_finger
     : path_(run_output(request.config)) {
   prepare(request);
   find_resume(request);
+  step_ = resume_.manifest.state.step;
   if (!resume_.folder.empty()) {
     check_resumable(request, data_fingerprint);
     if (resume_.folder.parent_path() == checkpoints())
@@ -162,13 +163,12 @@ void RunFolder::check_resumable(const TrainRequest& request, const std::string& 
   }
 }
 
-void RunFolder::write_status(State state, ExitCode code, int64_t step,
-                             const std::string& reason) const noexcept {
+void RunFolder::write_status(State state, ExitCode code, const std::string& reason) const noexcept {
   try {
     const Json status = {{"state", name_of(state)},
                          {"exit_code", static_cast<int>(code)},
                          {"reason", reason},
-                         {"step", step},
+                         {"step", step_},
                          {"time", wall_seconds()}};
     write_atomically(path_ / status_file, status.dump(2, ' ', false, Json::error_handler_t::replace) + "\n",
                      ExitCode::Checkpoint);

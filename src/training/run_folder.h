@@ -27,7 +27,8 @@ class RunFolder {
 
   enum class State : uint8_t { Running, Finished, Stopped, Failed };
   // Never throws: a status that cannot be written is a warning.
-  void write_status(State state, ExitCode code, int64_t step, const std::string& reason) const noexcept;
+  void write_status(State state, ExitCode code, const std::string& reason) const noexcept;
+  void set_step(int64_t step) { step_ = step; }  // what the next status says
 
  private:
   void prepare(const TrainRequest& request);
@@ -38,6 +39,7 @@ class RunFolder {
   std::filesystem::path path_;
   std::unique_ptr<FolderLock> lock_;
   FoundCheckpoint resume_;
+  int64_t step_ = 0;
   std::vector<std::string> notes_;
 };
 

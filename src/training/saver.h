@@ -29,11 +29,14 @@ class CheckpointSaver {
   std::optional<SaveOutcome> take_outcome();  // of a save that has ended; never waits
   std::optional<SaveOutcome> wait();          // until it has ended; empty when none is under way
 
+  // Applies retention. Only while the newest checkpoint is known whole: after a save, or after resuming from
+  // it.
+  void retire() noexcept;
+
   int64_t newest() const { return newest_; }  // step of the newest checkpoint known whole; -1: none
 
  private:
   SaveOutcome save(Manifest manifest, std::span<const Payload> payloads) noexcept;
-  void retire() noexcept;
 
   std::filesystem::path checkpoints_;
   Retention retention_;

@@ -93,7 +93,7 @@ TrainResult train(const TrainRequest& request) {
   RunFolder folder(request, fingerprint);
   try {
     MemoryPlan device_measure, host_measure;
-    { const RunMemory measured(nullptr, config, device_measure, host_measure); }
+    { const RunMemory measured(device.get(), config, device_measure, host_measure); }
     const size_t device_bytes = aligned(device_measure.peak_bytes()),
                  host_bytes = aligned(host_measure.peak_bytes());
     const DeviceArena device_arena(*device, device_bytes);
@@ -104,12 +104,10 @@ TrainResult train(const TrainRequest& request) {
                      device_bytes + host_bytes, signals, injector});
     return trainer.run();
   } catch (const Error& error) {
-    folder.write_status(RunFolder::State::Failed, error.code(), folder.resume().manifest.state.step,
-                        error.what());
+    folder.write_status(RunFolder::State::Failed, error.code(), error.what());
     throw;
   } catch (const std::exception& error) {
-    folder.write_status(RunFolder::State::Failed, ExitCode::Internal, folder.resume().manifest.state.step,
-                        error.what());
+    folder.write_status(RunFolder::State::Failed, ExitCode::Internal, error.what());
     throw Error(ExitCode::Internal, error.what(), "this is a bug: please report it with the configuration");
   }
 }

@@ -37,6 +37,19 @@ Trainer::Trainer(const TrainerParts& p)
 
 TrainResult Trainer::run() {
   begin();
+  try {
+    return loop();
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::Data) throw;
+    // A shard shrank or vanished under the run (F12): what was learned so far is kept.
+    log_error("{}: saving step {} before stopping", error.what(), state_.step);
+    save_now();
+    log_.event(state_.step, "stop", error.what());
+    throw;
+  }
+}
+
+TrainResult Trainer::loop() {
   while (state_.step < config_.run.steps) {
     if (signals_.stop_requested() || !evaluate_if_due()) return stop();
     switch (step()) {
@@ -77,6 +90,7 @@ Trainer::Outcome Trainer::step() {
   const bool goes_on = update(report);
   detector_.observe(report.loss);
   state_.step = report.step;
+  folder_.set_step(state_.step);
   state_.tokens += config_.batch.tokens;
   state_.next_sample += global_batch(config_);
   state_.loss = report.loss;
@@ -198,10 +212,14 @@ void Trainer::refresh(bool update_scales) {
     memory_.model.update_scales(state_.step);
   else if (!scales.sites.empty())
     device_.zero(scales.amax);
-  // The statistics of the next step begin with the casts of its working weights.
-  const int64_t every = config_.health.every, next = state_.step + 2;
-  scales.count = every > 0 && next % every == 0;
+  count_casts(state_.step + 2);
   memory_.model.refresh_working_weights();
+}
+
+// The statistics of a step begin with the casts of its working weights, at the end of the step before.
+void Trainer::count_casts(int64_t next_step) {
+  const int64_t every = config_.health.every;
+  memory_.model.scales().count = every > 0 && next_step % every == 0 && !memory_.model.scales().sites.empty();
 }
 
 std::string Trainer::diagnosis(const StepReport& report) {
@@ -263,9 +281,10 @@ bool Trainer::roll_back(double loss, double deviation) {
   state_ = found.manifest.state;
   state_.next_sample = next_sample;
   state_.rollbacks = rollbacks;
+  folder_.set_step(state_.step);
   detector_.restore(state_.spike_history);
-  device_.zero(memory_.model.scales().amax);
-  memory_.model.scales().count = false;
+  if (!memory_.model.scales().sites.empty()) device_.zero(memory_.model.scales().amax);
+  count_casts(state_.step + 1);
   memory_.model.refresh_working_weights();
   open_loader();
   log_.rewind(state_.step);
@@ -389,6 +408,7 @@ void Trainer::begin() {
   load_validation_windows();
   if (found.folder.empty()) {
     state_ = {};
+    count_casts(1);
     memory_.model.initialize();
     memory_.snapshot.take(device_);
     state_.init_hash = memory_.snapshot.masters_hash();
@@ -396,11 +416,14 @@ void Trainer::begin() {
   } else {
     memory_.snapshot.load(found.folder);
     memory_.snapshot.put_back(device_);
+    count_casts(state_.step + 1);
     memory_.model.refresh_working_weights();
     detector_.restore(state_.spike_history);
     const std::string text = fmt::format("from {}", found.folder.filename().string());
     log_info("resuming {} in {}", text, folder_.path().string());
     log_.event(state_.step, "resume", text);
+    // A process that died between its save and the removal of older ones left too many.
+    if (saver_.newest() >= 0) saver_.retire();
   }
   for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
   injector_.enter(Phase::Startup, state_.step);
@@ -409,7 +432,7 @@ void Trainer::begin() {
   if (const uint64_t available = free_bytes(folder_.checkpoints()); available < needed)
     log_warning("{}: {} free, but {} checkpoints take {}", folder_.path().string(), human_bytes(available),
                 config_.checkpoint.keep + 1, human_bytes(needed));
-  folder_.write_status(RunFolder::State::Running, ExitCode::Success, state_.step, "");
+  folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
   open_loader();
 }
 
@@ -464,7 +487,7 @@ TrainResult Trainer::result(ExitCode code, const std::string& reason) {
   folder_.write_status(code == ExitCode::Success ? RunFolder::State::Finished
                        : stopped                 ? RunFolder::State::Stopped
                                                  : RunFolder::State::Failed,
-                       code, state_.step, reason);
+                       code, reason);
   return {code, state_.step, state_.loss, state_.validation_loss, folder_.path().string(), reason};
 }
 

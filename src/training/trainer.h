@@ -50,11 +50,13 @@ class Trainer {
     Json health;                                     // null: not due
   };
 
+  TrainResult loop();
   void begin();  // initial weights or those of a checkpoint
   Outcome step();
   bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
   bool update(StepReport& report);     // false when the run has to end
   void refresh(bool update_scales);
+  void count_casts(int64_t next_step);
   void record(const StepReport& report);
   void record_start();
   void note_epochs(const MicroBatch& batch);

@@ -1,0 +1,323 @@
+// octet bench step | matmul
+#include <fmt/format.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/random.h"
+#include "base/text.h"
+#include "cli/command.h"
+#include "config/run_config.h"
+#include "data/loader.h"
+#include "data/shard_writer.h"
+#include "numerics/bfloat16.h"
+#include "numerics/float8.h"
+#include "numerics/recipes.h"
+#include "optimizer/schedule.h"
+#include "training/open_device.h"
+#include "training/precision_proof.h"
+#include "training/run_memory.h"
+
+namespace octet {
+namespace {
+
+struct StepArguments {
+  std::string config, device = "auto";
+  std::vector<std::string> set, variants;
+  int64_t steps = 10, warmup = 2;
+  bool json = false, synthetic = false;
+};
+
+struct MatmulArguments {
+  int64_t m = 2048, n = 2048, k = 2048;
+  int repeat = 5, threads = 0;
+  bool json = false, deterministic = false;
+};
+
+// Ids without meaning in a real shard, so that the loader is measured too.
+struct SyntheticShard {
+  std::filesystem::path folder;
+  SyntheticShard(int64_t vocabulary, int64_t tokens) {
+    std::string name = (std::filesystem::temp_directory_path() / "octet-bench-XXXXXX").string();
+    if (!mkdtemp(name.data())) throw Error(ExitCode::Usage, name + ": cannot be created", "check TMPDIR");
+    folder = name;
+    ShardWriterOptions o;
+    o.folder = folder;
+    o.vocabulary = vocabulary;
+    o.total_tokens = tokens;
+    ShardWriter writer(o);
+    std::vector<int32_t> ids(static_cast<size_t>(tokens));
+    for (size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<int32_t>(random_bits(random_key(1, Purpose::Test), i) %
+                                    static_cast<uint64_t>(vocabulary));
+    writer.write(ids);
+    writer.close();
+  }
+  ~SyntheticShard() {
+    std::error_code ignored;
+    std::filesystem::remove_all(folder, ignored);
+  }
+  SyntheticShard(const SyntheticShard&) = delete;
+  SyntheticShard& operator=(const SyntheticShard&) = delete;
+};
+
+// The kernel's high-water mark of this process, which can be set back to what is resident now.
+void reset_peak() { std::ofstream("/proc/self/clear_refs") << 5; }
+uint64_t status_bytes(const std::string& field) {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);)
+    if (line.rfind(field, 0) == 0) return std::stoull(line.substr(field.size() + 1)) * 1024;
+  return 0;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n == 0 ? 0 : n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+struct Arena {
+  Arena(Device& the_device, size_t bytes)
+      : device(the_device), data(the_device.allocate(std::max<size_t>(bytes, 1))) {}
+  ~Arena() { device.free(data); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  Device& device;
+  void* data;
+};
+
+// The step of the trainer without its log, evaluation and checkpoints.
+Json measure_steps(const RunConfig& config, const Dataset& data, const StepArguments& arguments) {
+  const std::unique_ptr<Device> device =
+      open_device(arguments.device, {config.run.deterministic, config.run.threads});
+  MemoryPlan device_measure, host_measure;
+  { const RunMemory measured(device.get(), config, device_measure, host_measure); }
+  const uint64_t before = status_bytes("VmRSS:");
+  reset_peak();
+  const Arena arena(*device, device_measure.peak_bytes());
+  const std::unique_ptr<void, decltype(&std::free)> host(
+      std::aligned_alloc(MemoryPlan::alignment, (host_measure.peak_bytes() + MemoryPlan::alignment) /
+                                                    MemoryPlan::alignment * MemoryPlan::alignment),
+      &std::free);
+  MemoryPlan device_plan(arena.data, device_measure.peak_bytes()),
+      host_plan(host.get(), host_measure.peak_bytes());
+  RunMemory memory(device.get(), config, device_plan, host_plan);
+  memory.model.initialize();
+  LoaderOptions options;
+  options.seed = config.run.seed;
+  options.shuffle = config.data.shuffle;
+  options.micro_batch = config.batch.micro;
+  options.global_batch = global_batch(config);
+  Loader loader(data, options);
+
+  const double tokens = static_cast<double>(config.batch.tokens);
+  std::vector<double> seconds;
+  double stalled = 0;
+  float loss = 0;
+  for (int64_t step = 0; step < arguments.warmup + arguments.steps; ++step) {
+    if (step == arguments.warmup) {
+      device->set_timing(true);
+      device->reset_timings();
+      stalled = loader.stalled_seconds();
+    }
+    device->reset_matmul_counts();
+    const double begin = monotonic_seconds();
+    memory.model.zero_gradients();
+    device->zero(memory.model.loss_sum());
+    for (int64_t micro = 0; micro < accumulation(config); ++micro) {
+      const MicroBatch& batch = loader.next();
+      memory.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
+                                    {step, micro});
+    }
+    memory.optimizer.step(memory.model.parameters(), learning_rate(config.schedule, step, config.run.steps),
+                          step + 1, memory.model.loss_sum(), tokens);
+    loss = memory.optimizer.read_control().loss;
+    memory.model.update_scales(step);
+    memory.model.refresh_working_weights();
+    device->synchronize();
+    if (step >= arguments.warmup) seconds.push_back(monotonic_seconds() - begin);
+  }
+  const double step_seconds = median(seconds), rate = tokens / step_seconds;
+  Json operations = Json::object();
+  double all = 0;
+  for (const auto& [name, time] : device->timings()) {
+    operations[name] = time / static_cast<double>(arguments.steps);
+    all += time / static_cast<double>(arguments.steps);
+  }
+  const DeviceInfo info = device->info();
+  return {{"recipe", config.precision.name},
+          {"device", info.name},
+          {"parameters", config.model.parameters()},
+          {"tokens_per_step", config.batch.tokens},
+          {"steps", arguments.steps},
+          {"tokens_per_second", rate},
+          {"step_seconds_median", step_seconds},
+          {"step_seconds_best", seconds.empty() ? 0 : *std::min_element(seconds.begin(), seconds.end())},
+          {"model_flops_per_second", rate * config.model.flops_per_token()},
+          {"peak_flops", info.peak_flops},
+          {"fp8_flop_share", fp8_flop_share(device->matmul_counts())},
+          {"loader_stalled_seconds", loader.stalled_seconds() - stalled},
+          {"planned_bytes", device_measure.peak_bytes()},
+          {"resident_before_bytes", before},
+          {"peak_resident_bytes", status_bytes("VmHWM:")},
+          {"last_loss", json_number(static_cast<double>(loss))},
+          {"seconds_by_operation", std::move(operations)},
+          {"seconds_outside_operations", step_seconds - all},
+          {"gemm_table", gemm_table(device->matmul_counts())}};
+}
+
+void print_step(const Json& r) {
+  fmt::print("{}: {} tokens/s, step {:.4f} s (median of {}), FP8 share {:.1f}%, loader stalled {:.4f} s\n",
+             r["recipe"].get<std::string>(), human_count(r["tokens_per_second"]),
+             r["step_seconds_median"].get<double>(), r["steps"].get<int64_t>(),
+             100 * r["fp8_flop_share"].get<double>(), r["loader_stalled_seconds"].get<double>());
+  const uint64_t peak = r["peak_resident_bytes"], before = r["resident_before_bytes"];
+  fmt::print("  memory: planned {}, measured {} above the {} of the program itself\n",
+             human_bytes(r["planned_bytes"]), human_bytes(peak > before ? peak - before : 0),
+             human_bytes(before));
+  std::vector<std::pair<double, std::string>> operations;
+  for (const auto& [name, seconds] : r["seconds_by_operation"].items()) operations.push_back({seconds, name});
+  std::sort(operations.rbegin(), operations.rend());
+  for (const auto& [seconds, name] : operations)
+    fmt::print("  {:<28} {:>9.4f} s {:>6.1f}%\n", name, seconds,
+               100 * seconds / r["step_seconds_median"].get<double>());
+}
+
+int bench_step(const StepArguments& arguments) {
+  const RunConfig base = load_config(arguments.config, arguments.set);
+  std::unique_ptr<SyntheticShard> synthetic;
+  std::vector<DataSource> sources = base.data.train;
+  if (arguments.synthetic) {
+    synthetic = std::make_unique<SyntheticShard>(base.model.vocabulary, 64 * base.batch.tokens + 1);
+    sources = {{"synthetic", {(synthetic->folder / "train_*.bin").string()}, 1}};
+  }
+  const Dataset data(sources, base.data.raw_width, base.model.context, base.model.vocabulary);
+  Json results = Json::array();
+  std::vector<std::string> variants = arguments.variants;
+  if (variants.empty()) variants.push_back("");
+  for (const std::string& name : variants) {
+    RunConfig config = base;
+    if (!name.empty()) config.precision = make_recipe(name);
+    results.push_back(measure_steps(config, data, arguments));
+    if (!arguments.json) print_step(results.back());
+  }
+  if (arguments.json) fmt::print("{}\n", results.dump(2));
+  return 0;
+}
+
+struct Operands {
+  std::vector<char> bytes;
+  Tensor tensor;
+  Operands(DType type, int64_t rows, int64_t columns, uint64_t seed)
+      : bytes(static_cast<size_t>(rows * columns) * size_of(type)),
+        tensor{bytes.data(), type, {rows, columns}} {
+    const uint64_t key = random_key(seed, Purpose::Test);
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      const float x = static_cast<float>(random_bits(key, static_cast<uint64_t>(i)) >> 8) * 0x1p-23f - 1;
+      if (type == DType::F32)
+        tensor.as<float>()[i] = x;
+      else if (type == DType::BF16)
+        tensor.as<BFloat16>()[i] = to_bfloat16(x);
+      else
+        tensor.as<uint8_t>()[i] = type == DType::E4M3 ? encode_e4m3(x) : encode_e5m2(x);
+    }
+  }
+};
+
+int bench_matmul(const MatmulArguments& arguments) {
+  const std::unique_ptr<Device> device = open_device("auto", {arguments.deterministic, arguments.threads});
+  Json results = Json::array();
+  const float one = 1;
+  for (const auto& [a, b] : {std::pair{DType::F32, DType::F32}, std::pair{DType::BF16, DType::BF16},
+                             std::pair{DType::E4M3, DType::E4M3}, std::pair{DType::E5M2, DType::E4M3}}) {
+    const Operands left(a, arguments.m, arguments.k, 1), right(b, arguments.n, arguments.k, 2);
+    Operands out(a == DType::F32 ? DType::F32 : DType::BF16, arguments.m, arguments.n, 3);
+    Matmul matmul;
+    const bool codes = a == DType::E4M3 || a == DType::E5M2;
+    matmul.a.values = left.tensor;
+    matmul.b.values = right.tensor;
+    if (codes) matmul.a.inverse_scale = matmul.b.inverse_scale = &one;
+    matmul.out = out.tensor;
+    std::vector<char> workspace(device->workspace_bytes({&matmul, 1}) + MemoryPlan::alignment);
+    const auto misaligned = reinterpret_cast<uintptr_t>(workspace.data()) % MemoryPlan::alignment;
+    char* aligned = workspace.data() + (misaligned ? MemoryPlan::alignment - misaligned : 0);
+    device->set_workspace(
+        {aligned, DType::U8, {static_cast<int64_t>(workspace.size() - MemoryPlan::alignment)}});
+    device->reset_matmul_counts();
+    std::vector<double> seconds;
+    for (int i = 0; i <= arguments.repeat; ++i) {
+      const double begin = monotonic_seconds();
+      device->matmul(matmul);
+      device->synchronize();
+      if (i > 0) seconds.push_back(monotonic_seconds() - begin);  // the first one prepares
+    }
+    const double flops = 2.0 * static_cast<double>(arguments.m) * static_cast<double>(arguments.n) *
+                         static_cast<double>(arguments.k);
+    const double time = median(seconds);
+    const std::string implementation = device->matmul_counts().begin()->second.implementation;
+    results.push_back({{"a", name_of(a)},
+                       {"b", name_of(b)},
+                       {"m", arguments.m},
+                       {"n", arguments.n},
+                       {"k", arguments.k},
+                       {"implementation", implementation},
+                       {"seconds_median", time},
+                       {"flops_per_second", flops / time}});
+    if (!arguments.json)
+      fmt::print("{:<8} x {:<8} {:<24} {:.5f} s  {} FLOP/s\n", name_of(a), name_of(b), implementation, time,
+                 human_count(flops / time));
+  }
+  if (arguments.json) fmt::print("{}\n", results.dump(2));
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Action& action) {
+  CLI::App* command = app.add_subcommand("bench", "Measure steps and matrix products");
+  command->require_subcommand(1);
+
+  auto s = std::make_shared<StepArguments>();
+  CLI::App* step =
+      command->add_subcommand("step", "Steady-state training steps: tokens/s, time by operation, memory");
+  step->add_option("CONFIG", s->config, "configuration of a run")->required();
+  step->add_option("--set", s->set, "override one key")->type_name("KEY=VALUE")->expected(1)->take_all();
+  step->add_option("--variants", s->variants, "recipes to measure, one after the other, for example bf16,fp8")
+      ->delimiter(',');
+  step->add_option("--steps", s->steps, "steps measured")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  step->add_option("--warmup", s->warmup, "steps before that")
+      ->check(CLI::Range(0, 1000000))
+      ->capture_default_str();
+  step->add_option("--device", s->device, "auto, cpu or cuda")->capture_default_str();
+  step->add_flag("--synthetic", s->synthetic, "random ids instead of the configuration's shards");
+  step->add_flag("--json", s->json, "print JSON");
+  step->footer(
+      "Example:\n  octet bench step configs/quickstart-bf16.json --variants bf16,fp8 --synthetic --steps 20");
+  step->callback([s, &action] { action = [s] { return bench_step(*s); }; });
+
+  auto m = std::make_shared<MatmulArguments>();
+  CLI::App* matmul =
+      command->add_subcommand("matmul", "One matrix product [m, k] x [n, k], in every operand format");
+  matmul->add_option("--m", m->m, "rows of the result")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  matmul->add_option("--n", m->n, "columns of the result")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  matmul->add_option("--k", m->k, "length of the sums")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  matmul->add_option("--repeat", m->repeat, "measured calls")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  matmul->add_option("--threads", m->threads, "0: all")->check(CLI::Range(0, 4096))->capture_default_str();
+  matmul->add_flag("--deterministic", m->deterministic, "only kernels with a fixed order of sums");
+  matmul->add_flag("--json", m->json, "print JSON");
+  matmul->footer("Example:\n  octet bench matmul --m 4096 --n 4096 --k 4096");
+  matmul->callback([m, &action] { action = [m] { return bench_matmul(*m); }; });
+  command->footer("Examples:\n  octet bench step my.json --variants bf16,fp8\n  octet bench matmul --m 4096");
+}
+
+}  // namespace octet
