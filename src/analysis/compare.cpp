@@ -55,7 +55,7 @@ int worst(const std::vector<Comparison>& comparisons) {
 int judge_and_report(ReportInput input, const fs::path& folder) {
   const NoiseBand band = noise_band(input.baseline_seeds);
   fmt::print("\n");
-  for (const RunLog& variant : input.variants) {
+  for (const RunHistory& variant : input.variants) {
     require_comparable(input.baseline, variant);
     input.comparisons.push_back(compare_runs(input.baseline, variant, band));
     const Comparison& c = input.comparisons.back();
@@ -98,20 +98,21 @@ int compare(const CompareRequest& request) {
   }
   ReportInput input;
   input.title = fmt::format("{}: {}", request.config.run.name, fmt::join(request.variants, " against "));
-  input.baseline = read_run_log(runs.front().folder);
-  for (size_t i = 1; i < request.variants.size(); ++i) input.variants.push_back(read_run_log(runs[i].folder));
+  input.baseline = read_run_history(runs.front().folder);
+  for (size_t i = 1; i < request.variants.size(); ++i)
+    input.variants.push_back(read_run_history(runs[i].folder));
   if (request.seeds > 1) {
     input.baseline_seeds.push_back(input.baseline);
     for (size_t i = request.variants.size(); i < runs.size(); ++i)
-      input.baseline_seeds.push_back(read_run_log(runs[i].folder));
+      input.baseline_seeds.push_back(read_run_history(runs[i].folder));
   }
   return judge_and_report(std::move(input), request.config.run.output);
 }
 
 int compare_finished(const fs::path& baseline, const fs::path& variant, const fs::path& output) {
   ReportInput input;
-  input.baseline = read_run_log(baseline);
-  input.variants.push_back(read_run_log(variant));
+  input.baseline = read_run_history(baseline);
+  input.variants.push_back(read_run_history(variant));
   input.title = fmt::format("{} against {}", input.baseline.name, input.variants.front().name);
   fs::create_directories(output);
   return judge_and_report(std::move(input), output);

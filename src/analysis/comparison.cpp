@@ -28,14 +28,14 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-std::vector<double> losses_of(const RunLog& run) {
+std::vector<double> losses_of(const RunHistory& run) {
   std::vector<double> losses;
   for (const StepRecord& step : run.steps) losses.push_back(step.loss);
   return losses;
 }
 
 // Final-window mean of a run's finite losses.
-double final_loss(const RunLog& run) {
+double final_loss(const RunHistory& run) {
   const std::vector<double> losses = losses_of(run);
   double sum = 0;
   size_t count = 0;
@@ -49,7 +49,7 @@ double final_loss(const RunLog& run) {
 
 // Why a run diverged on its own: its status says so, it ended in non-finite losses, or its averaged loss rose
 // and stayed up.
-std::string own_divergence(const RunLog& run) {
+std::string own_divergence(const RunHistory& run) {
   if (run.status.is_object() && run.status.value("exit_code", 0) == static_cast<int>(ExitCode::Numerics)) {
     return fmt::format("{} stopped: {}", run.name,
                        run.status.value("reason", std::string("non-finite loss")));
@@ -66,14 +66,14 @@ std::string own_divergence(const RunLog& run) {
                      average.back() - lowest, lowest);
 }
 
-double tokens_to_reach(const RunLog& run, const std::vector<double>& average, double loss) {
+double tokens_to_reach(const RunHistory& run, const std::vector<double>& average, double loss) {
   for (size_t i = 0; i < average.size(); ++i) {
     if (average[i] <= loss) return static_cast<double>(run.steps[i].tokens);
   }
   return std::numeric_limits<double>::quiet_NaN();
 }
 
-double token_penalty(const RunLog& baseline, const RunLog& variant) {
+double token_penalty(const RunHistory& baseline, const RunHistory& variant) {
   const std::vector<double> b = exponential_average(losses_of(baseline), 0.95),
                             v = exponential_average(losses_of(variant), 0.95);
   const double shared = std::max(b.back(), v.back());  // the lowest loss both reached
@@ -81,7 +81,7 @@ double token_penalty(const RunLog& baseline, const RunLog& variant) {
   return std::isfinite(penalty) && penalty > 0 ? penalty : 1;
 }
 
-double speed_up(const RunLog& baseline, const RunLog& variant) {
+double speed_up(const RunHistory& baseline, const RunHistory& variant) {
   std::vector<double> a, b;
   for (const StepRecord& step : baseline.steps) a.push_back(step.tokens_per_second);
   for (const StepRecord& step : variant.steps) b.push_back(step.tokens_per_second);
@@ -93,7 +93,7 @@ struct Paired {
   std::vector<double> baseline, gap;
 };
 
-Paired pair_steps(const RunLog& baseline, const RunLog& variant) {
+Paired pair_steps(const RunHistory& baseline, const RunHistory& variant) {
   std::map<int64_t, double> losses;
   for (const StepRecord& step : baseline.steps) losses[step.step] = step.loss;
   Paired paired;
@@ -107,7 +107,7 @@ Paired pair_steps(const RunLog& baseline, const RunLog& variant) {
   return paired;
 }
 
-double last_validation_gap(const RunLog& baseline, const RunLog& variant) {
+double last_validation_gap(const RunHistory& baseline, const RunHistory& variant) {
   for (auto v = variant.validations.rbegin(); v != variant.validations.rend(); ++v) {
     for (auto b = baseline.validations.rbegin(); b != baseline.validations.rend(); ++b) {
       if (v->step == b->step) return v->loss - b->loss;
@@ -162,7 +162,7 @@ std::string text_at(const nlohmann::json& object, const char* key) {
   return object.is_object() ? object.value(key, std::string{}) : std::string{};
 }
 
-void require_claimed_precision(const RunLog& run) {
+void require_claimed_precision(const RunHistory& run) {
   const auto precision = run.config.find("precision");
   if (precision == run.config.end() || !precision->is_object() || run.steps.empty()) return;
   const auto input = precision->find("input");
@@ -212,11 +212,11 @@ int exit_code_of(Verdict verdict) {
   }
 }
 
-NoiseBand noise_band(const std::vector<RunLog>& baseline_seeds) {
+NoiseBand noise_band(const std::vector<RunHistory>& baseline_seeds) {
   NoiseBand band;
   if (baseline_seeds.size() < 2) return band;
   double lowest = std::numeric_limits<double>::infinity(), highest = -lowest;
-  for (const RunLog& run : baseline_seeds) {
+  for (const RunHistory& run : baseline_seeds) {
     const double loss = final_loss(run);
     if (!std::isfinite(loss)) return band;
     lowest = std::min(lowest, loss);
@@ -227,7 +227,7 @@ NoiseBand noise_band(const std::vector<RunLog>& baseline_seeds) {
   return band;
 }
 
-void require_comparable(const RunLog& baseline, const RunLog& variant) {
+void require_comparable(const RunHistory& baseline, const RunHistory& variant) {
   const auto refuse = [&](const std::string& what, const std::string& a, const std::string& b) {
     throw Error(
         ExitCode::Usage,
@@ -253,7 +253,7 @@ void require_comparable(const RunLog& baseline, const RunLog& variant) {
   require_claimed_precision(variant);
 }
 
-Comparison compare_runs(const RunLog& baseline, const RunLog& variant, const NoiseBand& band) {
+Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, const NoiseBand& band) {
   Comparison c;
   c.band = band;
   Paired paired = pair_steps(baseline, variant);

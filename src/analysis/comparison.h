@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "analysis/run_log.h"
+#include "analysis/run_history.h"
 #include "analysis/statistics.h"
 
 namespace octet {
@@ -21,7 +21,7 @@ struct NoiseBand {
 };
 // The largest difference between any two seeds of the baseline (final-window mean loss, relative). Fewer than
 // two runs: the anchor.
-NoiseBand noise_band(const std::vector<RunLog>& baseline_seeds);
+NoiseBand noise_band(const std::vector<RunHistory>& baseline_seeds);
 
 struct Comparison {
   Verdict verdict = Verdict::Inconclusive;
@@ -42,7 +42,7 @@ struct Comparison {
 
 // Throws Error(Usage) when the runs cannot be compared: other initial weights, other batches, other model, or
 // an FP8 FLOP share that contradicts what a run claims.
-void require_comparable(const RunLog& baseline, const RunLog& variant);
-Comparison compare_runs(const RunLog& baseline, const RunLog& variant, const NoiseBand& band);
+void require_comparable(const RunHistory& baseline, const RunHistory& variant);
+Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, const NoiseBand& band);
 
 }  // namespace octet

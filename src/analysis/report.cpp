@@ -51,19 +51,19 @@ const char* tone_of(Verdict verdict) {
   }
 }
 
-std::vector<const RunLog*> runs_of(const ReportInput& input) {
-  std::vector<const RunLog*> runs{&input.baseline};
-  for (const RunLog& run : input.variants) runs.push_back(&run);
+std::vector<const RunHistory*> runs_of(const ReportInput& input) {
+  std::vector<const RunHistory*> runs{&input.baseline};
+  for (const RunHistory& run : input.variants) runs.push_back(&run);
   return runs;
 }
 
-std::vector<double> column(const RunLog& run, double StepRecord::*field) {
+std::vector<double> column(const RunHistory& run, double StepRecord::*field) {
   std::vector<double> values;
   for (const StepRecord& step : run.steps) values.push_back(step.*field);
   return values;
 }
 
-std::vector<double> steps_of(const RunLog& run) {
+std::vector<double> steps_of(const RunHistory& run) {
   std::vector<double> values;
   for (const StepRecord& step : run.steps) values.push_back(static_cast<double>(step.step));
   return values;
@@ -92,7 +92,7 @@ Chart smoothed_chart(const ReportInput& input, double StepRecord::*field, const 
                      const char* label) {
   Chart chart{title, "step", label, {}, {}, {}, false};
   int color = 0;
-  for (const RunLog* run : runs_of(input)) {
+  for (const RunHistory* run : runs_of(input)) {
     const std::vector<double> x = steps_of(*run), raw = column(*run, field);
     chart.series.push_back({run->name, x, raw, color, true, false});
     chart.series.push_back({run->name, x, exponential_average(raw, 0.9), color, false, false});
@@ -105,7 +105,7 @@ std::string loss_chart(const ReportInput& input) {
   Chart chart = smoothed_chart(input, &StepRecord::loss, "Training loss (averaged; points: validation)",
                                "loss, nats per token");
   int color = 0;
-  for (const RunLog* run : runs_of(input)) {
+  for (const RunHistory* run : runs_of(input)) {
     Series points{run->name + " validation", {}, {}, color++, false, true};
     for (const ValidationRecord& v : run->validations) {
       points.x.push_back(static_cast<double>(v.step));
@@ -142,7 +142,7 @@ std::string run_table(const ReportInput& input) {
       "<div class=\"scroll\"><table><tr><th>run</th><th>steps</th><th>tokens</th><th>final "
       "loss</th><th>validation</th><th>tokens/s</th><th>memory</th>"
       "<th>FP8 share of GEMM FLOPs</th><th>skipped</th><th>state</th></tr>";
-  for (const RunLog* run : runs_of(input)) {
+  for (const RunHistory* run : runs_of(input)) {
     const std::vector<double> average = exponential_average(column(*run, &StepRecord::loss), 0.9);
     int64_t skipped = 0;
     for (const StepRecord& step : run->steps) skipped += step.skipped;
@@ -163,7 +163,7 @@ std::string run_table(const ReportInput& input) {
 }
 
 // What matmul counted, by GEMM class and operand formats, as logged at the run's start.
-std::string gemm_table(const RunLog& run) {
+std::string gemm_table(const RunHistory& run) {
   const auto table = run.start.is_object() ? run.start.find("gemm_table") : run.start.end();
   if (!run.start.is_object() || table == run.start.end() || !table->is_array() || table->empty()) return {};
   double total = 0;
@@ -182,7 +182,7 @@ std::string gemm_table(const RunLog& run) {
   return out + "</table></div>";
 }
 
-HeatMap heat_map(const RunLog& run, const char* what, double SiteRecord::*field) {
+HeatMap heat_map(const RunHistory& run, const char* what, double SiteRecord::*field) {
   HeatMap map{
       fmt::format("{}: {} share by site and step (faint 0.0001 %, full 10 %)", run.name, what), {}, {}, {}};
   std::map<std::string, size_t> index;
@@ -221,7 +221,7 @@ std::string environment(const ReportInput& input) {
 
 std::string events_table(const ReportInput& input) {
   std::string rows;
-  for (const RunLog* run : runs_of(input)) {
+  for (const RunHistory* run : runs_of(input)) {
     for (const EventRecord& event : run->events) {
       if (event.event == "checkpoint") continue;
       rows += fmt::format(
@@ -267,8 +267,8 @@ std::string render_html(const ReportInput& input) {
   body +=
       "<h2>Proof of precision</h2><p>Counted by the matrix products themselves, from the operands they were "
       "given.</p>";
-  for (const RunLog* run : runs_of(input)) body += gemm_table(*run);
-  for (const RunLog& run : input.variants) {
+  for (const RunHistory* run : runs_of(input)) body += gemm_table(*run);
+  for (const RunHistory& run : input.variants) {
     if (run.health.empty()) continue;
     body += fmt::format("<h2>FP8 health of {}</h2>", escape_html(run.name));
     body += render(heat_map(run, "saturated", &SiteRecord::saturated)) +

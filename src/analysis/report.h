@@ -7,16 +7,16 @@
 #include <vector>
 
 #include "analysis/comparison.h"
-#include "analysis/run_log.h"
+#include "analysis/run_history.h"
 
 namespace octet {
 
 struct ReportInput {
   std::string title;
-  RunLog baseline;
-  std::vector<RunLog> variants;
-  std::vector<Comparison> comparisons;  // one a variant
-  std::vector<RunLog> baseline_seeds;   // empty, or all runs that made the noise band
+  RunHistory baseline;
+  std::vector<RunHistory> variants;
+  std::vector<Comparison> comparisons;     // one a variant
+  std::vector<RunHistory> baseline_seeds;  // empty, or all runs that made the noise band
 };
 
 std::string render_html(const ReportInput& input);

@@ -73,11 +73,11 @@ void write_synthetic_run(const SyntheticRun& run, const std::filesystem::path& f
   for (const json& record : records_of(run)) metrics << record.dump() << "\n";
 }
 
-RunLog synthetic_log(const SyntheticRun& run) {
+RunHistory synthetic_log(const SyntheticRun& run) {
   const auto folder = std::filesystem::temp_directory_path() /
                       ("octet-synthetic-" + std::to_string(std::random_device{}())) / run.name;
   write_synthetic_run(run, folder);
-  RunLog log = read_run_log(folder);
+  RunHistory log = read_run_history(folder);
   std::filesystem::remove_all(folder.parent_path());
   return log;
 }

@@ -5,7 +5,7 @@
 #include <random>
 #include <string>
 
-#include "analysis/run_log.h"
+#include "analysis/run_history.h"
 
 namespace octet::testing {
 
@@ -22,7 +22,7 @@ struct SyntheticRun {
 
 // A falling loss with the noise of the batches, which twins share.
 double shared_loss(int64_t step);
-RunLog synthetic_log(const SyntheticRun& run);
+RunHistory synthetic_log(const SyntheticRun& run);
 void write_synthetic_run(const SyntheticRun& run, const std::filesystem::path& folder);
 
 }  // namespace octet::testing

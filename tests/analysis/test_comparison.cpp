@@ -71,7 +71,7 @@ TEST_CASE("seeds of the baseline replace the anchor as the band") {
   other.gap = [](int64_t) { return 0.03; };  // 2 % between seeds
   const NoiseBand band = noise_band({synthetic_log(bf16()), synthetic_log(other)});
   CHECK(band.relative == Approx(0.02).epsilon(0.1));
-  const RunLog variant = synthetic_log(fp8([](int64_t) { return 0.0225; }));
+  const RunHistory variant = synthetic_log(fp8([](int64_t) { return 0.0225; }));
   CHECK(compare_runs(synthetic_log(bf16()), variant, band).verdict == Verdict::Equivalent);
   CHECK(compare_runs(synthetic_log(bf16()), variant, NoiseBand{}).verdict ==
         Verdict::Degraded);  // negative control
@@ -79,7 +79,7 @@ TEST_CASE("seeds of the baseline replace the anchor as the band") {
 }
 
 TEST_CASE("runs that are not twins are refused") {
-  const RunLog baseline = synthetic_log(bf16());
+  const RunHistory baseline = synthetic_log(bf16());
   CHECK_NOTHROW(require_comparable(baseline, synthetic_log(fp8([](int64_t) { return 0.0; }))));
   SyntheticRun other_init = fp8([](int64_t) { return 0.0; });
   other_init.init_hash = "00000000000000bb";

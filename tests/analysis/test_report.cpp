@@ -76,10 +76,10 @@ TEST_CASE("a log that a resume rewound has every step once, with the later value
                                                          << R"({"kind":"step","step":6,"train/loss":9.0})"
                                                          << "\n"
                                                          << R"({"kind":"step","st)";  // killed while writing
-  const RunLog log = read_run_log(folder);
+  const RunHistory log = read_run_history(folder);
   REQUIRE(log.steps.size() == 6);
   CHECK(log.steps.back().loss == 9.0);
   std::ofstream(folder / "metrics.jsonl", std::ios::app) << "\n{}\n";  // now the broken line is in the middle
-  CHECK_THROWS_AS(read_run_log(folder), Error);
+  CHECK_THROWS_AS(read_run_history(folder), Error);
   std::filesystem::remove_all(folder);
 }

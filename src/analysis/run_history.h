@@ -34,7 +34,7 @@ struct EventRecord {
   std::string event, message;
 };
 
-struct RunLog {
+struct RunHistory {
   std::filesystem::path folder;
   std::string name;
   nlohmann::json config, status, start;  // start: the newest "start" record
@@ -45,7 +45,7 @@ struct RunLog {
 };
 
 // Throws Error(Data) naming the file and line; a partial last line (a killed writer) is tolerated.
-RunLog read_run_log(const std::filesystem::path& folder);
+RunHistory read_run_history(const std::filesystem::path& folder);
 
 // Numbers as run_files.h writes them: the strings "NaN", "Infinity" and "-Infinity" included.
 double number_of(const nlohmann::json& value);

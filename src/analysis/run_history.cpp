@@ -1,4 +1,4 @@
-#include "analysis/run_log.h"
+#include "analysis/run_history.h"
 
 #include <fmt/format.h>
 
@@ -70,7 +70,7 @@ HealthRecord health_of(const json& record, int64_t step) {
   return health;
 }
 
-void add_record(RunLog& log, const json& record) {
+void add_record(RunHistory& log, const json& record) {
   const std::string kind = text_field(record, "kind");
   const int64_t step = integer_field(record, "step");
   if (kind == "start") {
@@ -105,13 +105,13 @@ void add_record(RunLog& log, const json& record) {
 
 }  // namespace
 
-RunLog read_run_log(const std::filesystem::path& folder) {
+RunHistory read_run_history(const std::filesystem::path& folder) {
   const auto metrics = folder / metrics_file;
   if (!std::filesystem::exists(metrics)) {
     throw Error(ExitCode::Data, fmt::format("{}: no {} there", folder.string(), metrics_file),
                 "give the folder of a run that octet train wrote");
   }
-  RunLog log;
+  RunHistory log;
   log.folder = folder;
   log.config = read_json(folder / config_file);
   if (std::filesystem::exists(folder / status_file)) log.status = read_json(folder / status_file);
