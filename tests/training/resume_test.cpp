@@ -1,4 +1,6 @@
 // A run stopped anywhere and resumed is the run that was never stopped, byte for byte.
+#include <cmath>
+
 #include "training/tiny_run.h"
 
 using namespace octet;
@@ -49,13 +51,16 @@ TEST_CASE("the comparison above can fail: another seed gives other losses and ot
   CHECK(masters_of(one, 8) != masters_of(two, 8));
 }
 
-TEST_CASE("the bytes do not depend on asynchronous saving, recomputation or accumulation of logs") {
+TEST_CASE("the bytes do not depend on asynchronous saving, recomputation or what is logged") {
   const TinyData data;
   TinyRun plain(data), background(data, {"checkpoint.asynchronous=true"}),
       quiet(data, {"log.every=5", "health.every=0"});
+  TinyRun recomputed(data, {"batch.recompute=block"});
   plain.go();
   background.go();
   quiet.go();
+  recomputed.go();
+  CHECK(masters_of(recomputed, 8) == masters_of(plain, 8));
   CHECK(masters_of(background, 8) == masters_of(plain, 8));
   CHECK(masters_of(quiet, 8) == masters_of(plain, 8));
   CHECK(bytes_of(background.checkpoint(8) / "moments.safetensors") ==
@@ -96,4 +101,30 @@ TEST_CASE("the loss goes down, and twins see the same batches from the same weig
   for (size_t i = 0; i < 40; ++i)
     CHECK(fp8.records("step")[i]["data/batch_hash"] == bf16.records("step")[i]["data/batch_hash"]);
   CHECK(fp8.records("step")[0]["train/loss"] != bf16.records("step")[0]["train/loss"]);
+}
+
+TEST_CASE("a mixture logs the loss of each source, and resumes exactly") {
+  const TinyData data;
+  data.write("other", 81, 1000, 3);
+  const std::string mixture = fmt::format(
+      R"(data.train=[{{"name": "a", "files": ["{}"], "weight": 3}}, {{"name": "b", "files": ["{}"], "weight": 1}}])",
+      data.glob("train"), data.glob("other"));
+  TinyRun whole(data, {mixture}), parts(data, {mixture});
+  whole.go();
+  for (const Json& r : whole.records("step")) {
+    // Four windows a step: the mean is the sources' means, weighted by their windows.
+    const double mean = r["train/loss"].get<double>();
+    const double a = number_of(r.value("train/loss/a", Json("NaN"))),
+                 b = number_of(r.value("train/loss/b", Json("NaN")));
+    bool explained = false;
+    for (int windows = 0; windows <= 4; ++windows) {
+      const double mixed = (windows > 0 ? windows * b : 0) / 4 + (windows < 4 ? (4 - windows) * a : 0) / 4;
+      explained = explained || std::abs(mixed - mean) < 1e-12 * 64;
+    }
+    CHECK(explained);
+  }
+  CHECK(parts.go({"signal:name=TERM,phase=step,step=4"}).code == ExitCode::Stopped);
+  CHECK(parts.go().code == ExitCode::Success);
+  CHECK(parts.curve() == whole.curve());
+  CHECK(files_in(parts.checkpoint(8)) == files_in(whole.checkpoint(8)));
 }

@@ -1,0 +1,126 @@
+// train, checkpoint and bench as a user runs them.
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "catch.h"
+#include "cli/command_run.h"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// A run small enough for a step a millisecond, on shards made by the program itself.
+struct Workplace {
+  TemporaryFolder folder;
+  explicit Workplace(int steps) {
+    std::string text;
+    for (int i = 0; i < 3000; ++i) text += "all work and no play " + std::to_string(i * i % 97) + "\n";
+    std::ofstream(folder.path() / "text.txt") << text;
+    REQUIRE(run_octet("tokenize text.txt --output data --validation 0.1", folder.path()).code == 0);
+    std::ofstream(folder.path() / "run.json") << R"({
+      "run": {"name": "small", "output": "run", "seed": 3, "steps": )"
+                                              << steps << R"(, "deterministic": true, "threads": 1},
+      "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "ffn_width": 48, "context": 32},
+      "precision": {"recipe": "fp8"},
+      "data": {"train": ["data/train_*.bin"], "validation": ["data/validation_*.bin"]},
+      "batch": {"tokens": 128, "micro": 2},
+      "schedule": {"learning_rate": 1e-2, "warmup_steps": 2},
+      "checkpoint": {"every": 5, "keep": 2, "asynchronous": false},
+      "evaluation": {"every": 10, "batches": 2}
+    })";
+  }
+  CommandRun octet(const std::string& arguments) const { return run_octet(arguments, folder.path()); }
+  fs::path run(const std::string& name) const { return folder.path() / "run" / name; }
+};
+
+std::string bytes_of(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+}  // namespace
+
+TEST_CASE("octet train prints its steps, proves its precision, and goes on after a kill") {
+  const Workplace place(20);
+  const CommandRun killed = place.octet("train run.json --inject kill:step=13");
+  CHECK(killed.code == 137);
+  CHECK(killed.says("step 12/20"));
+  CHECK(killed.says("F8_E5M2"));  // the table of GEMMs
+  const CommandRun resumed = place.octet("train run.json");
+  CHECK(resumed.code == 0);
+  CHECK(resumed.says("resuming from step-000000"));
+  CHECK(resumed.says("finished: step 20"));
+  CHECK(resumed.says("bits/token"));
+
+  CHECK(place.octet("train run.json --set run.output=other --quiet").code == 0);
+  const CommandRun equal =
+      place.octet("checkpoint diff run/checkpoints/step-00000020 other/checkpoints/step-00000020");
+  CHECK(equal.code == 0);
+  CHECK(equal.says("equal"));
+  const CommandRun differ =
+      place.octet("checkpoint diff run/checkpoints/step-00000020 run/checkpoints/step-00000015");
+  CHECK(differ.code == 1);
+  CHECK(differ.says("elements differ"));
+
+  CHECK(place.octet("checkpoint list run").says("step-00000020"));
+  CHECK(place.octet("checkpoint verify run").code == 0);
+  fs::resize_file(place.run("checkpoints/step-00000020/masters.safetensors"), 1000);
+  const CommandRun damaged = place.octet("checkpoint verify run");
+  CHECK(damaged.code == 4);
+  CHECK(damaged.says("DAMAGED"));
+  CHECK(damaged.says("masters.safetensors"));
+}
+
+TEST_CASE("a signal from outside saves and ends with 75; the same command goes on") {
+  const Workplace place(1000000);
+  // The shell is in the run's folder; a run that never logs a step ends the wait, and the test.
+  const CommandRun stopped = place.octet(
+      "--version >/dev/null; '" OCTET_BINARY
+      "' train run.json --quiet & pid=$!; tries=0; "
+      "until grep -q '\"kind\":\"step\"' run/metrics.jsonl 2>/dev/null || [ $tries -ge 3000 ]; do "
+      "sleep 0.02; tries=$((tries + 1)); done; kill -TERM $pid; wait $pid");
+  CHECK(stopped.code == 75);
+  CHECK(stopped.says("SIGTERM"));
+  const auto status = nlohmann::json::parse(bytes_of(place.run("status.json")));
+  CHECK(status["state"] == "stopped");
+  const int64_t step = status["step"];
+  CHECK(step >= 1);
+  const CommandRun again =
+      place.octet("train run.json --quiet --resume require --set run.steps=" + std::to_string(step + 3));
+  CHECK(again.code == 0);
+  CHECK(again.says("finished: step " + std::to_string(step + 3)));
+}
+
+TEST_CASE("what a run refuses has its exit code and a hint") {
+  const Workplace place(5);
+  CHECK(place.octet("train run.json --resume require").code == 4);
+  CHECK(place.octet("train run.json --device cuda").code == 30);
+  CHECK(place.octet("train run.json --set run.stepz=3").code == 2);
+  CHECK(place.octet("train run.json --set 'data.train=[\"none_*.bin\"]'").code == 3);
+  const CommandRun diverged =
+      place.octet("train run.json --inject nan:step=1,count=9 --set health.stop_after_nonfinite=2");
+  CHECK(diverged.code == 20);
+  CHECK(diverged.says("hint:"));
+  CHECK(place.octet("checkpoint list .").code == 4);
+}
+
+TEST_CASE("bench prints numbers a script can read") {
+  const Workplace place(5);
+  const CommandRun step = place.octet("bench step run.json --variants bf16,fp8 --steps 2 --json");
+  REQUIRE(step.code == 0);
+  const auto variants = nlohmann::json::parse(step.output);
+  REQUIRE(variants.size() == 2);
+  for (const auto& v : variants) {
+    CHECK(v["tokens_per_second"].get<double>() > 0);
+    CHECK(v["planned_bytes"].get<int64_t>() > 0);
+    CHECK(v["seconds_by_operation"].contains("matmul"));
+  }
+  CHECK(variants[0]["fp8_flop_share"] == 0.0);
+  // Of the linears: block 3 * 32 * 48 + 32 * 64 + 32 * 32 = 7680 weights, head 32 * 257 = 8224; attention
+  // takes a bit.
+  CHECK(variants[1]["fp8_flop_share"].get<double>() > 0.4);
+  CHECK(place.octet("bench step run.json --synthetic --steps 1").says("tokens/s"));
+  const CommandRun matmul = place.octet("bench matmul --m 32 --n 32 --k 32 --repeat 2 --json");
+  REQUIRE(matmul.code == 0);
+  CHECK(nlohmann::json::parse(matmul.output).size() == 4);
+}
