@@ -9,6 +9,8 @@ if [ -f "$build/CMakeCache.txt" ] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$
   rm -rf "$build"
 fi
 mkdir -p "$build"
+# A second checkout finds the first one's objects in ccache.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 log=$build/build.log
 # shellcheck disable=SC2086  # several arguments on purpose
 if ! cmake -G Ninja -S . -B "$build" ${OCTET_CMAKE_ARGS:-} >"$log" 2>&1; then
