@@ -62,7 +62,8 @@ if [ -n "$full" ]; then
   done
   step "fuzzing, one minute a parser"
   for program in build-asan/tests/fuzz_*; do
-    if [ -f "$program" ] && [ -x "$program" ]; then check "$(basename "$program")" "$program" --seconds 60; fi
+    name=$(basename "$program")
+    if [ -f "$program" ] && [ -x "$program" ]; then check "$name" "$program" 60 "tests/fuzz/seeds/${name#fuzz_}"; fi
   done
   step "build and tests without oneDNN"
   OCTET_BUILD=build-own OCTET_CMAKE_ARGS="-DOCTET_ONEDNN=OFF" scripts/build.sh all

@@ -113,6 +113,13 @@ void check_batch(const RunConfig& c, Problems& out) {
                      c.batch.tokens, c.batch.micro, c.model.context, micro_tokens,
                      below > 0 ? fmt::format("{} or {}", below, above) : fmt::format("{}", above))});
   }
+  constexpr int64_t most_tokens = int64_t{1} << 60;  // of a run: sample numbers stay inside 64 bits
+  if (c.run.steps > most_tokens / c.batch.tokens) {
+    out.push_back({"/run/steps",
+                   {"/batch/tokens"},
+                   fmt::format("found {}; with /batch/tokens = {} allowed: at most {}", c.run.steps,
+                               c.batch.tokens, most_tokens / c.batch.tokens)});
+  }
 }
 
 // FP8 GEMMs read rows of 16 codes, and the weight gradient's rows are tokens.

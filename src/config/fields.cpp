@@ -285,7 +285,7 @@ void add_precision(List& list) {
                         about("format of Adam's first moment", Forbidden)));
   list.push_back(choice("/precision/moments/second", AT(precision.moments.second), formats,
                         about("format of Adam's second moment", Forbidden)));
-  list.push_back(integer("/precision/moments/block", AT(precision.moments.block), {0, 65536},
+  list.push_back(integer("/precision/moments/block", AT(precision.moments.block), {0, 1024},
                          about("elements that share a scale; 0: one scale a tensor", Forbidden)));
 }
 

@@ -60,8 +60,7 @@ RunFolder::RunFolder(const TrainRequest& request, const std::string& data_finger
   step_ = resume_.manifest.state.step;
   if (!resume_.folder.empty()) {
     check_resumable(request, data_fingerprint);
-    if (resume_.folder.parent_path() == checkpoints())
-      set_aside_later(checkpoints(), resume_.manifest.state.step);
+    set_aside_later(checkpoints(), resume_.manifest.state.step);
   }
   Json config = Json::parse(to_json(request.config));
   config["octet"] = {{"version", version()}, {"config_hash", config_hash(request.config)}};

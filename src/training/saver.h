@@ -33,7 +33,8 @@ class CheckpointSaver {
   // it.
   void retire() noexcept;
 
-  int64_t newest() const { return newest_; }  // step of the newest checkpoint known whole; -1: none
+  int64_t newest() const { return newest_; }         // step of the newest checkpoint known whole; -1: none
+  void go_back_to(int64_t step) { newest_ = step; }  // rollback. Only when not busy().
 
  private:
   SaveOutcome save(Manifest manifest, std::span<const Payload> payloads) noexcept;

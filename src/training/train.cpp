@@ -42,25 +42,6 @@ size_t aligned(size_t bytes) {
   return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
 }
 
-// Data exhausted before the last step is found before the first (F13).
-void check_epochs(const RunConfig& config, const Dataset& data) {
-  if (config.data.epochs <= 0) return;
-  const SampleOrder order(data, config.run.seed, config.data.shuffle);
-  const int64_t samples = config.run.steps * global_batch(config);
-  // Epochs of a source only grow, so the newest of each is found near the end.
-  const int64_t look = std::min<int64_t>(samples, 4096);
-  for (int64_t i = samples - look; i < samples; ++i) {
-    const SampleLocation at = order.locate(i);
-    if (at.epoch < config.data.epochs) continue;
-    const auto source = static_cast<size_t>(at.source);
-    throw Error(ExitCode::Data,
-                fmt::format("source {}: {} steps need epoch {} of its {} windows, data.epochs allows {}",
-                            data.sources()[source].name, config.run.steps, at.epoch + 1,
-                            data.windows(at.source), config.data.epochs),
-                "lower run.steps, add shards, or raise data.epochs (0: any number)");
-  }
-}
-
 std::string fingerprint_of(const Dataset& train, const Dataset* validation) {
   return validation ? fmt::format("{}+{}", train.fingerprint(), validation->fingerprint())
                     : train.fingerprint();
@@ -87,7 +68,8 @@ TrainResult train(const TrainRequest& request) {
   if (!config.data.validation.empty())
     validation = std::make_unique<Dataset>(config.data.validation, config.data.raw_width,
                                            config.model.context, config.model.vocabulary);
-  check_epochs(config, data);
+  check_epochs(data, SampleOrder(data, config.run.seed, config.data.shuffle),
+               config.run.steps * global_batch(config), config.data.epochs);
   Injector injector(request.inject, std::filesystem::weakly_canonical(run_output(config)));
   const std::string fingerprint = fingerprint_of(data, validation.get());
   RunFolder folder(request, fingerprint);

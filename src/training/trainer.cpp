@@ -65,7 +65,7 @@ TrainResult Trainer::loop() {
   }
   if (!evaluate_if_due()) return stop();
   if (!save_now())
-    return result(ExitCode::Checkpoint, "trained to the end, but the last save failed: " + failure_);
+    return result(ExitCode::Checkpoint, "trained to the end, but the last save failed: " + save_error_);
   return result(ExitCode::Success, "");
 }
 
@@ -279,11 +279,16 @@ bool Trainer::roll_back(double loss, double deviation) {
   memory_.snapshot.load(found.folder);
   memory_.snapshot.put_back(device_);
   state_ = found.manifest.state;
+  set_aside_later(folder_.checkpoints(), state_.step);  // damaged ones that were passed over
+  saver_.go_back_to(state_.step);
   state_.next_sample = next_sample;
   state_.rollbacks = rollbacks;
   folder_.set_step(state_.step);
   detector_.restore(state_.spike_history);
-  if (!memory_.model.scales().sites.empty()) device_.zero(memory_.model.scales().amax);
+  if (ScaleTable& scales = memory_.model.scales(); !scales.sites.empty()) {
+    device_.zero(scales.amax);
+    device_.zero(scales.counters);  // of the step that is given up
+  }
   count_casts(state_.step + 1);
   memory_.model.refresh_working_weights();
   open_loader();
@@ -339,13 +344,21 @@ bool Trainer::evaluate_if_due() {
 // ---------------------------------------------------------------------------------------------------
 
 void Trainer::save_if_due() {
-  if (const auto outcome = saver_.take_outcome()) finish_save(*outcome);
+  const auto finish = [this](const std::optional<SaveOutcome>& outcome) {
+    if (!outcome) return;
+    finish_save(*outcome);
+    if (!outcome->error.empty() && config_.checkpoint.on_error == "exit")
+      throw Error(ExitCode::Checkpoint,
+                  fmt::format("the save of step {} failed: {}", outcome->step, outcome->error),
+                  "free the disk and start again; the run goes on from the newest checkpoint");
+  };
+  finish(saver_.take_outcome());
   const int64_t every = config_.checkpoint.every;
   const bool asked = signals_.take_save_request();
   const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
   if ((!asked && !due) || saver_.newest() == state_.step) return;
   if (saver_.busy() && asked) {
-    if (const auto outcome = saver_.wait()) finish_save(*outcome);
+    finish(saver_.wait());
   } else if (saver_.busy()) {  // never queue: a slow disk must not hold the training up (F25)
     const std::string text =
         fmt::format("step {}: not saved, the save before it is still running", state_.step);
@@ -354,8 +367,7 @@ void Trainer::save_if_due() {
     return;
   }
   start_save();
-  if (!config_.checkpoint.asynchronous)
-    if (const auto outcome = saver_.wait()) finish_save(*outcome);
+  if (!config_.checkpoint.asynchronous) finish(saver_.wait());
 }
 
 bool Trainer::save_now() {
@@ -388,16 +400,13 @@ void Trainer::finish_save(const SaveOutcome& outcome) {
     if (!request_.quiet) progress_.note(text);
     return;
   }
-  failure_ = outcome.error;
+  save_error_ = outcome.error;
   const std::string newest = saver_.newest() >= 0
                                  ? fmt::format("the newest whole one is {}", checkpoint_name(saver_.newest()))
                                  : "THERE IS NO CHECKPOINT YET";
   const std::string text = fmt::format("SAVE OF STEP {} FAILED: {}; {}", outcome.step, outcome.error, newest);
   log_error("{}", text);
   log_.event(outcome.step, "checkpoint", text);
-  if (config_.checkpoint.on_error == "exit")
-    throw Error(ExitCode::Checkpoint, text,
-                "free the disk and start again; the run goes on from the newest checkpoint");
 }
 
 // ---- beginning and end
@@ -476,7 +485,7 @@ void Trainer::load_validation_windows() {
 TrainResult Trainer::stop() {
   const std::string signal = signals_.stop_reason();
   log_info("{}: saving step {} before stopping", signal, state_.step);
-  if (!save_now()) return result(ExitCode::StoppedUnsaved, signal + ", and the save failed: " + failure_);
+  if (!save_now()) return result(ExitCode::StoppedUnsaved, signal + ", and the save failed: " + save_error_);
   return result(ExitCode::Stopped, signal);
 }
 

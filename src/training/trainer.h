@@ -68,7 +68,7 @@ class Trainer {
   void save_if_due();
   bool save_now();  // waits; false when it failed
   void start_save();
-  void finish_save(const SaveOutcome& outcome);
+  void finish_save(const SaveOutcome& outcome);  // says how it ended
 
   void open_loader();
   void load_validation_windows();
@@ -98,7 +98,8 @@ class Trainer {
   int64_t validation_batches_ = 0, validation_windows_ = 0;
   double step_seconds_ = 0;  // smoothed, for the time left
   bool started_ = false;     // the start record is written after the first step
-  std::string failure_;
+  std::string failure_;      // why the run has to end
+  std::string save_error_;   // of the newest save that failed
 };
 
 uint64_t resident_bytes();  // of this process, now

@@ -119,11 +119,14 @@ TEST_CASE("with on_error exit a failed save ends the run; stopped with a failed 
   TinyRun strict(data, {"checkpoint.on_error=exit"});
   CHECK(error_of([&] { strict.go({"enospc:write=1"}); }).find("No space left") != std::string::npos);
   CHECK(strict.status()["state"] == "failed");
-  TinyRun unsaved(data);
-  const TrainResult result =
-      unsaved.go({"signal:name=TERM,phase=step,step=4", "enospc:write=1,count=100000"});
-  CHECK(result.code == ExitCode::StoppedUnsaved);
-  CHECK(unsaved.status()["exit_code"] == 76);
+  for (const char* policy : {"continue", "exit"}) {
+    INFO(policy);
+    TinyRun unsaved(data, {"checkpoint.every=0", fmt::format("checkpoint.on_error={}", policy)});
+    const TrainResult result =
+        unsaved.go({"signal:name=TERM,phase=step,step=4", "enospc:write=1,count=100000"});
+    CHECK(result.code == ExitCode::StoppedUnsaved);
+    CHECK(unsaved.status()["exit_code"] == 76);
+  }
 }
 
 TEST_CASE("a byte flipped in any region of any file is passed over loudly, and the run still ends the same") {

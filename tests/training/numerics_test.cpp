@@ -95,6 +95,14 @@ TEST_CASE("a spike is logged, skipped or rolled back, as the policy says") {
     CHECK(verify_checkpoint(run.checkpoint(16)).state.next_sample == 16 * 4 + 8);
     CHECK(verify_checkpoint(run.checkpoint(16)).state.rollbacks == 1);
   }
+  SECTION("without a checkpoint to go back to, because the saves failed, the run goes on") {
+    TinyRun run(data, with({"health.on_spike=rollback", "checkpoint.every=5"}));
+    const TrainResult result = run.go({"spike:step=12", "enospc:write=1,count=2"});
+    CHECK(run.events("rollback").empty());
+    CHECK(run.events("checkpoint").size() >= 3);  // two that failed
+    CHECK(result.code == ExitCode::Success);
+    CHECK(result.step == 16);
+  }
   SECTION("rollbacks are bounded") {
     TinyRun run(data, with({"health.on_spike=rollback", "health.max_rollbacks=0"}));
     const TrainResult result = run.go({"spike:step=12"});

@@ -77,6 +77,23 @@ TEST_CASE("resume policies: never, require, auto, a path, and overwrite") {
   CHECK(bytes_of(run.path() / "notes.txt") == "mine");
 }
 
+TEST_CASE("a run that goes on from another run's checkpoint sets its own former checkpoints aside") {
+  const TinyData data;
+  TinyRun other(data), run(data);
+  other.go({"signal:name=TERM,phase=step,step=4"});
+  run.go();
+  run.request.resume = {ResumePolicy::Kind::Path, other.checkpoint(3).string()};
+  CHECK(run.go({"signal:name=TERM,phase=step,step=5"}).step == 4);
+  std::vector<int64_t> steps;
+  for (const CheckpointEntry& entry : list_checkpoints(run.path() / "checkpoints"))
+    steps.push_back(entry.step);
+  CHECK(steps == std::vector<int64_t>{2, 4});
+  CHECK(fs::exists(run.path() / "checkpoints" / "superseded-step-00000008"));
+  run.request.resume = {ResumePolicy::Kind::Auto, {}};
+  CHECK(run.go().step == 8);
+  CHECK(run.events("resume").back() == "from step-00000004");  // not from step 8 of the former history
+}
+
 TEST_CASE("a changed configuration is refused, recorded or free, by key") {
   const TinyData data;
   TinyRun run(data);
@@ -119,7 +136,10 @@ TEST_CASE("shards that changed since the checkpoint are refused, unless accepted
 TEST_CASE("too few tokens for the steps is found before the first, and epochs are logged") {
   const TinyData data;
   TinyRun limited(data, {"data.epochs=1"});
-  CHECK(error_of([&] { limited.go(); }).find("need epoch 2 of its 18 windows") != std::string::npos);
+  CHECK(error_of([&] {
+          limited.go();
+        }).find("has 18 windows, the run reads 32 of them: 2 epochs, data.epochs allows 1") !=
+        std::string::npos);
   CHECK_FALSE(fs::exists(limited.path()));
   TinyRun enough(data, {"data.epochs=2"});
   CHECK(enough.go().step == 8);
