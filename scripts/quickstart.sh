@@ -16,7 +16,8 @@ octet=${OCTET_BUILD:-build}/octet
 "$octet" --version | head -n 1
 
 step "3/4 training shards from the C++ headers under /usr/include (byte tokenizer)"
-if [ -f data/quickstart/train_000000.bin ] && "$octet" data info data/quickstart/*.bin >/dev/null 2>&1; then
+if [ -f data/quickstart/train_000000.bin ] && [ -f data/quickstart/validation_000000.bin ] \
+   && "$octet" data info data/quickstart/*.bin >/dev/null 2>&1; then
   echo "data/quickstart is there already"
 else
   "$octet" tokenize /usr/include/c++ --output data/quickstart --validation 0.05 --overwrite

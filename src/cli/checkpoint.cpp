@@ -143,6 +143,11 @@ int diff(const fs::path& a, const fs::path& b) {
         tensors = true;
       }
   }
+  for (const CheckpointFile& file : mb.files)
+    if (!fs::exists(a / file.name)) {
+      fmt::print("{}: only in the second\n", file.name);
+      tensors = true;
+    }
   if (!tensors) fmt::print("all tensors are equal; the manifests differ\n");
   return 1;
 }

@@ -98,9 +98,13 @@ void Snapshot::load(const std::filesystem::path& checkpoint) {
       // The recipe of the casts may change on resume (compare_configs records it); masters and moments do not
       // depend on it, and the scales of other sites mean nothing here.
       log_warning("{}: the scale table starts afresh, as in the first step of a run", error.what());
-      for (const NamedTensor& t : payload.tensors) std::memset(t.tensor.data, 0, t.tensor.bytes());
+      forget_scales();
     }
   }
+}
+
+void Snapshot::forget_scales() const {
+  for (const NamedTensor& t : payloads_[2].tensors) std::memset(t.tensor.data, 0, t.tensor.bytes());
 }
 
 void Snapshot::load(const Payload& payload, const std::filesystem::path& path) {

@@ -21,6 +21,7 @@ class Snapshot {
   void take(Device& device);                           // device -> host
   void put_back(Device& device) const;                 // host -> device (resume, rollback)
   void load(const std::filesystem::path& checkpoint);  // files -> host; names, types and shapes must match
+  void forget_scales() const;                          // host: every site without history
   const std::vector<Payload>& payloads() const { return payloads_; }
   std::string masters_hash() const;  // XXH3 of the masters in their order
 

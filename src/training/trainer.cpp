@@ -1,7 +1,6 @@
 #include "training/trainer.h"
 
 #include <cmath>
-#include <cstring>
 
 #include "base/clock.h"
 #include "base/hash.h"
@@ -19,6 +18,7 @@ Trainer::Trainer(const TrainerParts& p)
     : config_(p.request.config),
       request_(p.request),
       device_(p.device),
+      device_info_(p.device.info()),
       data_(p.train),
       validation_(p.validation),
       fingerprint_(p.data_fingerprint),
@@ -222,32 +222,6 @@ void Trainer::count_casts(int64_t next_step) {
   memory_.model.scales().count = every > 0 && next_step % every == 0 && !memory_.model.scales().sites.empty();
 }
 
-std::string Trainer::diagnosis(const StepReport& report) {
-  std::string text =
-      fmt::format("loss {} and gradient norm {} on samples {}..{}", report.loss, report.gradient_norm,
-                  state_.next_sample, state_.next_sample + global_batch(config_) - 1);
-  std::vector<char> host;
-  device_.synchronize();
-  for (const Parameter& p : memory_.model.parameters()) {
-    host.resize(p.gradient.bytes());
-    device_.copy_to_host(host.data(), p.gradient.data, host.size());
-    const bool narrow = p.gradient.dtype == DType::BF16;
-    for (int64_t i = 0; i < p.gradient.elements(); ++i) {
-      uint32_t bits = 0;
-      if (narrow) {
-        uint16_t half;
-        std::memcpy(&half, host.data() + 2 * i, 2);
-        bits = static_cast<uint32_t>(half) << 16;
-      } else {
-        std::memcpy(&bits, host.data() + 4 * i, 4);
-      }
-      if ((bits & 0x7f800000u) == 0x7f800000u)
-        return text + fmt::format("; first non-finite gradient: {}[{}]", p.name, i);
-    }
-  }
-  return text + "; every gradient is finite";
-}
-
 void Trainer::note_epochs(const MicroBatch& batch) {
   for (const int64_t sample : batch.samples) {
     const SampleLocation at = order_.locate(sample);
@@ -424,6 +398,9 @@ void Trainer::begin() {
     log_info("starting fresh in {}: initial weights {}", folder_.path().string(), state_.init_hash);
   } else {
     memory_.snapshot.load(found.folder);
+    // Scales belong to the formats and rules they were made for; without them a site starts as in step 1.
+    if (found.manifest.config.value("precision", Json()) != Json::parse(to_json(config_)).at("precision"))
+      memory_.snapshot.forget_scales();
     memory_.snapshot.put_back(device_);
     count_casts(state_.step + 1);
     memory_.model.refresh_working_weights();

@@ -78,6 +78,7 @@ class Trainer {
   const RunConfig& config_;
   const TrainRequest& request_;
   Device& device_;
+  const DeviceInfo device_info_;  // asked once: a CPU's clock, hence its stated peak, moves
   const Dataset& data_;
   const Dataset* validation_;
   std::string fingerprint_;

@@ -1,7 +1,8 @@
-// What the trainer writes down: one record a step, and the proof of precision.
+// What the trainer writes down: one record a step, the proof of precision, and what broke a step.
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <fstream>
 
 #include "base/clock.h"
@@ -24,6 +25,32 @@ uint64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::string Trainer::diagnosis(const StepReport& report) {
+  std::string text =
+      fmt::format("loss {} and gradient norm {} on samples {}..{}", report.loss, report.gradient_norm,
+                  state_.next_sample, state_.next_sample + global_batch(config_) - 1);
+  std::vector<char> host;
+  device_.synchronize();
+  for (const Parameter& p : memory_.model.parameters()) {
+    host.resize(p.gradient.bytes());
+    device_.copy_to_host(host.data(), p.gradient.data, host.size());
+    const bool narrow = p.gradient.dtype == DType::BF16;
+    for (int64_t i = 0; i < p.gradient.elements(); ++i) {
+      uint32_t bits = 0;
+      if (narrow) {
+        uint16_t half;
+        std::memcpy(&half, host.data() + 2 * i, 2);
+        bits = static_cast<uint32_t>(half) << 16;
+      } else {
+        std::memcpy(&bits, host.data() + 4 * i, 4);
+      }
+      if ((bits & 0x7f800000u) == 0x7f800000u)
+        return text + fmt::format("; first non-finite gradient: {}[{}]", p.name, i);
+    }
+  }
+  return text + "; every gradient is finite";
 }
 
 void Trainer::record(const StepReport& r) {
@@ -63,7 +90,7 @@ void Trainer::record(const StepReport& r) {
   line.gradient_norm = r.gradient_norm;
   line.learning_rate = r.learning_rate;
   line.tokens_per_second = tokens_per_second;
-  if (const double peak = device_.info().peak_flops; peak > 0)
+  if (const double peak = device_info_.peak_flops; peak > 0)
     line.peak_share = config_.model.flops_per_token() * tokens_per_second / peak;
   line.memory_bytes = memory;
   line.seconds_left = step_seconds_ * static_cast<double>(config_.run.steps - r.step);
@@ -80,7 +107,7 @@ void Trainer::record_start() {
               {"config_hash", config_hash(config_)},
               {"init_hash", state_.init_hash},
               {"data_fingerprint", fingerprint_},
-              {"device", device_.info().name},
+              {"device", device_info_.name},
               {"version", version()},
               {"recipe", config_.precision.name},
               {"gemm_table", gemm_table(counts)},
@@ -88,8 +115,8 @@ void Trainer::record_start() {
               {"memory_bytes", planned_bytes_},
               {"environment",
                {{"build", build_summary()},
-                {"peak_flops", device_.info().peak_flops},
-                {"peak_source", device_.info().peak_source},
+                {"peak_flops", device_info_.peak_flops},
+                {"peak_source", device_info_.peak_source},
                 {"flops_per_token", config_.model.flops_per_token()},
                 {"threads", config_.run.threads},
                 {"deterministic", config_.run.deterministic}}}});

@@ -41,6 +41,27 @@ TEST_CASE("a skipped step with delayed scaling keeps the scale state finite") {
   CHECK(std::isfinite(number_of(run.records("step")[3]["train/loss"])));
 }
 
+TEST_CASE("a recipe changed on resume does not inherit scales of another format") {
+  const TinyData data;
+  const std::vector<std::string> overrides = {"precision.scaling=delayed", "precision.grad.format=e5m2",
+                                              "health.every=5"};
+  TinyRun run(data, overrides);
+  REQUIRE(run.go({"signal:name=TERM,phase=step,step=5"}).step == 4);
+  run.request.config.precision.grad.format = Format::E4M3;  // a scale for 57344 would saturate at 448
+  REQUIRE(run.go().step == 8);
+  const auto health = run.records("health");
+  REQUIRE(health.size() == 1);
+  int sites = 0;
+  for (const Json& site : health[0]["sites"]) {
+    const std::string name = site["name"];
+    if (name.find(".grad") == std::string::npos) continue;
+    INFO(name);
+    ++sites;
+    CHECK(site["saturated"] == 0.0);
+  }
+  CHECK(sites >= 4);
+}
+
 TEST_CASE("several non-finite steps in a row stop the run with a diagnosis; a pause starts the count again") {
   const TinyData data;
   TinyRun run(data, {"health.stop_after_nonfinite=3"});
