@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The tower of src/: a file includes only its own floor and floors below it; kernels/ includes numerics/ (and base/) only.
+# And no type has two definitions.
 set -euo pipefail
 cd "${1:-$(dirname "$0")/..}"
 floors=(base numerics tensor device comm data model optimizer config training analysis cli)
@@ -16,4 +17,8 @@ for other in "${floors[@]:2}"; do
     printf 'kernels/ includes %s/:\n%s\n' "$other" "$hits"; failed=1
   fi
 done
+# One name, one type: two headers that define a type of the same name are two definitions in one program.
+if hits=$(grep -rhoE '^(class|struct) [A-Z][A-Za-z0-9]*[^;]*\{' src --include='*.h' 2>/dev/null | awk '{print $2}' | sort | uniq -d | grep .); then
+  printf 'types defined in two headers:\n%s\n' "$hits"; failed=1
+fi
 exit $failed

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Negative control of check_floors.sh: a tree with one upward include must be refused, a clean one accepted.
+# Negative control of check_floors.sh: an upward include or a type with two definitions must be refused, a clean tree accepted.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(mktemp -d)
@@ -12,3 +12,8 @@ echo '#include "model/a.h"' >"$tree/src/base/b.h"
 rm "$tree/src/base/b.h"
 echo '#include "../src/model/a.h"' >"$tree/kernels/k.cuh"
 ! "$here/check_floors.sh" "$tree" >/dev/null || { echo "kernels/ including model/ was accepted"; exit 1; }
+rm "$tree/kernels/k.cuh"
+echo 'struct Twice {' >"$tree/src/base/c.h"
+"$here/check_floors.sh" "$tree" >/dev/null || { echo "one definition was refused"; exit 1; }
+echo 'class Twice final {' >"$tree/src/model/c.h"
+! "$here/check_floors.sh" "$tree" >/dev/null || { echo "two definitions of one type were accepted"; exit 1; }

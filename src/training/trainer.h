@@ -103,7 +103,4 @@ class Trainer {
   std::string save_error_;   // of the newest save that failed
 };
 
-uint64_t resident_bytes();  // of this process, now
-uint64_t peak_resident_bytes();
-
 }  // namespace octet

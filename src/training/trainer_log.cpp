@@ -1,5 +1,4 @@
 // What the trainer writes down: one record a step, the proof of precision, and what broke a step.
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -14,18 +13,16 @@
 
 namespace octet {
 
-uint64_t resident_bytes() {
+namespace {
+
+uint64_t resident_bytes() {  // of this process, now
   std::ifstream file("/proc/self/statm");
   uint64_t size = 0, resident = 0;
   file >> size >> resident;
   return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
-uint64_t peak_resident_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
-}
+}  // namespace
 
 std::string Trainer::diagnosis(const StepReport& report) {
   std::string text =
