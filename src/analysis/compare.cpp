@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
 
 #include "analysis/report.h"
 #include "base/log.h"
 #include "numerics/recipes.h"
+#include "training/progress.h"
 #include "training/train.h"
 
 namespace octet {
@@ -34,8 +34,7 @@ PlannedRun plan_run(const CompareRequest& request, const std::string& variant, i
 
 // 0 when the run is finished; numerics failures count as finished: a diverged variant is a result.
 int train_run(const PlannedRun& run, const std::string& device) {
-  fmt::print("\n== {} ==\n", run.folder.filename().string());
-  std::fflush(stdout);
+  Progress().note(fmt::format("\n== {} ==", run.folder.filename().string()));
   const TrainResult result = train({run.config, device, {ResumePolicy::Kind::Auto, {}}, false, {}});
   if (result.code == ExitCode::Success || result.code == ExitCode::Numerics) return 0;
   return static_cast<int>(result.code);
@@ -54,17 +53,17 @@ int worst(const std::vector<Comparison>& comparisons) {
 
 int judge_and_report(ReportInput input, const fs::path& folder) {
   const NoiseBand band = noise_band(input.baseline_seeds);
-  fmt::print("\n");
+  Progress().note("");
   for (const RunHistory& variant : input.variants) {
     require_comparable(input.baseline, variant);
     input.comparisons.push_back(compare_runs(input.baseline, variant, band));
     const Comparison& c = input.comparisons.back();
-    fmt::print("verdict: {} - {} against {}: {}\n", name_of(c.verdict), variant.name, input.baseline.name,
-               c.sentence);
+    Progress().note(fmt::format("verdict: {} - {} against {}: {}", name_of(c.verdict), variant.name,
+                                input.baseline.name, c.sentence));
   }
   write_report(input, folder);
-  fmt::print("report:  {}\n         {}\n", (folder / "report.html").string(),
-             (folder / "report.json").string());
+  Progress().note(fmt::format("report:  {}\n         {}", (folder / "report.html").string(),
+                              (folder / "report.json").string()));
   return worst(input.comparisons);
 }
 

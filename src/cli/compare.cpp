@@ -1,3 +1,4 @@
+#include <csignal>
 #include <memory>
 
 #include "analysis/compare.h"
@@ -41,6 +42,7 @@ void add_compare(CLI::App& app, Action& action) {
       "  octet compare --from runs/a runs/b --output runs/a-against-b");
   command->callback([options, &action] {
     action = [options] {
+      std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away must not stop training (F41)
       if (!options->from.empty())
         return compare_finished(options->from[0], options->from[1], options->output);
       if (options->config.empty())

@@ -1,9 +1,12 @@
 // octet train
 #include <fmt/format.h>
 
+#include <csignal>
+
 #include "base/text.h"
 #include "cli/command.h"
 #include "config/run_config.h"
+#include "training/progress.h"
 #include "training/train.h"
 
 namespace octet {
@@ -23,6 +26,7 @@ ResumePolicy resume_policy(const std::string& text) {
 }
 
 int run_train(const TrainArguments& arguments) {
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away must not stop training (F41)
   TrainRequest request;
   request.config = load_config(arguments.config, arguments.set);
   request.device = arguments.device;
@@ -34,12 +38,14 @@ int run_train(const TrainArguments& arguments) {
   const TrainResult result = train(request);
   switch (result.code) {
     case ExitCode::Success:
-      fmt::print("finished: step {}, loss {:.4f}", result.step, result.final_loss);
-      if (result.validation_loss > 0) fmt::print(", validation loss {:.4f}", result.validation_loss);
-      fmt::print(", in {}\n", escape_control(result.folder));
+      Progress().note(fmt::format(
+          "finished: step {}, loss {:.4f}{}, in {}", result.step, result.final_loss,
+          result.validation_loss > 0 ? fmt::format(", validation loss {:.4f}", result.validation_loss) : "",
+          escape_control(result.folder)));
       break;
     case ExitCode::Stopped:
-      fmt::print("stopped at step {} ({}), saved; the same command goes on\n", result.step, result.reason);
+      Progress().note(fmt::format("stopped at step {} ({}), saved; the same command goes on", result.step,
+                                  result.reason));
       break;
     default:
       fmt::print(stderr, "error: step {}: {}\n", result.step, escape_control(result.reason));

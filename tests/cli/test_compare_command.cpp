@@ -61,6 +61,15 @@ TEST_CASE("compare trains twins from the same weights on the same batches and wr
   CHECK(std::filesystem::exists(folder.path() / "elsewhere" / "report.html"));
 }
 
+TEST_CASE("a reader of the output that goes away does not stop a comparison") {
+  const TemporaryFolder folder;
+  write_inputs(folder.path());
+  REQUIRE(run_octet("tokenize text --output data", folder.path()).code == 0);
+  run_octet("compare run.json --variants bf16,fp8 2>&1 | true", folder.path());
+  const std::filesystem::path report = folder.path() / "out" / "report.json";
+  CHECK(json_of(report)["verdict"] == "INCONCLUSIVE");
+}
+
 TEST_CASE("compare refuses what is not a comparison before it trains anything") {
   const TemporaryFolder folder;
   write_inputs(folder.path());
