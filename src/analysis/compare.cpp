@@ -37,6 +37,9 @@ int train_run(const PlannedRun& run, const std::string& device) {
   Progress().note(fmt::format("\n== {} ==", run.folder.filename().string()));
   const TrainResult result = train({run.config, device, {ResumePolicy::Kind::Auto, {}}, false, {}});
   if (result.code == ExitCode::Success || result.code == ExitCode::Numerics) return 0;
+  if (result.code == ExitCode::Stopped)
+    Progress().note(
+        fmt::format("stopped at step {} ({}), saved; the same command goes on", result.step, result.reason));
   return static_cast<int>(result.code);
 }
 

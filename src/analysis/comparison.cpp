@@ -279,8 +279,8 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
     c.sentence = diverged;
   } else if (c.steps.size() < fewest_steps) {
     c.more_steps_needed = static_cast<int64_t>(fewest_steps - c.steps.size());
-    c.sentence =
-        fmt::format("only {} common steps; at least {} more are needed", c.steps.size(), c.more_steps_needed);
+    c.sentence = fmt::format("only {} common steps in the logs; at least {} more are needed", c.steps.size(),
+                             c.more_steps_needed);
   } else {
     judge(c);
   }

@@ -20,7 +20,7 @@ std::atomic<bool> save_request{false};
 std::atomic<bool> guarded{false};
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
-constexpr int handled[] = {SIGTERM, SIGINT, SIGUSR1, SIGUSR2, SIGPIPE};
+constexpr int handled[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE};
 std::array<struct sigaction, std::size(handled)> former;
 
 void on_signal(int number) {
@@ -30,7 +30,7 @@ void on_signal(int number) {
   } else {
     int none = 0;
     stop_signal.compare_exchange_strong(none, number);
-    if (number != SIGUSR2 && urgent_signals.fetch_add(1) > 0)
+    if ((number == SIGTERM || number == SIGINT) && urgent_signals.fetch_add(1) > 0)
       _exit(static_cast<int>(ExitCode::StoppedUnsaved));
   }
   errno = saved;
@@ -50,6 +50,8 @@ SignalGuard::SignalGuard() {
     action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
     sigaction(handled[i], &action, &former[i]);
+    // nohup means that a lost terminal stops nothing.
+    if (handled[i] == SIGHUP && former[i].sa_handler == SIG_IGN) sigaction(SIGHUP, &former[i], nullptr);
   }
 }
 
@@ -68,6 +70,8 @@ const char* SignalGuard::stop_reason() const {
       return "SIGTERM";
     case SIGINT:
       return "SIGINT";
+    case SIGHUP:
+      return "SIGHUP";
     default:
       return "SIGUSR2";
   }

@@ -1,4 +1,5 @@
-// SIGTERM and SIGINT ask to save and stop, SIGUSR1 to save and go on, SIGUSR2 to save and stop; a second
+// SIGTERM and SIGINT ask to save and stop, SIGUSR1 to save and go on, SIGUSR2 and SIGHUP (a lost
+// terminal, unless it was ignored: nohup) to save and stop; a second
 // SIGINT or SIGTERM leaves at once. Handlers only set flags; SIGPIPE is ignored. One SignalGuard lives while
 // a run does.
 #pragma once

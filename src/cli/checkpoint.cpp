@@ -23,15 +23,16 @@ std::vector<CheckpointEntry> entries_at(const fs::path& path) {
   std::vector<CheckpointEntry> entries = list_checkpoints(path / checkpoint_folder);
   if (entries.empty()) entries = list_checkpoints(path);
   if (entries.empty())
-    throw Error(ExitCode::Checkpoint, fmt::format("{}: no checkpoints here", path.string()),
+    throw Error(ExitCode::Checkpoint, fmt::format("{}: no checkpoints here", escape_control(path.string())),
                 "give a run's folder, its checkpoints folder or one checkpoint");
   return entries;
 }
 
 int list(const fs::path& path) {
+  const std::vector<CheckpointEntry> entries = entries_at(path);  // nothing is printed when there are none
   fmt::print("{:<28} {:>9} {:>14} {:>9} {:>10} {:>16}\n", "checkpoint", "step", "tokens", "loss", "bytes",
              "config");
-  for (const CheckpointEntry& entry : entries_at(path)) {
+  for (const CheckpointEntry& entry : entries) {
     const std::string name = escape_control(entry.folder.filename().string());
     try {
       const Manifest m = read_manifest(entry.folder);
@@ -117,8 +118,16 @@ bool differ(const SafetensorsReader& a, const SafetensorsEntry& ea, const Safete
   return true;
 }
 
+// A run's folder holds several; which one is meant is the caller's choice.
+const fs::path& one_checkpoint(const fs::path& path) {
+  if (fs::exists(path / manifest_file) || list_checkpoints(path / checkpoint_folder).empty()) return path;
+  throw Error(ExitCode::Usage, fmt::format("{}: a run, not a checkpoint", escape_control(path.string())),
+              fmt::format("choose one of its checkpoints, for example {}",
+                          escape_control(list_checkpoints(path / checkpoint_folder).back().folder.string())));
+}
+
 int diff(const fs::path& a, const fs::path& b) {
-  const Manifest ma = verify_checkpoint(a), mb = verify_checkpoint(b);
+  const Manifest ma = verify_checkpoint(one_checkpoint(a)), mb = verify_checkpoint(one_checkpoint(b));
   if (to_text(ma) == to_text(mb)) {
     fmt::print("equal: step {}, every byte\n", ma.state.step);
     return 0;
@@ -161,23 +170,23 @@ void add_checkpoint(CLI::App& app, Action& action) {
 
   CLI::App* l = command->add_subcommand("list", "Step, tokens, loss and size of every checkpoint");
   l->add_option("PATH", *first, "a run's folder")->required();
-  l->footer("Example:\n  octet checkpoint list runs/quickstart");
+  l->footer("Example:\n  octet checkpoint list runs/quickstart/fp8");
   l->callback([first, &action] { action = [first] { return list(*first); }; });
 
   CLI::App* v = command->add_subcommand(
       "verify", "Read every byte and compare checksums; exit code 4 when one is damaged");
   v->add_option("PATH", *first, "a run's folder, or one checkpoint")->required();
-  v->footer("Example:\n  octet checkpoint verify runs/quickstart");
+  v->footer("Example:\n  octet checkpoint verify runs/quickstart/fp8");
   v->callback([first, &action] { action = [first] { return verify(*first); }; });
 
   CLI::App* d = command->add_subcommand(
-      "diff", "Are two checkpoints equal, and where do they first differ; exit code 1 when they do");
+      "diff", "Are two checkpoints equal, and where do they first differ; exit code 1 when they differ");
   d->add_option("FIRST", *first, "a checkpoint")->required();
   d->add_option("SECOND", *second, "another checkpoint")->required();
   d->footer(
       "Example:\n  octet checkpoint diff runs/a/checkpoints/step-00000100 runs/b/checkpoints/step-00000100");
   d->callback([first, second, &action] { action = [first, second] { return diff(*first, *second); }; });
-  command->footer("Example:\n  octet checkpoint verify runs/quickstart");
+  command->footer("Example:\n  octet checkpoint verify runs/quickstart/fp8");
 }
 
 }  // namespace octet

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "base/version.h"
@@ -88,6 +90,11 @@ int run_command_line(int argc, char** argv) {
     return 0;
   } catch (const Error& error) {
     return report(error);
+  } catch (const std::filesystem::filesystem_error& error) {
+    // A path that cannot be looked at or made (permissions, a file where a folder should be) is the caller's.
+    return report({ExitCode::Usage,
+                   fmt::format("{}: {}", escape_control(error.path1().string()), error.code().message()),
+                   "check the path, its owner and its permissions"});
   } catch (const std::exception& error) {
     return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())),
                    "this is a bug: please report it with the command, the configuration and 'octet doctor'"});

@@ -15,7 +15,7 @@ void add_compare(CLI::App& app, Action& action) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
-      "compare", "train twins that differ in their recipe only and say whether they learn the same");
+      "compare", "Train twins that differ in their recipe only and say whether they learn the same");
   auto* config = command->add_option("CONFIG", options->config,
                                      "configuration (JSON); run.output becomes the comparison's folder");
   command->add_option("--variants", options->variants, "recipes, the first is the baseline")
@@ -25,6 +25,7 @@ void add_compare(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   command->add_option("--set", options->overrides, "override a key: --set schedule.learning_rate=2e-3")
+      ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   command->add_option("--device", options->device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))

@@ -26,9 +26,9 @@ int status_of_child(Action action) {
 }
 }  // namespace
 
-TEST_CASE("SIGTERM, SIGINT and SIGUSR2 ask to stop and name themselves") {
+TEST_CASE("SIGTERM, SIGINT, SIGHUP and SIGUSR2 ask to stop and name themselves") {
   for (const auto& [number, name] :
-       {std::pair{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGUSR2, "SIGUSR2"}}) {
+       {std::pair{SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}, {SIGHUP, "SIGHUP"}, {SIGUSR2, "SIGUSR2"}}) {
     const SignalGuard guard;
     CHECK_FALSE(guard.stop_requested());
     CHECK(std::string(guard.stop_reason()).empty());
@@ -36,6 +36,21 @@ TEST_CASE("SIGTERM, SIGINT and SIGUSR2 ask to stop and name themselves") {
     CHECK(guard.stop_requested());
     CHECK(guard.stop_reason() == std::string(name));
   }
+}
+
+TEST_CASE("a lost terminal stops a run, but not under nohup") {
+  CHECK(status_of_child([] {
+          ::signal(SIGHUP, SIG_DFL);
+          const SignalGuard guard;
+          ::raise(SIGHUP);
+          ::_exit(guard.stop_requested() ? 10 : 11);
+        }) == 10);
+  CHECK(status_of_child([] {
+          ::signal(SIGHUP, SIG_IGN);
+          const SignalGuard guard;
+          ::raise(SIGHUP);
+          ::_exit(guard.stop_requested() ? 10 : 11);
+        }) == 11);
 }
 
 TEST_CASE("SIGUSR1 asks for one save, each time") {

@@ -91,6 +91,29 @@ TEST_CASE("a signal from outside saves and ends with 75; the same command goes o
   CHECK(again.says("finished: step " + std::to_string(step + 3)));
 }
 
+TEST_CASE("a run started with closed standard streams keeps its logs clean") {
+  const Workplace place(5);
+  CHECK(place.octet("train run.json >&- 2>&- <&-; exit $?; true").code == 0);
+  std::ifstream metrics(place.run("metrics.jsonl"));
+  int records = 0;
+  for (std::string line; std::getline(metrics, line); ++records) {
+    INFO(line);
+    CHECK(nlohmann::json::accept(line));  // a warning or a progress line is no record
+  }
+  CHECK(records >= 6);  // the start and 5 steps
+}
+
+TEST_CASE("a path that cannot be is the caller's mistake, not a bug of the program") {
+  const Workplace place(5);
+  CHECK(place.octet("train run.json --quiet").code == 0);
+  const CommandRun file = place.octet("compare --from run run --output text.txt");
+  CHECK(file.code == 2);
+  CHECK(file.says("text.txt: Not a directory"));
+  const CommandRun run = place.octet("checkpoint diff run run");
+  CHECK(run.code == 2);
+  CHECK(run.says("step-00000005"));
+}
+
 TEST_CASE("what a run refuses has its exit code and a hint") {
   const Workplace place(5);
   CHECK(place.octet("train run.json --resume require").code == 4);

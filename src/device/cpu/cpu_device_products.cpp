@@ -20,7 +20,7 @@ size_t CpuDevice::workspace_bytes(std::span<const Matmul> largest) const {
 void CpuDevice::set_workspace(const Tensor& workspace) { gemm_->set_workspace(workspace); }
 
 void CpuDevice::attention_forward(const AttentionForward& a) {
-  const OperationTimer timer(timing_, timings_, "attention_forward");
+  const OperationTimer timer(timing_, timings_, "attention forward");
   octet::attention_forward(a, *gemm_);
   finish_cast(a.out);
   MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.out.high.dtype}];
@@ -29,7 +29,7 @@ void CpuDevice::attention_forward(const AttentionForward& a) {
   count.implementation = "blocked-f32";
 }
 void CpuDevice::attention_backward(const AttentionBackward& a) {
-  const OperationTimer timer(timing_, timings_, "attention_backward");
+  const OperationTimer timer(timing_, timings_, "attention backward");
   octet::attention_backward(a, *gemm_);
   MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.qkv_gradient.dtype}];
   ++count.calls;
@@ -38,11 +38,11 @@ void CpuDevice::attention_backward(const AttentionBackward& a) {
 }
 
 void CpuDevice::rope_forward(const RopeForward& r) {
-  const OperationTimer timer(timing_, timings_, "rope_forward");
+  const OperationTimer timer(timing_, timings_, "rope forward");
   octet::rope_forward(r, threads_);
 }
 void CpuDevice::rope_backward(const RopeBackward& r) {
-  const OperationTimer timer(timing_, timings_, "rope_backward");
+  const OperationTimer timer(timing_, timings_, "rope backward");
   octet::rope_backward(r, threads_);
   finish_cast(r.out);
 }
