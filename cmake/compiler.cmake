@@ -11,7 +11,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(octet_flags INTERFACE -Wno-restrict)
 endif()
 if(OCTET_SANITIZE)
-  target_compile_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g
+  target_compile_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g1
     -Wno-maybe-uninitialized)  # false alarms of instrumented code (GCC documents them)
   target_link_options(octet_flags INTERFACE -fsanitize=${OCTET_SANITIZE})
   # Sanitizer runtimes start after ifunc resolvers run, so function multi-versioning is switched off.

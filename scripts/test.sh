@@ -39,7 +39,7 @@ step "dependencies"
 scripts/install_dependencies.sh --test
 
 step "format and structure"
-check "clang-format" bash -c 'find src tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" | xargs clang-format-14 --dry-run --Werror'
+check "clang-format" bash -o pipefail -c 'find src tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" | xargs clang-format-14 --dry-run --Werror'
 check "no floor includes a higher one" tests/check_floors.sh
 check "the floor check finds planted violations" tests/check_floors_selftest.sh
 
