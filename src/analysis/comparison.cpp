@@ -143,7 +143,9 @@ void judge(Comparison& c) {
                              c.slope.value, against);
   } else if (c.final_gap.high() <= band) {
     c.verdict = Verdict::Equivalent;
-    c.sentence = fmt::format("{}; {}", gap, against);
+    const char* better =
+        c.final_gap.high() < -band ? ": the variant is better, which counts as equivalent" : "";
+    c.sentence = fmt::format("{}{}; {}", gap, better, against);
   } else if (c.final_gap.low() > degraded_bands * band) {
     c.verdict = Verdict::Degraded;
     c.sentence = fmt::format("{}, more than {:.0f} bands; {}", gap, degraded_bands, against);
