@@ -11,7 +11,7 @@ namespace octet {
 
 uint32_t crc32c(const void* data, size_t bytes);  // Castagnoli; crc32c("123456789") = 0xE3069283
 
-// One framed record each; the golden bytes are in tests/training/test_tensorboard.cpp.
+// One framed record each; the golden bytes are in tests/training/tensorboard_test.cpp.
 std::string tensorboard_header(double wall_time);                       // "brain.Event:2", first in a file
 std::string tensorboard_session_start(double wall_time, int64_t step);  // readers forget later steps
 std::string tensorboard_scalar(double wall_time, int64_t step, std::string_view tag, float value);
