@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,12 @@ namespace fs = std::filesystem;
 // The hook is process-wide because a checkpoint is written by several objects and a background thread.
 std::mutex hook_mutex;
 std::shared_ptr<const FileHook> hook;
+FileSystemTraits assumed_traits;
+
+FileSystemTraits current_traits() {
+  const std::lock_guard lock(hook_mutex);
+  return assumed_traits;
+}
 
 std::shared_ptr<const FileHook> current_hook() {
   const std::lock_guard lock(hook_mutex);
@@ -102,6 +109,11 @@ void set_file_hook(FileHook new_hook) {
   hook = std::move(replacement);
 }
 
+void assume_file_system(const FileSystemTraits& traits) {
+  const std::lock_guard lock(hook_mutex);
+  assumed_traits = traits;
+}
+
 // ---- writing
 // -----------------------------------------------------------------------------------------------
 
@@ -171,6 +183,18 @@ void rename_durably(const fs::path& from, const fs::path& to, ExitCode code) {
   if (::rename(from.c_str(), to.c_str()) < 0) fail(code, "rename a file to", to, errno);
   sync_folder(folder_of(to), code);
   if (folder_of(from) != folder_of(to)) sync_folder(folder_of(from), code);
+}
+
+bool exchange_durably(const fs::path& a, const fs::path& b, ExitCode code) {
+  if (!current_traits().exchange) return false;
+  announce(FileOperation::Exchange, b);
+  if (::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) < 0) {
+    const int error = errno;
+    if (error == EINVAL || error == ENOSYS || error == ENOTSUP) return false;
+    fail(code, "exchange a file with", b, error);
+  }
+  sync_folder(folder_of(b), code);
+  return true;
 }
 
 void remove_durably(const fs::path& path, ExitCode code) {
@@ -275,6 +299,7 @@ std::string read_text(const fs::path& path, ExitCode code, size_t limit) {
 // ----------------------------------------------------------------------------------------
 
 uint64_t free_bytes(const fs::path& folder) {
+  if (const auto assumed = current_traits().free_bytes) return *assumed;
   struct statvfs status = {};
   if (uninterrupted([&] { return ::statvfs(folder.c_str(), &status); }) < 0)
     fail(ExitCode::Usage, "find the free space of", folder, errno);

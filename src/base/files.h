@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,9 +16,16 @@ namespace octet {
 // Called before every operation that changes the disk; tests make it exit the process or throw (ENOSPC).
 // While a hook is set, every write of two bytes or more is at least two operations: torn writes happen. Lock
 // files do not count.
-enum class FileOperation : uint8_t { Create, Write, Sync, Rename, SyncFolder, Remove };
+enum class FileOperation : uint8_t { Create, Write, Sync, Rename, Exchange, SyncFolder, Remove };
 using FileHook = std::function<void(FileOperation, const std::filesystem::path&)>;
 void set_file_hook(FileHook hook);  // empty = none; for tests and --inject
+
+// What tests and --inject make of the file systems of this process.
+struct FileSystemTraits {
+  std::optional<uint64_t> free_bytes;  // empty: as much as there is
+  bool exchange = true;                // false: two names cannot change places in one operation
+};
+void assume_file_system(const FileSystemTraits& traits);
 
 // A new file, written front to back; an existing one is an error, never overwritten. close() syncs; a writer
 // destroyed without close() leaves a partial file.
@@ -60,6 +68,9 @@ void write_atomically(const std::filesystem::path& path, const std::string& text
                       ExitCode code);  // temp, fsync, rename, fsync folder
 void sync_folder(const std::filesystem::path& folder, ExitCode code);
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to, ExitCode code);
+// Two names of one folder change places in one operation, so that neither is ever missing. False, and nothing
+// done, where the file system cannot (renameat2(2), RENAME_EXCHANGE).
+bool exchange_durably(const std::filesystem::path& a, const std::filesystem::path& b, ExitCode code);
 void remove_durably(const std::filesystem::path& path,
                     ExitCode code);  // folders first become .trash-*, then go; nothing there: nothing to do
 uint64_t free_bytes(const std::filesystem::path& folder);

@@ -105,6 +105,47 @@ void write_files(const fs::path& folder, Manifest& manifest, std::span<const Pay
   sync_folder(folder, ExitCode::Checkpoint);
 }
 
+constexpr const char* former_suffix = ".former";
+
+bool is_whole(const fs::path& folder) {
+  try {
+    verify_checkpoint(folder);
+    return true;
+  } catch (const Error& error) {
+    log_warning("{}", error.what());
+    return false;
+  }
+}
+
+// `fresh` gets the name of the checkpoint `old`, which is removed only once the new one is verified. A kill
+// between any two operations leaves a whole one under that name, or one that restore_former() brings back.
+void replace_checkpoint(const fs::path& fresh, const fs::path& old) {
+  fs::path aside = fresh;  // *.tmp-*: a leftover as soon as the names are exchanged
+  const bool exchanged = exchange_durably(fresh, old, ExitCode::Checkpoint);
+  try {
+    if (!exchanged) {
+      aside = old.string() + former_suffix;
+      rename_durably(old, aside, ExitCode::Checkpoint);
+      rename_durably(fresh, old, ExitCode::Checkpoint);
+    }
+    verify_checkpoint(old);
+  } catch (...) {
+    if (exchanged) {
+      exchange_durably(fresh, old, ExitCode::Checkpoint);
+    } else {
+      std::error_code ignored;
+      if (!fs::exists(fresh, ignored)) rename_durably(old, fresh, ExitCode::Checkpoint);
+      if (fs::exists(aside, ignored)) rename_durably(aside, old, ExitCode::Checkpoint);
+    }
+    throw;
+  }
+  try {  // the new one is whole: an old one that cannot be removed costs space, not the save
+    remove_durably(aside, ExitCode::Checkpoint);
+  } catch (const Error& error) {
+    log_warning("{}", error.what());
+  }
+}
+
 }  // namespace
 
 fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::span<const Payload> payloads) {
@@ -122,7 +163,6 @@ fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::s
   const fs::path final_path = checkpoints / checkpoint_name(step);
   const fs::path temporary =
       checkpoints / fmt::format("{}.tmp-{}-{}", checkpoint_name(step), getpid(), saves++);
-  bool renamed = false;
   try {
     std::error_code error;
     if (!fs::create_directory(temporary, error))
@@ -130,20 +170,42 @@ fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::s
                   "check permissions and free space of the run's folder");
     manifest.files.clear();
     write_files(temporary, manifest, payloads);
-    // Left by a save at this very step that failed after its rename: never verified, so it goes.
-    if (fs::exists(final_path, error)) remove_durably(final_path, ExitCode::Checkpoint);
-    rename_durably(temporary, final_path, ExitCode::Checkpoint);
-    renamed = true;
-    verify_checkpoint(final_path);
+    restore_former(checkpoints);
+    if (fs::exists(final_path, error)) {
+      replace_checkpoint(temporary, final_path);
+    } else {
+      rename_durably(temporary, final_path, ExitCode::Checkpoint);
+      verify_checkpoint(final_path);
+    }
     return final_path;
   } catch (...) {
     try {  // a partial folder only costs space: failing to remove it must not hide the first fault
       std::error_code ignored;
-      if (!renamed && fs::exists(temporary, ignored)) remove_durably(temporary, ExitCode::Checkpoint);
+      if (fs::exists(temporary, ignored)) remove_durably(temporary, ExitCode::Checkpoint);
     } catch (const Error& error) {
       log_warning("{}", error.what());
     }
     throw;
+  }
+}
+
+void restore_former(const fs::path& checkpoints) {
+  std::error_code ignored;
+  std::vector<fs::path> formers;
+  for (const auto& entry : fs::directory_iterator(checkpoints, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.rfind("step-", 0) == 0 && name.ends_with(former_suffix)) formers.push_back(entry.path());
+  }
+  for (const fs::path& former : formers) {
+    fs::path name = former;
+    name.replace_extension();
+    if (fs::exists(name, ignored)) {
+      const bool whole = is_whole(name);
+      remove_durably(whole ? former : name, ExitCode::Checkpoint);
+      if (whole) continue;
+    }
+    rename_durably(former, name, ExitCode::Checkpoint);
+    log_warning("{} was being replaced when its process died: it is back", name.filename().string());
   }
 }
 

@@ -91,11 +91,17 @@ struct Payload {
 };
 
 // The protocol: temporary folder, files synced, manifest last and synced, folder synced, rename, parent
-// synced, read back and verified. Throws Error(Checkpoint) after removing what was partial; ENOSPC is found
+// synced, read back and verified. A checkpoint of this step that is there already stays until the new one is
+// verified: the two change names, or, where the file system cannot do that in one operation, the old one is
+// step-NNNNNNNN.former meanwhile. Throws Error(Checkpoint) after removing what was partial; ENOSPC is found
 // before writing where the file system says so (F20). Refuses masters that are not finite (F33).
 std::filesystem::path write_checkpoint(const std::filesystem::path& checkpoints, Manifest manifest,
                                        std::span<const Payload> payloads);
 uint64_t checkpoint_bytes(std::span<const Payload> payloads);  // without the manifest
+
+// What a process that died while it replaced a checkpoint left as step-NNNNNNNN.former: it gets its name back
+// unless the new one is there and whole. Before anything else looks at the folder.
+void restore_former(const std::filesystem::path& checkpoints);
 
 // What a process that died left in a run folder or in its checkpoints/: *.tmp* and .trash-* go; returns their
 // names.

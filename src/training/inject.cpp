@@ -21,7 +21,8 @@ const std::map<std::string, std::vector<std::string>>& grammar() {
   static const std::map<std::string, std::vector<std::string>> keys = {
       {"kill", {"file-operation", "step"}}, {"enospc", {"write", "count"}},
       {"slow", {"milliseconds"}},           {"nan", {"step", "count"}},
-      {"spike", {"step", "loss"}},          {"signal", {"name", "phase", "step"}}};
+      {"spike", {"step", "loss"}},          {"file-system", {"free", "exchange"}},
+      {"signal", {"name", "phase", "step"}}};
   return keys;
 }
 
@@ -105,6 +106,13 @@ Injector::Injector(const std::vector<std::string>& specs, std::filesystem::path 
     hooked_ =
         hooked_ || action == "enospc" || action == "slow" || !rules_.back().text("file-operation").empty();
   }
+  for (const Rule& rule : rules_)
+    if (rule.action == "file-system") {
+      FileSystemTraits traits;
+      if (rule.values.count("free") > 0) traits.free_bytes = static_cast<uint64_t>(rule.number("free", 0));
+      traits.exchange = rule.number("exchange", 1) != 0;
+      assume_file_system(traits);
+    }
   if (hooked_)
     set_file_hook([this](FileOperation operation, const std::filesystem::path& path) {
       before_file_operation(static_cast<int>(operation), path);
@@ -113,6 +121,7 @@ Injector::Injector(const std::vector<std::string>& specs, std::filesystem::path 
 
 Injector::~Injector() {
   if (hooked_) set_file_hook({});
+  assume_file_system({});
 }
 
 void Injector::before_file_operation(int operation, const std::filesystem::path& path) {

@@ -3,6 +3,7 @@
 //   kill:file-operation=N       the process dies before its N-th change to a file of the run
 //   kill:step=K                 ... before step K
 //   enospc:write=N[,count=M]    writes N .. N+M-1 inside checkpoints/ find the disk full
+//   file-system:free=N,exchange=0   N bytes seem free (a save is refused); names cannot be exchanged
 //   slow:milliseconds=T         every file of a checkpoint takes T longer
 //   nan:step=K[,count=M]        a gradient of steps K .. K+M-1 is NaN
 //   spike:step=K[,loss=X]       the loss of step K is X higher (default 10), once

@@ -76,6 +76,7 @@ void RunFolder::prepare(const TrainRequest& request) {
   // Canonical, so that a hook or a message sees one name for one file.
   path_ = fs::canonical(path_);
   lock_ = std::make_unique<FolderLock>(path_, ExitCode::Usage);
+  restore_former(checkpoints());
   for (const fs::path& folder : {path_, checkpoints()})
     for (const std::string& name : remove_leftovers(folder))
       log_info("{}: left over from a write that never finished, removed", name);

@@ -231,6 +231,29 @@ TEST_CASE("an interrupted removal leaves trash that a later removal finishes") {
   CHECK(entries_in(folder.path) == 0);
 }
 
+TEST_CASE("two folders change names in one operation, or nothing happens") {
+  const TemporaryFolder folder;
+  const fs::path a = folder.path / "a", b = folder.path / "b";
+  for (const fs::path& path : {a, b}) {
+    fs::create_directory(path);
+    write_atomically(path / "name", path.filename().string(), ExitCode::Data);
+  }
+  assume_file_system({{}, false});
+  CHECK_FALSE(exchange_durably(a, b, ExitCode::Checkpoint));
+  CHECK(read_text(a / "name", ExitCode::Data) == "a");
+  assume_file_system({});
+  std::vector<FileOperation> operations;
+  bool exchanged = false;
+  {
+    const HookGuard guard([&](FileOperation operation, const fs::path&) { operations.push_back(operation); });
+    exchanged = exchange_durably(a, b, ExitCode::Checkpoint);
+  }
+  CHECK(operations.front() == FileOperation::Exchange);
+  CHECK(read_text(a / "name", ExitCode::Data) == (exchanged ? "b" : "a"));  // not every file system can
+  CHECK(read_text(b / "name", ExitCode::Data) == (exchanged ? "a" : "b"));
+  CHECK_THROWS_AS(exchange_durably(a, folder.path / "missing", ExitCode::Checkpoint), Error);
+}
+
 TEST_CASE("globs match in byte order, plain paths pass, nothing is nothing") {
   const TemporaryFolder folder;
   for (const char* name : {"b_2.bin", "b_10.bin", "B.bin", "c[1].bin", "x.txt"})
@@ -300,5 +323,9 @@ TEST_CASE("checked arithmetic notices overflow") {
 
 TEST_CASE("free_bytes answers for a folder and refuses what is not there") {
   CHECK(free_bytes(".") > 0);
+  assume_file_system({12345, true});
+  CHECK(free_bytes(".") == 12345);
+  assume_file_system({});
+  CHECK(free_bytes(".") != 12345);
   CHECK_THROWS_AS(free_bytes("/no/such/folder"), Error);
 }

@@ -3,33 +3,14 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <cstdio>
-
 #include "base/clock.h"
 #include "base/version.h"
 #include "catch.h"
+#include "standard_error.h"
 
 using namespace octet;
 
-namespace {
-// What `action` writes to standard error.
-template <class Action>
-std::string standard_error_of(Action action) {
-  std::FILE* file = std::tmpfile();
-  REQUIRE(file);
-  const int kept = ::dup(2);
-  ::dup2(::fileno(file), 2);
-  action();
-  std::fflush(stderr);
-  ::dup2(kept, 2);
-  ::close(kept);
-  std::rewind(file);
-  std::string text;
-  for (int c = std::fgetc(file); c != EOF; c = std::fgetc(file)) text += static_cast<char>(c);
-  std::fclose(file);
-  return text;
-}
-}  // namespace
+using octet::testing::standard_error_of;
 
 TEST_CASE("a message is one line and cannot steer the terminal") {
   const std::string text = standard_error_of([] { log_warning("shard {}", "a\x1b[2J\nb"); });

@@ -4,6 +4,7 @@
 
 #include "base/files.h"
 #include "base/hash.h"
+#include "standard_error.h"
 #include "training/helpers.h"
 #include "training/saver.h"
 
@@ -114,6 +115,79 @@ TEST_CASE("older checkpoints go only after a newer one is whole; foreign entries
   CHECK(list_checkpoints(folder.path)[0].step == 30);
   CHECK(fs::exists(folder.path / "step-keep-this"));
   CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 2);  // no leftovers
+}
+
+TEST_CASE("a save is refused before it writes when the disk has too little room") {
+  const TemporaryFolder folder;
+  const SmallState state;
+  const uint64_t needed = checkpoint_bytes(state.payloads) + (1u << 20);
+  int operations = 0;
+  set_file_hook([&](FileOperation, const fs::path&) { ++operations; });
+  assume_file_system({needed - 1, true});
+  const std::string error =
+      error_of([&] { write_checkpoint(folder.path, small_manifest(1), state.payloads); });
+  CHECK(error.find("1.00 MiB free, a checkpoint takes 1.00 MiB") != std::string::npos);
+  CHECK(operations == 0);
+  CHECK(fs::is_empty(folder.path));
+  assume_file_system({needed, true});
+  CHECK_NOTHROW(write_checkpoint(folder.path, small_manifest(1), state.payloads));
+  CHECK(operations > 0);
+  assume_file_system({});
+  set_file_hook({});
+}
+
+TEST_CASE("a save onto a checkpoint that is there replaces it only when the new one verifies") {
+  for (const bool exchange : {true, false}) {
+    INFO("exchange " << exchange);
+    const TemporaryFolder folder;
+    const SmallState first(1.0f), second(2.0f);
+    const fs::path path = folder.path / "step-00000010";
+    write_checkpoint(folder.path, small_manifest(10), first.payloads);
+    const std::string before = bytes_of(path / "masters.safetensors");
+    assume_file_system({{}, exchange});
+    // The new one is damaged between its rename and its verification.
+    bool damaged = false;
+    set_file_hook([&](FileOperation operation, const fs::path& at) {
+      if (operation != FileOperation::SyncFolder || at != folder.path || damaged) return;
+      damaged = fs::exists(path) && bytes_of(path / "masters.safetensors") != before;
+      if (damaged) put_bytes(path / "masters.safetensors", "");
+    });
+    CHECK(error_of([&] {
+            write_checkpoint(folder.path, small_manifest(10), second.payloads);
+          }).find("masters.safetensors") != std::string::npos);
+    set_file_hook({});
+    CHECK(damaged);
+    CHECK_NOTHROW(verify_checkpoint(path));
+    CHECK(bytes_of(path / "masters.safetensors") == before);
+    CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
+    write_checkpoint(folder.path, small_manifest(10), second.payloads);
+    CHECK(bytes_of(path / "masters.safetensors") != before);
+    CHECK(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()) == 1);
+    assume_file_system({});
+  }
+}
+
+TEST_CASE("a checkpoint that was being replaced is back, unless the new one is whole") {
+  const TemporaryFolder folder;
+  const SmallState first(1.0f), second(2.0f);
+  const fs::path path = folder.path / "step-00000010", former = folder.path / "step-00000010.former";
+  write_checkpoint(folder.path, small_manifest(10), first.payloads);
+  const std::string before = bytes_of(path / "masters.safetensors");
+  fs::rename(path, former);
+  CHECK(count_of(warnings_of([&] { restore_former(folder.path); }), "it is back") == 1);
+  CHECK(bytes_of(path / "masters.safetensors") == before);
+  fs::rename(path, former);
+  write_checkpoint(folder.path / "", small_manifest(20), second.payloads);  // restores on its way
+  CHECK(bytes_of(path / "masters.safetensors") == before);
+  fs::copy(path, former, fs::copy_options::recursive);
+  put_bytes(path / "masters.safetensors", "");
+  restore_former(folder.path);
+  CHECK(bytes_of(path / "masters.safetensors") == before);
+  fs::copy(path, former, fs::copy_options::recursive);
+  put_bytes(former / "masters.safetensors", "");
+  restore_former(folder.path);
+  CHECK(bytes_of(path / "masters.safetensors") == before);
+  CHECK_FALSE(fs::exists(former));
 }
 
 TEST_CASE("weights that are not finite are never saved as a good checkpoint") {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <sstream>
 
+#include "standard_error.h"
 #include "training/helpers.h"
 #include "training/run_files.h"
 
@@ -55,14 +56,23 @@ TEST_CASE("a resume drops later records and a torn last line, and keeps the rest
   CHECK(bytes_of(path).empty());
 }
 
-TEST_CASE("a log on a full disk warns and lets the run go on") {
+TEST_CASE("a log on a full disk warns once and lets the run go on") {
   const TemporaryFolder folder;
   std::filesystem::create_symlink("/dev/full", folder.path / metrics_file);
-  RunLog log({folder.path, -1, false});
-  for (int step = 1; step < 4; ++step) log.write("step", step, {{"train/loss", 1.0}});
+  const std::string full = warnings_of([&] {
+    RunLog log({folder.path, -1, false});
+    for (int step = 1; step < 4; ++step) log.write("step", step, {{"train/loss", 1.0}});
+  });
+  CHECK(count_of(full, "warning") == 1);
+  CHECK(count_of(full, "metrics.jsonl: No space left on device; this log ends here") == 1);
   std::filesystem::remove(folder.path / metrics_file);
   std::filesystem::create_directory(folder.path / metrics_file);  // not a file at all
-  RunLog other({folder.path, 3, false});
-  other.event(3, "stop", "");
-  SUCCEED("nothing was thrown");
+  const std::string no_file = warnings_of([&] {
+    RunLog log({folder.path, 3, false});
+    for (int step = 4; step < 6; ++step) log.event(step, "stop", "");
+  });
+  CHECK(count_of(no_file, "warning") == 1);
+  CHECK(count_of(no_file, "metrics.jsonl: Is a directory") == 1);
+  std::filesystem::remove(folder.path / metrics_file);
+  CHECK(warnings_of([&] { RunLog({folder.path, -1, false}).event(1, "stop", ""); }).empty());
 }

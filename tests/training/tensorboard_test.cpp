@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "standard_error.h"
 #include "training/helpers.h"
 
 using namespace octet;
@@ -52,8 +53,17 @@ TEST_CASE("a resumed event file begins with a START record at the step resumed f
 
 TEST_CASE("an event log that cannot be written is silent after one warning") {
   const TemporaryFolder folder;
-  TensorBoardLog log(folder.path / "missing", 0);  // no such folder
-  log.scalar(1, "train/loss", 1);
-  log.flush();
-  SUCCEED("nothing was thrown");
+  const auto write_into = [](const std::filesystem::path& path) {
+    return warnings_of([&] {
+      TensorBoardLog log(path, 0);
+      for (int step = 1; step < 4; ++step) {
+        log.scalar(step, "train/loss", 1);
+        log.flush();
+      }
+    });
+  };
+  const std::string missing = write_into(folder.path / "missing");  // no such folder
+  CHECK(count_of(missing, "warning") == 1);
+  CHECK(count_of(missing, "No such file or directory; this log ends here") == 1);
+  CHECK(write_into(folder.path).empty());
 }
