@@ -8,8 +8,8 @@
 //  is rounded
 //    once, when it is stored. Codes are made from the value rounded to storage (numerics/recipe.h).
 //  - Tensors are row-major and do not overlap unless the operation says "in place".
-//  - Sums that reach a weight have a fixed order: same inputs, same bits; on the CPU independent of the
-//  thread count.
+//  - Sums have a fixed order (numerics/sums.h): same inputs, same bits, on any device and any number of
+//  threads. Matmul and attention are exempt: their order is their library's unless `deterministic`.
 //  - Operations are enqueued in order; host code may read results after synchronize().
 #pragma once
 #include <array>
@@ -274,7 +274,7 @@ class Device {
   virtual void gradient_norm(const GradientNorm&) = 0;
   virtual void adamw(const AdamWUpdate&) = 0;
   virtual void scale_table_update(const ScaleTableUpdate&) = 0;
-  // out[0] (F64) += sum of x (F32), in index order.
+  // out[0] (F64) += sum of x (F32), in the order of numerics/sums.h.
   virtual void accumulate_sum(const Tensor& out, const Tensor& x) = 0;
 
   // Bytes of workspace the device itself wants for the largest matmul it will be given (planned like

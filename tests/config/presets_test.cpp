@@ -1,7 +1,7 @@
 // The named shapes have exactly the parameters their publications count.
+#include "config/presets.h"
 #include "base/error.h"
 #include "catch.h"
-#include "config/presets.h"
 #include "config/run_config.h"
 
 using namespace octet;

@@ -1,10 +1,10 @@
+#include "data/tokenize.h"
 #include "base/files.h"
 #include "catch.h"
 #include "data/byte_tokenizer.h"
 #include "data/dataset.h"
 #include "data/shard_files.h"
 #include "data/shard_reader.h"
-#include "data/tokenize.h"
 
 using namespace octet;
 using namespace shard_files;

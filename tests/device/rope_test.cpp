@@ -1,6 +1,6 @@
+#include "device/cpu/rope.h"
 #include "base/error.h"
 #include "catch.h"
-#include "device/cpu/rope.h"
 #include "matrices.h"
 
 using namespace octet;

@@ -15,6 +15,7 @@
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/host_facts.h"
 #include "numerics/bfloat16.h"
+#include "numerics/sums.h"
 
 namespace octet {
 
@@ -160,10 +161,9 @@ void CpuDevice::fill(const Tensor& tensor, float value) {
 }
 
 void CpuDevice::accumulate_sum(const Tensor& out, const Tensor& x) {
-  const float* values = x.as<float>();
-  double sum = *out.as<double>();
-  for (int64_t i = 0, n = x.elements(); i < n; ++i) sum += static_cast<double>(values[i]);
-  *out.as<double>() = sum;
+  Lanes<double> lanes;
+  add_values(lanes, x.as<float>(), x.elements());
+  *out.as<double>() += sum_of(lanes);
 }
 
 }  // namespace octet

@@ -12,16 +12,18 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "device/cpu/cpu_device.h"
-#include "device/cpu/lanes.h"
-#include "device/cpu/vector_math.h"
+#include "numerics/elementary.h"
+#include "numerics/sums.h"
 
 namespace octet {
 namespace {
 
-constexpr int64_t chunk = 512;  // the FP32 sum of a chunk is added in double, so long rows lose nothing
+// The FP32 sum of a chunk is added in double, so long rows lose nothing.
+constexpr int64_t chunk = cross_entropy_chunk;
 
 template <class T>
 OCTET_HD float largest_body(const T* x, int64_t n) {
+  constexpr int64_t lane_count = 16;
   float lanes[lane_count];
   for (int64_t l = 0; l < lane_count; ++l) lanes[l] = -std::numeric_limits<float>::infinity();
   int64_t i = 0;
@@ -49,7 +51,7 @@ OCTET_HD double sum_exp_body(const T* x, float m, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t count = std::min(chunk, n - begin);
     for (int64_t i = 0; i < count; ++i) e[i] = vector_exp(load(x[begin + i]) - m);
-    Lanes lanes = {};
+    Lanes<float> lanes;
     add_values(lanes, e, count);
     sum += static_cast<double>(sum_of(lanes));
   }

@@ -1,36 +1,38 @@
 // Global gradient norm and what it decides: clipping, and whether the step is applied at all.
 //
-// Squares are summed in double: pieces of 16,384 elements in eight lanes each, pieces in order. No step of it
-// depends on the number of threads.
+// Squares are summed in double: pieces of 16,384 elements in 256 lanes each (numerics/sums.h), pieces in
+// order. No step of it depends on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "base/platform.h"
 #include "device/cpu/cpu_device.h"
-#include "device/cpu/vector_math.h"
+#include "numerics/elementary.h"
+#include "numerics/sums.h"
 
 namespace octet {
 namespace {
 
-constexpr int64_t piece = 1 << 14, wave = 256;  // pieces whose sums are held on the stack at a time
+constexpr int64_t piece = norm_piece, wave = 256;  // pieces whose sums are held on the stack at a time
 
 template <class T>
 OCTET_HD double squares_body(const T* x, int64_t n) {
-  constexpr int64_t lanes = 8;
-  double sums[lanes] = {};
+  double sums[sum_lanes] = {};
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    for (int64_t l = 0; l < lanes; ++l) {
+  for (; i + sum_lanes <= n; i += sum_lanes) {
+    for (int64_t l = 0; l < sum_lanes; ++l) {
       const double value = static_cast<double>(load(x[i + l]));
       sums[l] += value * value;
     }
   }
-  for (; i < n; ++i) {
-    const double value = static_cast<double>(load(x[i]));
-    sums[0] += value * value;
+  for (int64_t l = 0; i + l < n; ++l) {
+    const double value = static_cast<double>(load(x[i + l]));
+    sums[l] += value * value;
   }
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+  Lanes<double> lanes;
+  memcpy(lanes.sums, sums, sizeof sums);
+  return sum_of(lanes);
 }
 OCTET_VECTORIZED double squares(const float* x, int64_t n) { return squares_body(x, n); }
 OCTET_VECTORIZED double squares(const BFloat16* x, int64_t n) { return squares_body(x, n); }

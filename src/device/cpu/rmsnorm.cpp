@@ -6,14 +6,14 @@
 //             dx = rstd * (g - x * rstd^2 * mean(g * x)) + residual_gradient_in
 //             gain_gradient[d] += sum_t out_gradient[t, d] * x[t, d] * rstd[t]
 //
-// Sums within a row: lanes.h. Sums over tokens: chunks of 64 tokens, added in order, columns in parallel.
+// The order of sums: numerics/sums.h.
 #include <algorithm>
 #include <cmath>
 
 #include "base/platform.h"
 #include "device/cpu/cpu_device.h"
-#include "device/cpu/lanes.h"
-#include "device/cpu/vector_math.h"
+#include "numerics/elementary.h"
+#include "numerics/sums.h"
 
 namespace octet {
 namespace {
@@ -23,7 +23,7 @@ constexpr int64_t chunk = 512;  // elements of a row converted at a time
 // Writes x = residual + branch to `out` (when there is a branch or another place); the sum of its squares.
 template <class T>
 OCTET_HD float add_row_body(const T* residual, const T* branch, T* out, int64_t n) {
-  Lanes lanes = {};
+  Lanes<float> lanes;
   float x[chunk];
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t count = std::min(chunk, n - begin);
@@ -68,7 +68,7 @@ struct BackwardRow {
 template <class T>
 OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
   const BackwardRow<T> row = given;  // a copy that no store can reach, so that the pointers stay in registers
-  Lanes lanes = {};
+  Lanes<float> lanes;
   float g[chunk], x[chunk];
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t count = std::min(chunk, n - begin);
@@ -140,7 +140,7 @@ void forward(const RmsNormForward& op, int threads) {
 
 template <class T>
 void gain_gradient(const RmsNormBackward& op, int threads) {
-  constexpr int64_t strip = 64, rows = 64;
+  constexpr int64_t strip = 64, rows = column_chunk;
   const int64_t tokens = op.residual.rows(), width = op.residual.columns();
   const T *out_gradient = op.out_gradient.as<T>(), *x = op.residual.as<T>();
   const float* rstd = op.rstd.as<float>();

@@ -1,16 +1,19 @@
 // Rotary position embedding, rotate-half form, on the query and key heads of qkv rows.
 //   forward   x = stored + bias;  (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)   x1, x2: halves of a head
 //   backward  (y1, y2) -> (y1 cos + y2 sin, y2 cos - y1 sin);  bias gradient += sum over tokens of the result
-// FP32 inside, one rounding when stored. The bias gradient sums the *stored* values in token order, so a
-// device that makes it in a second pass over memory gets the same number. Value heads only take the bias.
+// FP32 inside, one rounding when stored. The bias gradient sums the *stored* values (in the order of
+// numerics/sums.h), so a device that makes it in a second pass over memory gets the same number. Value heads
+// only take the bias.
 #include "device/cpu/rope.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
 #include "base/platform.h"
 #include "device/cpu/unpack.h"
 #include "fmt/format.h"
+#include "numerics/sums.h"
 
 namespace octet {
 namespace {
@@ -79,12 +82,13 @@ void rope_backward(const RopeBackward& r, int threads) {
   check({r.heads, r.kv_heads, r.head_width, &r.cosine, &r.sine}, r.qkv_gradient);
   const int64_t width = r.head_width, half = width / 2, context = r.cosine.rows();
   const int64_t rotated = r.heads + r.kv_heads, all = rotated + r.kv_heads, rows = r.qkv_gradient.rows();
-  // Over heads, so that a head's bias gradient is one thread's sum in token order.
+  // Over heads, so that a head's bias gradient is one thread's sum.
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int64_t head = 0; head < all; ++head) {
     alignas(64) float x[widest_head];
     Tensor out = r.out.high;
     float* bias = r.bias_gradient.empty() ? nullptr : r.bias_gradient.as<float>() + head * width;
+    alignas(64) float sums[widest_head] = {}, total[widest_head] = {};
     for (int64_t t = 0; t < rows; ++t) {
       const int64_t element = (t * all + head) * width, position = t % context;
       unpack(r.qkv_gradient.dtype, at(r.qkv_gradient, element), x, width);
@@ -94,9 +98,14 @@ void rope_backward(const RopeBackward& r, int threads) {
       pack(out.dtype, x, at(out, element), width);
       if (bias) {
         unpack(out.dtype, at(std::as_const(out), element), x, width);
-        add(bias, x, width);
+        add(sums, x, width);
+        if ((t + 1) % column_chunk == 0 || t + 1 == rows) {
+          add(total, sums, width);
+          std::fill_n(sums, width, 0.0f);
+        }
       }
     }
+    if (bias) add(bias, total, width);
   }
 }
 

@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "device/cpu/cpu_device.h"
-#include "device/cpu/vector_math.h"
+#include "numerics/elementary.h"
 
 namespace octet {
 namespace {

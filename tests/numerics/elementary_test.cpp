@@ -1,4 +1,4 @@
-#include "device/cpu/vector_math.h"
+#include "numerics/elementary.h"
 
 #include <limits>
 
