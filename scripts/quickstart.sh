@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a verdict: installs, builds, makes shards from text already on this machine, trains a BF16 and an FP8 twin of one
-# small Llama from the same weights on the same batches, and writes runs/quickstart/report.html.
+# small Llama from the same weights on the same batches, and BF16 once more from another seed, which shows how far two runs of one
+# recipe lie apart; writes runs/quickstart/report.html.
 # Safe to run again: finished parts are reused, an interrupted comparison goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,16 +24,16 @@ else
   "$octet" tokenize /usr/include/c++ --output data/quickstart --validation 0.05 --overwrite
 fi
 
-step "4/4 training the twins"
+step "4/4 training the twins, and BF16 from a second seed for the noise band"
 # A verdict other than "equivalent" is a result, not a failure of this script.
 verdict=0
-"$octet" compare configs/quickstart.json --variants bf16,fp8 || verdict=$?
+"$octet" compare configs/quickstart.json --variants bf16,fp8 --seeds 2 || verdict=$?
 case $verdict in 0 | 10 | 11 | 12 | 20) ;; *) exit "$verdict" ;; esac
 
 step "done: open runs/quickstart/report.html in a browser"
 cat <<TEXT
 What to try next:
-  $octet train configs/quickstart.json --set run.name=mine --set run.output=runs/mine --set schedule.learning_rate=2e-3
+  $octet train configs/quickstart.json --set run.name=mine --set run.output=runs/mine --set schedule.learning_rate=4e-3
   $octet plan configs/8b-fp8.json          # memory, FLOPs and schedule of a large model, without a device
   $octet tokenize YOUR_TEXT --output data/mine --validation 0.05
   $octet doctor                            # what this machine can train
