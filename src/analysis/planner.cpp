@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cctype>
 #include <map>
+#include <memory>
 #include <set>
 
 #include "base/text.h"
 #include "optimizer/schedule.h"
+#include "training/open_device.h"
 #include "training/precision_proof.h"
 #include "training/run_memory.h"
 
@@ -34,8 +36,10 @@ std::string fold_numbers(const std::string& name) {
 }
 
 void add_memory(const RunConfig& config, RunPlan& plan) {
+  // The CPU device is there on every machine. Its workspace depends on the run's options, so those it gets.
+  const std::unique_ptr<Device> planned_for = make_cpu_device(device_options(config));
   MemoryPlan device, host;
-  const RunMemory memory(nullptr, config, device, host);
+  const RunMemory memory(planned_for.get(), config, device, host);
   plan.device_bytes = device.peak_bytes();
   plan.host_bytes = host.peak_bytes();
   plan.checkpoint_bytes = checkpoint_bytes(memory.snapshot.payloads());

@@ -92,8 +92,7 @@ struct Arena {
 
 // The step of the trainer without its log, evaluation and checkpoints.
 Json measure_steps(const RunConfig& config, const Dataset& data, const StepArguments& arguments) {
-  const std::unique_ptr<Device> device =
-      open_device(arguments.device, {config.run.deterministic, config.run.threads});
+  const std::unique_ptr<Device> device = open_device(arguments.device, device_options(config));
   MemoryPlan device_measure, host_measure;
   { const RunMemory measured(device.get(), config, device_measure, host_measure); }
   const uint64_t before = status_bytes("VmRSS:");
@@ -242,7 +241,7 @@ int bench_matmul(const MatmulArguments& arguments) {
     matmul.b.values = right.tensor;
     if (codes) matmul.a.inverse_scale = matmul.b.inverse_scale = &one;
     matmul.out = out.tensor;
-    std::vector<char> workspace(device->workspace_bytes({&matmul, 1}) + MemoryPlan::alignment);
+    std::vector<char> workspace(device->workspace_bytes({.matmuls = {&matmul, 1}}) + MemoryPlan::alignment);
     const auto misaligned = reinterpret_cast<uintptr_t>(workspace.data()) % MemoryPlan::alignment;
     char* aligned = workspace.data() + (misaligned ? MemoryPlan::alignment - misaligned : 0);
     device->set_workspace(

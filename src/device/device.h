@@ -230,6 +230,13 @@ struct ScaleTableUpdate {
   int64_t step;
 };
 
+// The work a device will be given that may need scratch memory, as shapes and types without data.
+struct DeviceWork {
+  std::span<const Matmul> matmuls = {};
+  std::span<const AttentionForward> attentions = {};  // forward and backward
+  int64_t embedding_tokens = 0;                       // of one embedding_backward
+};
+
 struct DeviceInfo {
   std::string name;         // "CPU (AMD EPYC ..., 2 threads)"
   double peak_flops = 0;    // dense BF16 FLOP/s the progress line's percentage refers to; 0 = unknown
@@ -277,13 +284,14 @@ class Device {
   // out[0] (F64) += sum of x (F32), in the order of numerics/sums.h.
   virtual void accumulate_sum(const Tensor& out, const Tensor& x) = 0;
 
-  // Bytes of workspace the device itself wants for the largest matmul it will be given (planned like
-  // everything else).
-  virtual size_t workspace_bytes(std::span<const Matmul> largest) const {
-    (void)largest;
+  // Bytes of scratch memory the device itself wants for this work, planned like everything else: after
+  // set_workspace() with as many an operation allocates no memory of its own, and throws Error(Internal) when
+  // it is given more. A device without one (tests, measurements of single operations) grows its own.
+  virtual size_t workspace_bytes(const DeviceWork& work) const {
+    (void)work;
     return 0;
   }
-  virtual void set_workspace(const Tensor& workspace) { (void)workspace; }
+  virtual void set_workspace(const Tensor& workspace) { (void)workspace; }  // 256-byte aligned; empty: none
 
   const MatmulCounts& matmul_counts() const { return counts_; }
   void reset_matmul_counts() { counts_.clear(); }

@@ -118,8 +118,13 @@ void Head::refresh(const Pass& pass) const {
 }
 
 std::vector<Matmul> Head::matmul_shapes() const {
-  const ChunkMatmuls chunk = chunk_matmuls(0, chunk_);
-  return {chunk.fprop, chunk.dgrad, chunk.wgrad};
+  std::vector<Matmul> shapes;
+  for (const int64_t count : {chunk_, tokens_ % chunk_}) {  // all chunks but the last, which may be shorter
+    if (count == 0) continue;
+    const ChunkMatmuls chunk = chunk_matmuls(0, count);
+    shapes.insert(shapes.end(), {chunk.fprop, chunk.dgrad, chunk.wgrad});
+  }
+  return shapes;
 }
 
 }  // namespace octet

@@ -108,7 +108,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
 
   Tensor workspace;
   if (const auto bytes = static_cast<int64_t>(workspace_bytes()); bytes > 0)
-    workspace = plan.add("matmul.workspace", Category::Scratch, DType::U8, Shape{bytes});
+    workspace = plan.add("device.workspace", Category::Scratch, DType::U8, Shape{bytes});
 
   if (plan.measuring()) return;
   fill_rope(options.spec, *device, rope);
@@ -150,8 +150,15 @@ size_t Transformer::Implementation::workspace_bytes() const {
   for (const Block& block : blocks)
     for (const Linear* linear : block.linears())
       for (const Matmul& matmul : linear->matmul_shapes(tokens.rows())) matmuls.push_back(matmul);
+  AttentionForward attention{};
+  attention.qkv = {nullptr, embedding.weight.values().dtype, {tokens.rows(), options.spec.qkv_width()}};
+  attention.context = static_cast<int>(options.spec.context);
+  attention.heads = static_cast<int>(options.spec.heads);
+  attention.kv_heads = static_cast<int>(options.spec.kv_heads);
+  attention.head_width = static_cast<int>(options.spec.head_width_());
+  const DeviceWork work{.matmuls = matmuls, .attentions = {&attention, 1}, .embedding_tokens = tokens.rows()};
   // A plan without a device is the plan of the one that is always there.
-  return device ? device->workspace_bytes(matmuls) : make_cpu_device({})->workspace_bytes(matmuls);
+  return device ? device->workspace_bytes(work) : make_cpu_device({})->workspace_bytes(work);
 }
 
 Pass Transformer::Implementation::pass(PassKind kind, uint64_t position) {

@@ -3,9 +3,13 @@
 #include <memory>
 #include <string>
 
+#include "config/run_config.h"
 #include "device/device.h"
 
 namespace octet {
 // "auto", "cpu" or "cuda"; Error(Hardware) for a device this build does not have.
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options);
+// What a run asks of its device. Whoever plans, measures or trains a run opens the device with these, so that
+// all three have the same workspace.
+DeviceOptions device_options(const RunConfig& config);
 }  // namespace octet

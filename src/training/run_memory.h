@@ -39,7 +39,8 @@ class Snapshot {
 };
 
 struct RunMemory {
-  // With measuring plans the device is not touched and may be null.
+  // With measuring plans the device is only asked for its workspace; without one (null) that is a CPU
+  // device's with default options, whatever the run's.
   RunMemory(Device* device, const RunConfig& config, MemoryPlan& device_plan, MemoryPlan& host_plan);
 
   Transformer model;

@@ -58,11 +58,14 @@ std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions
               "auto, cpu or cuda");
 }
 
+DeviceOptions device_options(const RunConfig& config) {
+  return {.deterministic = config.run.deterministic, .threads = config.run.threads};
+}
+
 TrainResult train(const TrainRequest& request) {
   const RunConfig& config = request.config;
   SignalGuard signals;
-  const std::unique_ptr<Device> device =
-      open_device(request.device, {config.run.deterministic, config.run.threads});
+  const std::unique_ptr<Device> device = open_device(request.device, device_options(config));
   const Dataset data(config.data.train, config.data.raw_width, config.model.context, config.model.vocabulary);
   std::unique_ptr<Dataset> validation;
   if (!config.data.validation.empty())

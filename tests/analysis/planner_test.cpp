@@ -1,9 +1,14 @@
 // The plan's numbers against hand arithmetic.
+#include <fmt/format.h>
+
 #include <cmath>
+#include <memory>
 
 #include "analysis/planner.h"
 #include "catch.h"
 #include "optimizer/schedule.h"
+#include "training/open_device.h"
+#include "training/run_memory.h"
 
 using namespace octet;
 
@@ -75,6 +80,30 @@ TEST_CASE("the memory table adds up to the peak") {
     CHECK(items == static_cast<int64_t>(plan.device_bytes));
     // Masters of the checkpoint are on the host as well.
     CHECK(plan.host_bytes > 4 * static_cast<uint64_t>(plan.parameters));
+  }
+}
+
+TEST_CASE("the plan is that of a device with the run's own options") {
+  const auto planned = [](const RunConfig& config) { return plan_run(config).device_bytes; };
+  const auto measured = [](const RunConfig& config) {
+    MemoryPlan device_plan, host_plan;
+    const std::unique_ptr<Device> device = open_device("cpu", device_options(config));
+    const RunMemory memory(device.get(), config, device_plan, host_plan);
+    return device_plan.peak_bytes();
+  };
+  for (const char* deterministic : {"true", "false"}) {
+    std::vector<uint64_t> bytes;
+    for (const char* threads : {"1", "2", "7"}) {
+      const RunConfig c = load_config(
+          configs + "quickstart.json",
+          {fmt::format("run.threads={}", threads), fmt::format("run.deterministic={}", deterministic)});
+      INFO(threads << " threads, deterministic " << deterministic);
+      CHECK(planned(c) == measured(c));
+      bytes.push_back(planned(c));
+    }
+    // Negative control: the options count. Every thread has scratch of its own.
+    CHECK(bytes[0] < bytes[1]);
+    CHECK(bytes[1] < bytes[2]);
   }
 }
 

@@ -522,4 +522,9 @@ TEST_CASE("a planned workspace of the size asked for is used, and gives the same
   CHECK(with.out.bytes() == without.out.bytes());
   CHECK(std::count(bytes, bytes + workspace.tensor.bytes(), 0xff) <
         static_cast<int64_t>(workspace.tensor.bytes()));
+  // One byte less is refused, not made up for.
+  Tensor tight = workspace.tensor;
+  tight.shape = {static_cast<int64_t>(workspace.tensor.bytes()) - 1};
+  engine.set_workspace(tight);
+  CHECK_THROWS_AS(engine.run(m), Error);
 }

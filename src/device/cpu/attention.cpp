@@ -280,6 +280,25 @@ void backward_task(const AttentionBackward& a, const Geometry& g, int64_t window
   store_head(g, s.value_gradient, {a.qkv_gradient, first, g.context, values.column, g.padded_context});
 }
 
+// Threads that work on independent tasks, each with scratch of its own.
+struct Team {
+  int64_t tasks;
+  int threads;
+  int64_t floats;  // of scratch, a thread
+  size_t bytes() const { return static_cast<size_t>(floats * threads) * sizeof(float); }
+};
+int used_threads(int threads, int64_t tasks) {
+  return static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, tasks)));
+}
+Team forward_team(const Geometry& g, int threads) {
+  const int64_t tasks = g.windows * g.heads;
+  return {tasks, used_threads(threads, tasks), forward_floats(g)};
+}
+Team backward_team(const Geometry& g, int threads) {
+  const int64_t tasks = g.windows * g.kv_heads;
+  return {tasks, used_threads(threads, tasks), backward_floats(g)};
+}
+
 }  // namespace
 
 uint64_t attention_flops(const AttentionShape& s, int64_t tokens, int products) {
@@ -288,31 +307,32 @@ uint64_t attention_flops(const AttentionShape& s, int64_t tokens, int products) 
          static_cast<uint64_t>(s.head_width) * static_cast<uint64_t>(products);
 }
 
+size_t attention_scratch_bytes(const AttentionForward& a, int threads) {
+  const Geometry g = geometry({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv);
+  return std::max(forward_team(g, threads).bytes(), backward_team(g, threads).bytes());
+}
+
 void attention_forward(const AttentionForward& a, GemmEngine& engine) {
   const Geometry g = geometry({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv);
-  const int64_t tasks = g.windows * g.heads, floats = forward_floats(g);
-  const int threads = static_cast<int>(std::clamp<int64_t>(engine.threads(), 1, std::max<int64_t>(1, tasks)));
-  float* scratch = reinterpret_cast<float*>(
-      engine.attention_scratch().reserve(static_cast<size_t>(floats * threads) * sizeof(float)));
-#pragma omp parallel num_threads(threads)
+  const Team team = forward_team(g, engine.threads());
+  float* scratch = reinterpret_cast<float*>(engine.workspace().reserve(team.bytes()));
+#pragma omp parallel num_threads(team.threads)
   {
-    const ForwardScratch mine = forward_scratch(g, scratch + omp_get_thread_num() * floats);
+    const ForwardScratch mine = forward_scratch(g, scratch + omp_get_thread_num() * team.floats);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t t = 0; t < tasks; ++t) forward_task(a, g, t / g.heads, t % g.heads, mine);
+    for (int64_t t = 0; t < team.tasks; ++t) forward_task(a, g, t / g.heads, t % g.heads, mine);
   }
 }
 
 void attention_backward(const AttentionBackward& a, GemmEngine& engine) {
   const Geometry g = geometry({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv);
-  const int64_t tasks = g.windows * g.kv_heads, floats = backward_floats(g);
-  const int threads = static_cast<int>(std::clamp<int64_t>(engine.threads(), 1, std::max<int64_t>(1, tasks)));
-  float* scratch = reinterpret_cast<float*>(
-      engine.attention_scratch().reserve(static_cast<size_t>(floats * threads) * sizeof(float)));
-#pragma omp parallel num_threads(threads)
+  const Team team = backward_team(g, engine.threads());
+  float* scratch = reinterpret_cast<float*>(engine.workspace().reserve(team.bytes()));
+#pragma omp parallel num_threads(team.threads)
   {
-    const BackwardScratch mine = backward_scratch(g, scratch + omp_get_thread_num() * floats);
+    const BackwardScratch mine = backward_scratch(g, scratch + omp_get_thread_num() * team.floats);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t t = 0; t < tasks; ++t) backward_task(a, g, t / g.kv_heads, t % g.kv_heads, mine);
+    for (int64_t t = 0; t < team.tasks; ++t) backward_task(a, g, t / g.kv_heads, t % g.kv_heads, mine);
   }
 }
 

@@ -15,6 +15,9 @@ struct AttentionShape {
 void attention_forward(const AttentionForward& attention, GemmEngine& engine);
 void attention_backward(const AttentionBackward& attention, GemmEngine& engine);
 
+// What both directions need of the engine's workspace, from shapes and types alone.
+size_t attention_scratch_bytes(const AttentionForward& attention, int threads);
+
 // 2 * head_width for each (query, visible key) pair of each product: 2 products forward, 5 backward.
 uint64_t attention_flops(const AttentionShape& shape, int64_t tokens, int products);
 

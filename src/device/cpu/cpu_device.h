@@ -26,7 +26,7 @@ class CpuDevice final : public Device {
   void accumulate_sum(const Tensor& out, const Tensor& x) override;
 
   void matmul(const Matmul&) override;  // cpu_device_products.cpp (matmul.cpp ...)
-  size_t workspace_bytes(std::span<const Matmul> largest) const override;
+  size_t workspace_bytes(const DeviceWork& work) const override;
   void set_workspace(const Tensor& workspace) override;
 
   void cast(const CastOperation&) override;                  // cast.cpp
@@ -52,8 +52,7 @@ class CpuDevice final : public Device {
 
   DeviceOptions options_;
   int threads_ = 1;
-  std::vector<uint64_t> token_order_;  // embedding_backward: tokens sorted by id
-  struct GemmState;                    // oneDNN primitives by shape, packing buffers
+  struct GemmState;  // oneDNN primitives by shape, and the workspace all operations share
   std::unique_ptr<GemmState> gemm_;
 };
 

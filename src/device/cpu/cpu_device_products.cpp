@@ -1,6 +1,9 @@
 // The device's side of its products, attention and RoPE: timing, casts, and the counts that prove what ran.
+#include <algorithm>
+
 #include "device/cpu/attention.h"
 #include "device/cpu/cpu_device.h"
+#include "device/cpu/embedding.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/rope.h"
 
@@ -14,8 +17,13 @@ void CpuDevice::matmul(const Matmul& m) {
   count.flops += matmul_flops(m);
   count.implementation = implementation;
 }
-size_t CpuDevice::workspace_bytes(std::span<const Matmul> largest) const {
-  return gemm_->workspace_bytes(largest);
+// Operations run one after the other, so the workspace is as large as the hungriest.
+size_t CpuDevice::workspace_bytes(const DeviceWork& work) const {
+  size_t bytes =
+      std::max(gemm_->workspace_bytes(work.matmuls), embedding_scratch_bytes(work.embedding_tokens));
+  for (const AttentionForward& attention : work.attentions)
+    bytes = std::max(bytes, attention_scratch_bytes(attention, gemm_->threads()));
+  return bytes;
 }
 void CpuDevice::set_workspace(const Tensor& workspace) { gemm_->set_workspace(workspace); }
 

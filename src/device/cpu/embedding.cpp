@@ -7,6 +7,8 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "device/cpu/cpu_device.h"
+#include "device/cpu/embedding.h"
+#include "device/cpu/gemm_state.h"
 #include "numerics/elementary.h"
 
 namespace octet {
@@ -33,7 +35,7 @@ constexpr int64_t strip = 64;  // columns of the table one task works on
 
 // `order`: (token id << 32 | position), sorted. Each row is read once, summed in FP32, rounded once.
 template <class Gradient, class Storage>
-void scatter_strip(const EmbeddingBackward& op, const std::vector<uint64_t>& order, int64_t begin) {
+void scatter_strip(const EmbeddingBackward& op, const uint64_t* order, int64_t begin) {
   const int64_t width = op.table_gradient.columns(), n = std::min(strip, width - begin);
   const Storage* from = op.out_gradient.as<Storage>() + begin;
   Gradient* table = op.table_gradient.as<Gradient>() + begin;
@@ -71,15 +73,16 @@ void CpuDevice::embedding_backward(const EmbeddingBackward& op) {
   check_tokens(op.tokens, op.table_gradient.rows());
   const int32_t* ids = op.tokens.as<int32_t>();
   const size_t tokens = static_cast<size_t>(op.tokens.elements());
-  if (token_order_.size() < tokens) token_order_.resize(tokens);  // grows in the first step only
-  for (size_t t = 0; t < tokens; ++t) token_order_[t] = static_cast<uint64_t>(ids[t]) << 32 | t;
-  std::sort(token_order_.begin(), token_order_.begin() + static_cast<int64_t>(tokens));
+  auto* order =
+      reinterpret_cast<uint64_t*>(gemm_->workspace().reserve(embedding_scratch_bytes(op.tokens.elements())));
+  for (size_t t = 0; t < tokens; ++t) order[t] = static_cast<uint64_t>(ids[t]) << 32 | t;
+  std::sort(order, order + tokens);
   const bool wide_sum = op.table_gradient.dtype == DType::F32, wide = op.out_gradient.dtype == DType::F32;
   const auto work = wide_sum ? (wide ? scatter_strip<float, float> : scatter_strip<float, BFloat16>)
                              : (wide ? scatter_strip<BFloat16, float> : scatter_strip<BFloat16, BFloat16>);
   const int64_t width = op.table_gradient.columns();
 #pragma omp parallel for num_threads(threads_) schedule(static)
-  for (int64_t begin = 0; begin < width; begin += strip) work(op, token_order_, begin);
+  for (int64_t begin = 0; begin < width; begin += strip) work(op, order, begin);
 }
 
 }  // namespace octet

@@ -1,4 +1,4 @@
-// What the CPU device keeps between matrix products: threads, scratch memory and oneDNN's primitives.
+// What the CPU device keeps between operations: threads, scratch memory and oneDNN's primitives.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace octet {
 
-// Memory that is handed in (planned) or, when none or too little was, grown and kept. 256-byte aligned.
+// Memory that is handed in (planned) or, when none was, grown and kept. 256-byte aligned.
 class ScratchMemory {
  public:
   ScratchMemory() = default;
@@ -20,6 +20,7 @@ class ScratchMemory {
   ScratchMemory& operator=(const ScratchMemory&) = delete;
 
   void use(const Tensor& planned);  // its bytes, from now on; an empty tensor goes back to own memory
+  // Contents are lost with the next call. Error(Internal) when more is wanted than was planned.
   std::byte* reserve(size_t bytes);
 
  private:
@@ -40,16 +41,16 @@ class GemmEngine {
   // Checks types, shapes and scales (Error(Internal) naming the key), then runs. Returns the implementation's
   // name.
   const char* run(const Matmul& matmul);
-  size_t workspace_bytes(std::span<const Matmul> largest) const;
+  size_t workspace_bytes(std::span<const Matmul> matmuls) const;  // of the hungriest; prepares all
   void set_workspace(const Tensor& workspace) { workspace_.use(workspace); }
 
   int threads() const { return threads_; }
-  ScratchMemory& attention_scratch() { return attention_scratch_; }
+  ScratchMemory& workspace() { return workspace_; }
 
  private:
   bool deterministic_;
   int threads_;
-  ScratchMemory workspace_, attention_scratch_;
+  ScratchMemory workspace_;
   std::unique_ptr<OneDnnGemm> onednn_;  // null: not built in, switched off or without gain on this machine
 };
 

@@ -65,6 +65,11 @@ void ScratchMemory::use(const Tensor& planned) {
 
 std::byte* ScratchMemory::reserve(size_t bytes) {
   if (bytes <= planned_bytes_) return planned_;
+  if (planned_)
+    throw Error(
+        ExitCode::Internal,
+        fmt::format("an operation needs {} bytes of workspace, {} were planned", bytes, planned_bytes_),
+        "report this as a bug with the run's configuration");
   if (bytes > own_bytes_) {
     ::operator delete (own_, std::align_val_t{256});
     own_ = nullptr;
@@ -110,10 +115,10 @@ const char* GemmEngine::run(const Matmul& m) {
   return blocked_gemm_name(m);
 }
 
-size_t GemmEngine::workspace_bytes(std::span<const Matmul> largest) const {
+size_t GemmEngine::workspace_bytes(std::span<const Matmul> matmuls) const {
   size_t bytes = blocked_gemm_bytes(threads_);
   if (onednn_)
-    for (const Matmul& m : largest)
+    for (const Matmul& m : matmuls)
       if (onednn_->may_suit(m)) bytes = std::max(bytes, onednn_->workspace_bytes(m));
   return bytes;
 }

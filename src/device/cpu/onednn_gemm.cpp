@@ -10,6 +10,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 
 #include "base/error.h"
 #include "base/platform.h"
@@ -80,8 +81,10 @@ Key key_of(const Matmul& m) {
 }
 
 struct Prepared {
-  memory::desc a, b, out, scratch;
   dnnl::matmul primitive;
+  size_t scratch_bytes;
+  // Views whose data is set before every run: making them anew would allocate in every product.
+  std::unordered_map<int, memory> arguments;
 };
 
 class Implementation final : public OneDnnGemm {
@@ -108,12 +111,11 @@ class Implementation final : public OneDnnGemm {
 
   size_t workspace_bytes(const Matmul& m) override {
     const Prepared* prepared = prepare(key_of(m));
-    return align(decoded_bytes(m.a)) + align(decoded_bytes(m.b)) +
-           (prepared ? prepared->scratch.get_size() : 0);
+    return align(decoded_bytes(m.a)) + align(decoded_bytes(m.b)) + (prepared ? prepared->scratch_bytes : 0);
   }
 
   void run(const Matmul& m, std::byte* workspace) override {
-    const Prepared* prepared = prepare(key_of(m));
+    Prepared* prepared = prepare(key_of(m));
     if (!prepared)
       throw Error(ExitCode::Internal, "oneDNN was asked for a product it has no implementation of",
                   "report this as a bug with the run's configuration");
@@ -123,11 +125,11 @@ class Implementation final : public OneDnnGemm {
     workspace += align(decoded_bytes(m.b));
     const ThreadScope threads(threads_);
     try {
-      prepared->primitive.execute(stream_,
-                                  {{DNNL_ARG_SRC, memory(prepared->a, engine_, a)},
-                                   {DNNL_ARG_WEIGHTS, memory(prepared->b, engine_, b)},
-                                   {DNNL_ARG_DST, memory(prepared->out, engine_, m.out.data)},
-                                   {DNNL_ARG_SCRATCHPAD, memory(prepared->scratch, engine_, workspace)}});
+      prepared->arguments.at(DNNL_ARG_SRC).set_data_handle(a);
+      prepared->arguments.at(DNNL_ARG_WEIGHTS).set_data_handle(b);
+      prepared->arguments.at(DNNL_ARG_DST).set_data_handle(m.out.data);
+      prepared->arguments.at(DNNL_ARG_SCRATCHPAD).set_data_handle(workspace);
+      prepared->primitive.execute(stream_, prepared->arguments);
       stream_.wait();
     } catch (const dnnl::error& error) {
       throw Error(ExitCode::Internal, std::string("oneDNN matmul failed: ") + error.what(),
@@ -159,7 +161,7 @@ class Implementation final : public OneDnnGemm {
   }
 
   // Null when oneDNN has nothing but its reference loop for this product.
-  const Prepared* prepare(const Key& key) {
+  Prepared* prepare(const Key& key) {
     const auto found = prepared_.find(key);
     if (found != prepared_.end()) return found->second.get();
     const ThreadScope threads(threads_);
@@ -191,8 +193,16 @@ class Implementation final : public OneDnnGemm {
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, b, out), attributes, engine_);
 #endif
     if (std::string(description.impl_info_str()).find("ref") != std::string::npos) return nullptr;
-    return std::make_unique<Prepared>(
-        Prepared{a, b, out, description.scratchpad_desc(), dnnl::matmul(description)});
+    const memory::desc scratch = description.scratchpad_desc();
+    const auto view = [this](const memory::desc& layout) {
+      return memory(layout, engine_, DNNL_MEMORY_NONE);
+    };
+    return std::make_unique<Prepared>(Prepared{dnnl::matmul(description),
+                                               scratch.get_size(),
+                                               {{DNNL_ARG_SRC, view(a)},
+                                                {DNNL_ARG_WEIGHTS, view(b)},
+                                                {DNNL_ARG_DST, view(out)},
+                                                {DNNL_ARG_SCRATCHPAD, view(scratch)}}});
   }
 
   int threads_;
