@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, builds and runs every test.
 #   scripts/test.sh          what the gate runs
-#   scripts/test.sh --full   also the long tests, fuzzing for minutes and the build without oneDNN
+#   scripts/test.sh --full   also the long tests, fuzzing for minutes, the build without oneDNN, and the kernels for every GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 full=
@@ -39,7 +39,7 @@ step "dependencies"
 scripts/install_dependencies.sh --test
 
 step "format and structure"
-check "clang-format" bash -o pipefail -c 'find src tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" | xargs clang-format-14 --dry-run --Werror'
+check "clang-format" bash -o pipefail -c 'find src kernels tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" | xargs clang-format-14 --dry-run --Werror'
 check "no floor includes a higher one" tests/check_floors.sh
 check "the floor check finds planted violations" tests/check_floors_selftest.sh
 
@@ -55,7 +55,22 @@ step "tests under the sanitizers"
 # Tests named (slow) train for many steps or start hundreds of processes: they run without sanitizers only.
 UBSAN_OPTIONS=print_stacktrace=1 run_tests build-asan --exclude-regex '\(slow\)'
 
+step "kernels under the thread sanitizer: a race is a failure"
+# Older thread sanitizers need addresses that are not randomised; a container may forbid that, and then it is not needed.
+plain_addresses=()
+if setarch "$(uname -m)" -R true 2>/dev/null; then plain_addresses=(setarch "$(uname -m)" -R); fi
+OCTET_BUILD=build-tsan OCTET_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTET_SANITIZE=thread -DOCTET_ONEDNN=OFF -DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1" \
+  "${plain_addresses[@]}" scripts/build.sh test_kernels
+# One process, because the sanitizer takes a millisecond for each thread of a block once; one OpenMP thread, because it does
+# not know OpenMP's own synchronisation.
+check "kernels have no races" env OMP_NUM_THREADS=1 "${plain_addresses[@]}" build-tsan/tests/test_kernels
+
 if [ -n "$full" ]; then
+  if [ -f build/liboctet_kernels_cuda.a ]; then
+    step "kernels for every GPU"
+    check "kernels compile for every GPU" env OCTET_BUILD=build-gpus \
+      OCTET_CMAKE_ARGS="-DOCTET_CUDA=ON -DOCTET_CUDA_ARCHITECTURES=80;89;90a;100f;120f;120-virtual" scripts/build.sh octet_kernels_cuda
+  fi
   step "long tests"
   for program in build/tests/test_*; do
     if [ -f "$program" ] && [ -x "$program" ]; then check "$(basename "$program") [.long]" "$program" "[.long]"; fi

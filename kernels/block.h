@@ -1,0 +1,59 @@
+// Reductions over a warp and over a block, in a fixed order: the same values give the same bits in every run
+// and on every GPU. Blocks consist of whole warps, and all threads of the warp or block take part and get the
+// result.
+#pragma once
+#include <cstdint>
+
+#include "kernels/gpu.h"
+#include "numerics/scaling.h"
+
+OCTET_KERNELS_BEGIN
+
+inline constexpr unsigned all_lanes = 0xffffffffu;
+
+__device__ __forceinline__ unsigned thread_in_block() {
+  return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+}
+__device__ __forceinline__ unsigned warps_in_block() { return blockDim.x * blockDim.y * blockDim.z / 32; }
+
+// Pairs at distance 16, then 8, 4, 2, 1: ((v0 + v16) + (v8 + v24)) + ... A butterfly, and + commutes, so all
+// lanes compute the same tree.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(all_lanes, value, distance);
+  return value;
+}
+
+// The sums of the warps, added from the first warp to the last.
+__device__ __forceinline__ float block_sum(float value) {
+  GPU_SHARED(float, sums, 32);
+  value = warp_sum(value);
+  __syncthreads();  // readers of an earlier call are done
+  if (thread_in_block() % 32 == 0) sums[thread_in_block() / 32] = value;
+  __syncthreads();
+  float sum = sums[0];
+  for (unsigned warp = 1; warp < warps_in_block(); ++warp) sum += sums[warp];
+  return sum;
+}
+
+// The largest magnitude, NaN above infinity above numbers (numerics/scaling.h): exact in any order, because
+// it is an integer maximum of the bits.
+__device__ __forceinline__ float warp_max_magnitude(float value) {
+  return __uint_as_float(__reduce_max_sync(all_lanes, __float_as_uint(value) & 0x7fffffffu));
+}
+__device__ __forceinline__ float block_max_magnitude(float value) {
+  GPU_SHARED(float, magnitudes, 32);
+  value = warp_max_magnitude(value);
+  __syncthreads();  // readers of an earlier call are done
+  if (thread_in_block() % 32 == 0) magnitudes[thread_in_block() / 32] = value;
+  __syncthreads();
+  float largest = magnitudes[0];
+  for (unsigned warp = 1; warp < warps_in_block(); ++warp) largest = max_magnitude(largest, magnitudes[warp]);
+  return largest;
+}
+// amax = the larger magnitude of amax and value, by any number of threads and blocks. amax starts at 0.
+__device__ __forceinline__ void raise_amax(float* amax, float value) {
+  atomicMax(reinterpret_cast<unsigned*>(amax), __float_as_uint(value) & 0x7fffffffu);
+}
+
+OCTET_KERNELS_END
