@@ -6,6 +6,7 @@
 #include "base/random.h"
 #include "catch.h"
 #include "environment.h"
+#include "numerics/sums.h"
 
 using namespace octet;
 
@@ -22,6 +23,17 @@ __global__ void reduce_twice(const float* in, float* sums, float* magnitudes, fl
     sums[block * threads + thread] = NAN;  // exact, so the second call is independent
   magnitudes[block * threads + thread] = magnitude;
   if (thread == 0) kernels::raise_amax(amax, magnitude);
+}
+
+// One warp a row; every thread writes the sum that it got.
+template <class T>
+__global__ void sum_rows(const float* in, int64_t width, T* out) {
+  T lanes[8] = {};
+  for (int64_t i = 8 * threadIdx.x; i < width; i += sum_lanes) {
+    for (int64_t j = 0; j < 8 && i + j < width; ++j)
+      lanes[j] += static_cast<T>(in[blockIdx.x * width + i + j]);
+  }
+  out[32 * blockIdx.x + threadIdx.x] = kernels::sum_of_lanes(lanes);
 }
 
 std::vector<float> values(size_t count) {
@@ -75,6 +87,29 @@ TEST_CASE("block reductions give the promised order's bits to every thread, in e
       CHECK(amax == largest_of_all);
     }
     CHECK(unlike_left_to_right > 0);  // the comparison can tell orders apart
+  }
+}
+
+TEMPLATE_TEST_CASE("a warp's sum of a row has the bits of numerics/", "", float, double) {
+  for (const int64_t width : {1, 7, 8, 255, 256, 257, 1000, 4096}) {
+    const std::vector<float> x = values(static_cast<size_t>(3 * width));
+    std::vector<TestType> out(3 * 32);
+    gpu::launch(sum_rows<TestType>, {.grid = 3, .block = 32}, x.data(), width, out.data());
+    int wrong = 0, unlike_left_to_right = 0;
+    for (int64_t row = 0; row < 3; ++row) {
+      Lanes<TestType> lanes;
+      add_values(lanes, x.data() + row * width, width);
+      const TestType expected = sum_of(lanes);
+      TestType left_to_right = 0;
+      for (int64_t i = 0; i < width; ++i)
+        left_to_right += static_cast<TestType>(x[static_cast<size_t>(row * width + i)]);
+      for (int64_t i = 0; i < 32; ++i) wrong += out[static_cast<size_t>(32 * row + i)] != expected;
+      unlike_left_to_right += expected != left_to_right;
+    }
+    INFO("width " << width);
+    CHECK(wrong == 0);
+    // The comparison can tell orders apart (in double, these sums of floats are exact).
+    if (width >= 1000 && sizeof(TestType) == 4) CHECK(unlike_left_to_right > 0);
   }
 }
 
