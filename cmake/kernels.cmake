@@ -58,7 +58,8 @@ function(octet_compile_kernels objects)
     # One rounding per written operation, as on the CPU (cmake/compiler.cmake); division and square root are exact by default.
     --fmad=false -lineinfo
     -Xcompiler=-Wall,-Wextra,-fPIC,-fno-strict-aliasing
-    -DOCTET_GPU=cuda -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/src)
+    -DOCTET_GPU=cuda -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/src
+    -isystem=${OCTET_CUDA_RUNTIME_INCLUDE})
   list(LENGTH OCTET_CUDA_ARCHITECTURES count)
   if(count GREATER 1)
     list(APPEND flags --threads=2 --compress-mode=size)

@@ -69,7 +69,7 @@ if [ -n "$full" ]; then
   if [ -f build/liboctet_kernels_cuda.a ]; then
     step "kernels for every GPU"
     check "kernels compile for every GPU" env OCTET_BUILD=build-gpus \
-      OCTET_CMAKE_ARGS="-DOCTET_CUDA=ON -DOCTET_CUDA_ARCHITECTURES=80;89;90a;100f;120f;120-virtual" scripts/build.sh octet_kernels_cuda
+      OCTET_CMAKE_ARGS="-DOCTET_CUDA=ON -DOCTET_CUDA_ARCHITECTURES=80;89;90a;100f;120f;120-virtual" scripts/build.sh octet_kernels_cuda test_kernels_gpu
   fi
   step "long tests"
   for program in build/tests/test_*; do
