@@ -234,7 +234,8 @@ struct ScaleTableUpdate {
 struct DeviceWork {
   std::span<const Matmul> matmuls = {};
   std::span<const AttentionForward> attentions = {};  // forward and backward
-  int64_t embedding_tokens = 0;                       // of one embedding_backward
+  int64_t tokens = 0, width = 0;                      // of a micro-batch; of the residual stream
+  std::span<const Tensor> gradients = {};             // of one gradient_norm
 };
 
 struct DeviceInfo {

@@ -37,6 +37,7 @@ struct ScaleTable {
   Tensor inverse_scale;  // F32 [sites]
   Tensor amax;           // F32 [sites], this step's
   Tensor counters;       // U64 [sites, 3]
+  Tensor casts;          // U8 [sites, sizeof(Cast)]: the sites' rules for a device, see upload_casts()
   bool count = false;    // statistics on for this step
 
   int add(SiteInfo info) {
@@ -46,5 +47,9 @@ struct ScaleTable {
   void plan(MemoryPlan& plan, int window);  // after the last add()
   Site site(int index) const;
 };
+
+class Device;
+void upload_casts(Device& device, const ScaleTable& table);  // once, when the table is placed
+void check(const struct ScaleTableUpdate& update);           // Error(Internal) when it does not fit the table
 
 }  // namespace octet

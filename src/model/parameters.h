@@ -23,6 +23,7 @@ class ParameterList {
 
   Parameter add(const std::string& name, ParameterKind kind, const Shape& shape, const Initial& initial);
   std::vector<Parameter>& all() { return parameters_; }
+  const std::vector<Parameter>& all() const { return parameters_; }
   // Masters from the seed: a pure function of (seed, place in the list, element), whatever the recipe.
   void initialize(Device& device, uint64_t seed) const;
 

@@ -112,6 +112,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
 
   if (plan.measuring()) return;
   fill_rope(options.spec, *device, rope);
+  upload_casts(*device, scales);
   const std::array<float, 2> values{1.0f, 0.0f};
   device->copy_from_host(constants.data, values.data(), sizeof values);
   if (!workspace.empty()) device->set_workspace(workspace);
@@ -156,7 +157,13 @@ size_t Transformer::Implementation::workspace_bytes() const {
   attention.heads = static_cast<int>(options.spec.heads);
   attention.kv_heads = static_cast<int>(options.spec.kv_heads);
   attention.head_width = static_cast<int>(options.spec.head_width_());
-  const DeviceWork work{.matmuls = matmuls, .attentions = {&attention, 1}, .embedding_tokens = tokens.rows()};
+  std::vector<Tensor> weight_gradients;
+  for (const Parameter& parameter : parameters.all()) weight_gradients.push_back(parameter.gradient);
+  const DeviceWork work{.matmuls = matmuls,
+                        .attentions = {&attention, 1},
+                        .tokens = tokens.rows(),
+                        .width = options.spec.width,
+                        .gradients = weight_gradients};
   // A plan without a device is the plan of the one that is always there.
   return device ? device->workspace_bytes(work) : make_cpu_device({})->workspace_bytes(work);
 }

@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "base/platform.h"
+#include "device/adamw_rates.h"
 #include "device/cpu/cpu_device.h"
 #include "numerics/elementary.h"
 #include "numerics/float8.h"
@@ -188,35 +189,20 @@ int64_t span_of(const MomentStore& first, const MomentStore& second) {
   return span / step * step;
 }
 
-void check(const AdamWUpdate& op) {
-  const int64_t n = op.master.elements();
-  for (const MomentTensor* moment : {&op.first, &op.second}) {
-    const bool coded = size_of(moment->values.dtype) == 1;
-    const int64_t scales = !coded ? 0 : moment->block == 0 ? 1 : (n + moment->block - 1) / moment->block;
-    if (moment->values.elements() != n || (coded && moment->inverse.elements() != scales)) {
-      throw Error(ExitCode::Internal,
-                  fmt::format("adamw: {} weights, moment {} with {} scales (expected {})", n,
-                              to_string(moment->values.shape), moment->inverse.elements(), scales));
-    }
-  }
-}
-
 }  // namespace
 
 void CpuDevice::adamw(const AdamWUpdate& op) {
   const OperationTimer timer(timing_, timings_, "adamw");
   check(op);
   if (op.control->apply == 0) return;
-  const double t = static_cast<double>(op.step), lr = static_cast<double>(op.learning_rate);
-  const double correction = std::sqrt(1.0 - std::pow(static_cast<double>(op.beta2), t)) /
-                            (1.0 - std::pow(static_cast<double>(op.beta1), t));
+  const AdamWRates rates = adamw_rates(op);
   const Rule rule{.scale = op.control->scale,
                   .beta1 = op.beta1,
                   .rest1 = 1.0f - op.beta1,
                   .beta2 = op.beta2,
                   .rest2 = 1.0f - op.beta2,
-                  .decay = static_cast<float>(lr * static_cast<double>(op.weight_decay)),
-                  .rate = static_cast<float>(lr * correction),
+                  .decay = rates.decay,
+                  .rate = rates.rate,
                   .epsilon = op.epsilon};
   const MomentStore first(op.first, Moment::First), second(op.second, Moment::Second);
   const Work work{op, rule, first, second};

@@ -301,12 +301,6 @@ Team backward_team(const Geometry& g, int threads) {
 
 }  // namespace
 
-uint64_t attention_flops(const AttentionShape& s, int64_t tokens, int products) {
-  const uint64_t windows = static_cast<uint64_t>(tokens / s.context), context = s.context;
-  return windows * static_cast<uint64_t>(s.heads) * context * (context + 1) / 2 * 2 *
-         static_cast<uint64_t>(s.head_width) * static_cast<uint64_t>(products);
-}
-
 size_t attention_scratch_bytes(const AttentionForward& a, int threads) {
   const Geometry g = geometry({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv);
   return std::max(forward_team(g, threads).bytes(), backward_team(g, threads).bytes());

@@ -4,12 +4,9 @@
 
 #include "device/cpu/gemm_state.h"
 #include "device/device.h"
+#include "device/products.h"
 
 namespace octet {
-
-struct AttentionShape {
-  int context, heads, kv_heads, head_width;
-};
 
 // Writes out.high and log_sum_exp; casts nothing.
 void attention_forward(const AttentionForward& attention, GemmEngine& engine);
@@ -17,8 +14,5 @@ void attention_backward(const AttentionBackward& attention, GemmEngine& engine);
 
 // What both directions need of the engine's workspace, from shapes and types alone.
 size_t attention_scratch_bytes(const AttentionForward& attention, int threads);
-
-// 2 * head_width for each (query, visible key) pair of each product: 2 products forward, 5 backward.
-uint64_t attention_flops(const AttentionShape& shape, int64_t tokens, int products);
 
 }  // namespace octet

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/platform.h"
 #include "base/random.h"
@@ -18,12 +17,6 @@
 #include "numerics/sums.h"
 
 namespace octet {
-
-OperationTimer::OperationTimer(bool on, std::map<std::string, double>& timings, const char* name)
-    : timings_(on ? &timings : nullptr), name_(name), start_(on ? monotonic_seconds() : 0) {}
-OperationTimer::~OperationTimer() {
-  if (timings_) (*timings_)[name_] += monotonic_seconds() - start_;
-}
 
 CpuDevice::CpuDevice(const DeviceOptions& options)
     : options_(options),

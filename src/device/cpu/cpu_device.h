@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "device/device.h"
+#include "device/operation_timer.h"
 
 namespace octet {
 
@@ -54,18 +55,6 @@ class CpuDevice final : public Device {
   int threads_ = 1;
   struct GemmState;  // oneDNN primitives by shape, and the workspace all operations share
   std::unique_ptr<GemmState> gemm_;
-};
-
-// Adds the seconds of its scope to a device's timings under `name`, when timing is on.
-class OperationTimer {
- public:
-  OperationTimer(bool on, std::map<std::string, double>& timings, const char* name);
-  ~OperationTimer();
-
- private:
-  std::map<std::string, double>* timings_;
-  const char* name_;
-  double start_ = 0;
 };
 
 }  // namespace octet

@@ -19,8 +19,7 @@ void CpuDevice::matmul(const Matmul& m) {
 }
 // Operations run one after the other, so the workspace is as large as the hungriest.
 size_t CpuDevice::workspace_bytes(const DeviceWork& work) const {
-  size_t bytes =
-      std::max(gemm_->workspace_bytes(work.matmuls), embedding_scratch_bytes(work.embedding_tokens));
+  size_t bytes = std::max(gemm_->workspace_bytes(work.matmuls), embedding_scratch_bytes(work.tokens));
   for (const AttentionForward& attention : work.attentions)
     bytes = std::max(bytes, attention_scratch_bytes(attention, gemm_->threads()));
   return bytes;

@@ -54,9 +54,6 @@ class GemmEngine {
   std::unique_ptr<OneDnnGemm> onednn_;  // null: not built in, switched off or without gain on this machine
 };
 
-// 2 M N K.
-uint64_t matmul_flops(const Matmul& matmul);
-
 struct CpuDevice::GemmState : GemmEngine {
   using GemmEngine::GemmEngine;
 };

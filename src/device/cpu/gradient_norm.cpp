@@ -1,7 +1,7 @@
 // Global gradient norm and what it decides: clipping, and whether the step is applied at all.
 //
-// Squares are summed in double: pieces of 16,384 elements in 256 lanes each (numerics/sums.h), pieces in
-// order. No step of it depends on the number of threads.
+// Squares are summed in double, in pieces of 16,384 elements, each in the 256 lanes of numerics/sums.h; so
+// are the pieces. No step of it depends on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -37,11 +37,17 @@ OCTET_HD double squares_body(const T* x, int64_t n) {
 OCTET_VECTORIZED double squares(const float* x, int64_t n) { return squares_body(x, n); }
 OCTET_VECTORIZED double squares(const BFloat16* x, int64_t n) { return squares_body(x, n); }
 
+// All pieces of all gradients as one list, summed in the lanes of numerics/sums.h.
+struct Total {
+  Lanes<double> lanes;
+  int64_t pieces = 0;
+  void add(double sum) { lanes.sums[pieces++ % sum_lanes] += sum; }
+};
+
 template <class T>
-double squares_of(const Tensor& tensor, int threads) {
+void add_squares(const Tensor& tensor, int threads, Total& total) {
   const T* x = tensor.as<T>();
   const int64_t n = tensor.elements(), pieces = (n + piece - 1) / piece;
-  double total = 0;
   for (int64_t first = 0; first < pieces; first += wave) {
     const int64_t count = std::min(wave, pieces - first);
     double sums[wave];
@@ -50,21 +56,20 @@ double squares_of(const Tensor& tensor, int threads) {
       const int64_t begin = (first + p) * piece;
       sums[p] = squares(x + begin, std::min(piece, n - begin));
     }
-    for (int64_t p = 0; p < count; ++p) total += sums[p];
+    for (int64_t p = 0; p < count; ++p) total.add(sums[p]);
   }
-  return total;
 }
 
 }  // namespace
 
 void CpuDevice::gradient_norm(const GradientNorm& op) {
   const OperationTimer timer(timing_, timings_, "gradient norm");
-  double total = 0;
+  Total total;
   for (const Tensor& gradient : op.gradients) {
-    total += gradient.dtype == DType::F32 ? squares_of<float>(gradient, threads_)
-                                          : squares_of<BFloat16>(gradient, threads_);
+    gradient.dtype == DType::F32 ? add_squares<float>(gradient, threads_, total)
+                                 : add_squares<BFloat16>(gradient, threads_, total);
   }
-  const float norm = static_cast<float>(std::sqrt(total));
+  const float norm = static_cast<float>(std::sqrt(sum_of(total.lanes)));
   const float loss = static_cast<float>(*op.loss_sum.as<double>() / op.loss_divisor);
   const bool apply = std::isfinite(norm) && std::isfinite(loss);
   op.control->gradient_norm = norm;

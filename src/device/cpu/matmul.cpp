@@ -1,4 +1,4 @@
-// Matmul: which operands are allowed and which implementation runs.
+// Matmul: which implementation runs.
 #include <algorithm>
 #include <new>
 
@@ -6,53 +6,10 @@
 #include "device/cpu/blocked_gemm.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/onednn_gemm.h"
+#include "device/products.h"
 #include "fmt/format.h"
 
 namespace octet {
-
-namespace {
-
-bool is_code(DType t) { return t == DType::E4M3 || t == DType::E5M2; }
-
-bool allowed(DType a, DType b) {
-  if (is_code(a) && is_code(b)) return a == DType::E4M3 || b == DType::E4M3;
-  return a == b && (a == DType::F32 || a == DType::BF16);
-}
-
-int64_t outer(const Operand& x) { return x.transposed ? x.values.columns() : x.values.rows(); }
-int64_t inner(const Operand& x) { return x.transposed ? x.values.rows() : x.values.columns(); }
-
-std::string describe(const Operand& x) {
-  return fmt::format("{} {}{}", name_of(x.values.dtype), to_string(x.values.shape),
-                     x.transposed ? " transposed" : "");
-}
-
-[[noreturn]] void refuse(const Matmul& m, const std::string& why) {
-  throw Error(ExitCode::Internal,
-              fmt::format("matmul {}: a {}, b {}, out {} {}: {}", name_of(m.gemm_class), describe(m.a),
-                          describe(m.b), name_of(m.out.dtype), to_string(m.out.shape), why),
-              "report this as a bug with the run's configuration");
-}
-
-void check_operand(const Matmul& m, const Operand& x) {
-  const bool code = is_code(x.values.dtype);
-  if (code && x.transposed) refuse(m, "codes must be stored [outer, inner]");
-  if (code && !x.inverse_scale) refuse(m, "codes without an inverse scale");
-  if (!code && x.inverse_scale) refuse(m, "an inverse scale on values that are not codes");
-}
-
-void check_shapes(const Matmul& m) {
-  if (m.a.values.shape.rank() != 2 || m.b.values.shape.rank() != 2 || m.out.shape.rank() != 2)
-    refuse(m, "matrices need two dimensions");
-  if (m.out.dtype != DType::F32 && m.out.dtype != DType::BF16) refuse(m, "the result must be F32 or BF16");
-  if (!allowed(m.a.values.dtype, m.b.values.dtype)) refuse(m, "this pair of types is not a product of ours");
-  if (inner(m.a) != inner(m.b))
-    refuse(m, fmt::format("inner sizes differ, {} and {}", inner(m.a), inner(m.b)));
-  if (m.out.rows() != outer(m.a) || m.out.columns() != outer(m.b))
-    refuse(m, fmt::format("the result must be [{}, {}]", outer(m.a), outer(m.b)));
-}
-
-}  // namespace
 
 // ---- scratch memory
 
@@ -104,9 +61,7 @@ GemmEngine::~GemmEngine() = default;
 // own kernel, which decodes them in cache, unless the machine has matrix instructions (AMX), which only
 // oneDNN uses.
 const char* GemmEngine::run(const Matmul& m) {
-  check_shapes(m);
-  check_operand(m, m.a);
-  check_operand(m, m.b);
+  check(m);
   if (onednn_ && onednn_->suits(m)) {
     onednn_->run(m, workspace_.reserve(onednn_->workspace_bytes(m)));
     return onednn_->name(m);
@@ -121,10 +76,6 @@ size_t GemmEngine::workspace_bytes(std::span<const Matmul> matmuls) const {
     for (const Matmul& m : matmuls)
       if (onednn_->may_suit(m)) bytes = std::max(bytes, onednn_->workspace_bytes(m));
   return bytes;
-}
-
-uint64_t matmul_flops(const Matmul& m) {
-  return 2 * static_cast<uint64_t>(m.out.elements()) * static_cast<uint64_t>(inner(m.a));
 }
 
 }  // namespace octet

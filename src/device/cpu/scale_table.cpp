@@ -1,7 +1,4 @@
 // Once a step: amaxes into the ring, delayed scales refreshed, amaxes cleared.
-#include <fmt/format.h>
-
-#include "base/error.h"
 #include "device/cpu/cpu_device.h"
 #include "numerics/scaling.h"
 
@@ -12,12 +9,8 @@ void CpuDevice::scale_table_update(const ScaleTableUpdate& op) {
   ScaleTable& table = *op.table;
   const int64_t sites = static_cast<int64_t>(table.sites.size());
   if (sites == 0) return;
+  check(op);
   const int64_t window = table.amax_history.rows();
-  if (op.options.window != window || table.amax_history.columns() != sites || op.step < 0) {
-    throw Error(ExitCode::Internal,
-                fmt::format("scale table: step {}, window {}, {} sites; planned {}", op.step,
-                            op.options.window, sites, to_string(table.amax_history.shape)));
-  }
   const int64_t newest = op.step % window;
   float* history = table.amax_history.as<float>();
   float *amax = table.amax.as<float>(), *scale = table.scale.as<float>(),

@@ -3,11 +3,9 @@
 //
 //   forward   s = 1 / (1 + e^-gate);  h = (gate * s) * up
 //   backward  d gate = dh * up * s * (1 + gate * (1 - s));  d up = dh * (gate * s)
-#include <fmt/format.h>
-
-#include "base/error.h"
 #include "base/platform.h"
 #include "device/cpu/cpu_device.h"
+#include "device/smooth_swiglu.h"
 #include "numerics/elementary.h"
 
 namespace octet {
@@ -67,26 +65,11 @@ void backward(const SwiGluBackward& op, int threads) {
   }
 }
 
-// The target with exactly the scales that `mode` asks for.
-CastTarget with_scales(CastTarget out, SmoothSwiGLU mode) {
-  if (out.row.empty() && out.column.empty()) return out;
-  const bool by_row = mode == SmoothSwiGLU::Token || (mode == SmoothSwiGLU::Dual && !out.row.empty());
-  const bool by_column = mode == SmoothSwiGLU::Channel || (mode == SmoothSwiGLU::Dual && !out.column.empty());
-  if ((by_row && out.row_inverse_scale.empty()) || (by_column && out.column_inverse_scale.empty())) {
-    throw Error(ExitCode::Internal,
-                fmt::format("swiglu: no {} scales to write", by_row ? "token" : "channel"));
-  }
-  if (mode == SmoothSwiGLU::BF16) throw Error(ExitCode::Internal, "swiglu: codes wanted in mode bf16");
-  if (!by_row) out.row_inverse_scale = {};
-  if (!by_column) out.column_inverse_scale = {};
-  return out;
-}
-
 }  // namespace
 
 void CpuDevice::swiglu_forward(const SwiGluForward& op) {
   const OperationTimer timer(timing_, timings_, "swiglu forward");
-  const CastTarget out = with_scales(op.out, op.mode);
+  const CastTarget out = smooth_swiglu_target(op.out, op.mode);
   op.gate_up.dtype == DType::F32 ? forward<float>(op, threads_) : forward<BFloat16>(op, threads_);
   finish_cast(out);
 }

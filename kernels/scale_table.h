@@ -1,0 +1,22 @@
+// Once a step: amaxes into the ring, delayed scales refreshed, amaxes cleared. Specification:
+// device/cpu/scale_table.cpp, numerics/scaling.h. Equal to the bit.
+#pragma once
+#include <cstdint>
+
+#include "kernels/namespace.h"
+#include "numerics/recipe.h"
+
+OCTET_KERNELS_BEGIN
+
+struct ScaleTableArguments {
+  int64_t sites;
+  const octet::Cast* casts;  // device memory [sites]
+  octet::DelayedScaling options;
+  int64_t newest;                       // step % window
+  float* amax_history;                  // [window, sites]
+  float *amax, *scale, *inverse_scale;  // [sites]
+  Stream stream = nullptr;
+};
+void update_scale_table(const ScaleTableArguments&);
+
+OCTET_KERNELS_END

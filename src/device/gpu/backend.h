@@ -1,0 +1,35 @@
+// What a GPU device needs beside its kernels: memory, a stream, and the operations that a library does.
+// CudaBackend (device/cuda) has cuBLASLt and cuDNN behind it; InterpretedBackend (interpreted_backend.cpp)
+// the CPU device. Everything is enqueued on one stream.
+#pragma once
+#include <cstddef>
+
+#include "device/device.h"
+
+namespace octet {
+
+class GpuBackend {
+ public:
+  virtual ~GpuBackend() = default;
+  virtual DeviceInfo info() const = 0;
+  virtual void* stream() const = 0;
+
+  virtual void* allocate(size_t bytes) = 0;  // zeroed, 256-byte aligned
+  virtual void free(void* pointer) = 0;
+  virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;    // synchronous
+  virtual void copy_from_host(void* device, const void* host, size_t bytes) = 0;  // synchronous
+  virtual void copy_on_device(void* to, const void* from, size_t bytes) = 0;
+  virtual void clear(void* pointer, size_t bytes) = 0;  // to zero
+  virtual void synchronize() = 0;
+
+  // Scratch memory of the library calls below.
+  virtual size_t workspace_bytes(const DeviceWork& work) const = 0;
+  virtual void set_workspace(const Tensor& workspace) = 0;
+
+  // Each returns the implementation's name for the proof of precision. Attention leaves codes to the caller.
+  virtual std::string matmul(const Matmul&) = 0;
+  virtual std::string attention_forward(const AttentionForward&) = 0;
+  virtual std::string attention_backward(const AttentionBackward&) = 0;
+};
+
+}  // namespace octet

@@ -1,0 +1,162 @@
+#include "device/gpu/gpu_device.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "device/products.h"
+#include "kernels/convert.h"
+#include "kernels/fill.h"
+#include "kernels/gradient_norm.h"
+
+namespace octet {
+inline namespace OCTET_GPU {
+
+GpuDevice::GpuDevice(std::unique_ptr<GpuBackend> backend) : backend_(std::move(backend)) {
+  faults_ = static_cast<uint32_t*>(backend_->allocate(2 * sizeof(uint32_t)));
+}
+
+GpuDevice::~GpuDevice() {
+  backend_->free(faults_);
+  if (own_) backend_->free(own_);
+}
+
+octet::Format format_of(const Tensor& tensor) {
+  switch (tensor.dtype) {
+    case DType::F32:
+      return Format::FP32;
+    case DType::BF16:
+      return Format::BF16;
+    case DType::E4M3:
+      return Format::E4M3;
+    case DType::E5M2:
+      return Format::E5M2;
+    default:
+      throw Error(ExitCode::Internal,
+                  fmt::format("{} is not a number format of kernels", name_of(tensor.dtype)));
+  }
+}
+
+// ---- memory
+
+void GpuDevice::copy_to_host(void* host, const void* device, size_t bytes) {
+  backend_->copy_to_host(host, device, bytes);
+}
+void GpuDevice::copy_from_host(void* device, const void* host, size_t bytes) {
+  backend_->copy_from_host(device, host, bytes);
+}
+void GpuDevice::synchronize() {
+  backend_->synchronize();
+  check_faults();
+}
+
+// The kernels cannot throw: they leave a mark, and the host looks at it when it waits for them anyway.
+void GpuDevice::check_faults() {
+  uint32_t faults[2];
+  backend_->copy_to_host(faults, faults_, sizeof faults);
+  if (faults[0] == 0 && faults[1] == 0) return;
+  backend_->clear(faults_, sizeof faults);
+  throw Error(ExitCode::Internal,
+              faults[0] ? fmt::format("embedding: token {} is not in the table", faults[0] - 1)
+                        : fmt::format("cross entropy: target {} is not in the vocabulary", faults[1] - 1));
+}
+
+void GpuDevice::zero(const Tensor& tensor) { backend_->clear(tensor.data, tensor.bytes()); }
+
+void GpuDevice::copy(const Tensor& to, const Tensor& from) {
+  if (to.elements() != from.elements()) {
+    throw Error(ExitCode::Internal, fmt::format("copy: {} elements into {}", from.elements(), to.elements()));
+  }
+  if (to.dtype == from.dtype) {
+    backend_->copy_on_device(to.data, from.data, to.bytes());
+    return;
+  }
+  kernels::convert({.to = to.data,
+                    .to_storage = format_of(to),
+                    .from = from.data,
+                    .from_storage = format_of(from),
+                    .count = to.elements(),
+                    .stream = backend_->stream()});
+}
+
+// On the host: random_normal() is FP64 arithmetic of the host's library, and initial weights must not depend
+// on the device.
+void GpuDevice::fill_normal(const Tensor& tensor, float deviation, uint64_t key) {
+  const int64_t count = tensor.elements(), piece = std::min<int64_t>(count, 1 << 20);
+  std::vector<float> values(static_cast<size_t>(piece));
+  for (int64_t begin = 0; begin < count; begin += piece) {
+    const int64_t n = std::min(piece, count - begin);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+      values[static_cast<size_t>(i)] = static_cast<float>(
+          static_cast<double>(deviation) * random_normal(key, static_cast<uint64_t>(begin + i)));
+    }
+    backend_->copy_from_host(tensor.as<float>() + begin, values.data(),
+                             static_cast<size_t>(n) * sizeof(float));
+  }
+}
+
+void GpuDevice::fill(const Tensor& tensor, float value) {
+  kernels::fill({.out = tensor.data,
+                 .storage = format_of(tensor),
+                 .count = tensor.elements(),
+                 .value = value,
+                 .stream = backend_->stream()});
+}
+
+void GpuDevice::accumulate_sum(const Tensor& out, const Tensor& x) {
+  kernels::accumulate_sum(
+      {.out = out.as<double>(), .x = x.as<float>(), .count = x.elements(), .stream = backend_->stream()});
+}
+
+// ---- workspace
+
+void* Scratch::take_bytes(size_t bytes) {
+  std::byte* const taken = next_;
+  next_ += (bytes + 255) / 256 * 256;
+  if (next_ > end_) {
+    throw Error(ExitCode::Internal, fmt::format("scratch: {} bytes too few were planned", next_ - end_));
+  }
+  return taken;
+}
+
+size_t GpuDevice::workspace_bytes(const DeviceWork& work) const {
+  return std::max(scratch_bytes(work), backend_->workspace_bytes(work));
+}
+
+void GpuDevice::set_workspace(const Tensor& workspace) {
+  workspace_ = workspace;
+  backend_->set_workspace(workspace);
+}
+
+Scratch GpuDevice::scratch(size_t bytes_without_plan) {
+  if (!workspace_.empty()) return {workspace_.data, workspace_.bytes()};
+  if (bytes_without_plan > own_bytes_) {
+    backend_->synchronize();
+    if (own_) backend_->free(own_);
+    own_ = backend_->allocate(bytes_without_plan);
+    own_bytes_ = bytes_without_plan;
+  }
+  return {own_, own_bytes_};
+}
+
+OperationTimer GpuDevice::timed(const char* name) {
+  return OperationTimer(timing_, timings_, name, [this] { backend_->synchronize(); });
+}
+
+// ---- library calls
+
+void GpuDevice::matmul(const Matmul& m) {
+  const OperationTimer timer = timed("matmul");
+  check(m);
+  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
+  count.implementation = backend_->matmul(m);
+  ++count.calls;
+  count.flops += matmul_flops(m);
+}
+
+}  // namespace OCTET_GPU
+}  // namespace octet

@@ -1,0 +1,107 @@
+// A Device made of the kernels in kernels/ and a backend. Compiled twice: for CUDA and for the kernel
+// interpreter; only the backend differs.
+#pragma once
+#include <memory>
+#include <utility>
+
+#include "device/device.h"
+#include "device/gpu/backend.h"
+#include "device/gpu/scratch_bytes.h"
+#include "device/operation_timer.h"
+#include "kernels/namespace.h"
+#include "kernels/output.h"
+
+namespace octet {
+inline namespace OCTET_GPU {
+
+// Scratch of one operation, cut from the device's workspace from its beginning on. Operations follow each
+// other on one stream, so each may use the same bytes, and so may the libraries' calls.
+class Scratch {
+ public:
+  Scratch(void* base, size_t bytes) : next_(static_cast<std::byte*>(base)), end_(next_ + bytes) {}
+  template <class T>
+  T* take(int64_t count) {
+    return static_cast<T*>(take_bytes(static_cast<size_t>(count) * sizeof(T)));
+  }
+  void* take_bytes(
+      size_t bytes);  // 256-byte aligned; Error(Internal) when the workspace was planned too small
+
+ private:
+  std::byte *next_, *end_;
+};
+
+// A CastTarget under way: the amaxes its producer measures, and what finish_cast() makes of them.
+struct PendingCast {
+  CastTarget target;
+  uint32_t *amax = nullptr, *row_amax = nullptr, *column_amax = nullptr;  // null: not wanted
+  uint32_t* factored_amax = nullptr;                                      // with row factors
+  float *scale = nullptr, *column_scale = nullptr;                        // what codes are multiplied by
+  uint32_t* encode = nullptr;  // device flag, see kernels/cast.h; null: the producer wrote no codes
+
+  bool wanted() const { return amax != nullptr; }
+};
+
+class GpuDevice final : public Device {
+ public:
+  explicit GpuDevice(std::unique_ptr<GpuBackend> backend);
+  ~GpuDevice() override;
+
+  // gpu_device.cpp: memory, and what belongs to no family
+  DeviceInfo info() const override { return backend_->info(); }
+  void* allocate(size_t bytes) override { return backend_->allocate(bytes); }
+  void free(void* pointer) override { backend_->free(pointer); }
+  void copy_to_host(void* host, const void* device, size_t bytes) override;
+  void copy_from_host(void* device, const void* host, size_t bytes) override;
+  void synchronize() override;
+  void zero(const Tensor& tensor) override;
+  void copy(const Tensor& to, const Tensor& from) override;
+  void fill_normal(const Tensor& tensor, float deviation, uint64_t key) override;
+  void fill(const Tensor& tensor, float value) override;
+  void accumulate_sum(const Tensor& out, const Tensor& x) override;
+  size_t workspace_bytes(const DeviceWork& work) const override;
+  void set_workspace(const Tensor& workspace) override;
+  void matmul(const Matmul&) override;
+  void attention_forward(const AttentionForward&) override;
+  void attention_backward(const AttentionBackward&) override;
+
+  // forward_backward.cpp
+  void embedding_forward(const EmbeddingForward&) override;
+  void embedding_backward(const EmbeddingBackward&) override;
+  void rmsnorm_forward(const RmsNormForward&) override;
+  void rmsnorm_backward(const RmsNormBackward&) override;
+  void rope_forward(const RopeForward&) override;
+  void rope_backward(const RopeBackward&) override;
+  void swiglu_forward(const SwiGluForward&) override;
+  void swiglu_backward(const SwiGluBackward&) override;
+  void cross_entropy(const CrossEntropy&) override;
+
+  // update.cpp
+  void gradient_norm(const GradientNorm&) override;
+  void adamw(const AdamWUpdate&) override;
+  void scale_table_update(const ScaleTableUpdate&) override;
+
+  // cast.cpp
+  void cast(const CastOperation&) override;
+
+ private:
+  PendingCast begin_cast(const CastTarget& target, Scratch& scratch);
+  // What a producer of `cast` is given.
+  kernels::Output output_of(const PendingCast& cast) const;
+  void finish_cast(const PendingCast& cast, const Tensor& source, const Tensor& column_factor = {});
+  // Row codes a producer may write before it knows the amax.
+  bool known_scale(const CastTarget& target) const;
+  Scratch scratch(size_t bytes_without_plan);
+  OperationTimer timed(const char* name);
+  void check_faults();
+
+  std::unique_ptr<GpuBackend> backend_;
+  uint32_t* faults_ = nullptr;  // device memory [2]: 1 + index of a bad token, of a bad target
+  Tensor workspace_;            // U8; empty: own_ grows as operations ask
+  void* own_ = nullptr;
+  size_t own_bytes_ = 0;
+};
+
+octet::Format format_of(const Tensor& tensor);  // F32, BF16, E4M3 or E5M2; anything else is Error(Internal)
+
+}  // namespace OCTET_GPU
+}  // namespace octet

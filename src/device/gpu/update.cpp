@@ -1,0 +1,95 @@
+// Once a step: the gradient norm, AdamW, the scale table.
+#include <cstddef>
+
+#include "device/adamw_rates.h"
+#include "device/gpu/gpu_device.h"
+#include "kernels/adamw.h"
+#include "kernels/gradient_norm.h"
+#include "kernels/scale_table.h"
+
+namespace octet {
+inline namespace OCTET_GPU {
+
+static_assert(sizeof(kernels::Control) == sizeof(UpdateControl) &&
+                  offsetof(kernels::Control, gradient_norm) == offsetof(UpdateControl, gradient_norm) &&
+                  offsetof(kernels::Control, scale) == offsetof(UpdateControl, scale) &&
+                  offsetof(kernels::Control, loss) == offsetof(UpdateControl, loss) &&
+                  offsetof(kernels::Control, apply) == offsetof(UpdateControl, apply),
+              "kernels::Control is UpdateControl as the kernels see it");
+
+void GpuDevice::gradient_norm(const GradientNorm& op) {
+  const OperationTimer timer = timed("gradient norm");
+  int64_t pieces = 0;
+  for (const Tensor& gradient : op.gradients) pieces += kernels::norm_pieces(gradient.elements());
+  Scratch memory = scratch(scratch_size<double>(pieces));
+  double* const partials = memory.take<double>(pieces);
+  double* next = partials;
+  for (const Tensor& gradient : op.gradients) {
+    kernels::squares({.values = gradient.data,
+                      .storage = format_of(gradient),
+                      .count = gradient.elements(),
+                      .partial = next,
+                      .stream = backend_->stream()});
+    next += kernels::norm_pieces(gradient.elements());
+  }
+  kernels::finish_norm({.partial = partials,
+                        .count = pieces,
+                        .loss_sum = op.loss_sum.as<double>(),
+                        .loss_divisor = op.loss_divisor,
+                        .clip_norm = op.clip_norm,
+                        .control = reinterpret_cast<kernels::Control*>(op.control),
+                        .stream = backend_->stream()});
+}
+
+void GpuDevice::adamw(const AdamWUpdate& op) {
+  const OperationTimer timer = timed("adamw");
+  check(op);
+  const AdamWRates rates = adamw_rates(op);
+  const auto moment = [](const MomentTensor& m) {
+    return kernels::MomentArguments{.values = m.values.data,
+                                    .format = format_of(m.values),
+                                    .inverse = m.inverse.empty() ? nullptr : m.inverse.as<float>(),
+                                    .block = m.block};
+  };
+  Scratch memory = scratch(scratch_size<uint32_t>(2));
+  uint32_t* amaxes = nullptr;
+  if ((!op.first.inverse.empty() && op.first.block == 0) ||
+      (!op.second.inverse.empty() && op.second.block == 0)) {
+    amaxes = memory.take<uint32_t>(2);
+    backend_->clear(amaxes, 2 * sizeof(uint32_t));
+  }
+  kernels::adamw({.master = op.master.as<float>(),
+                  .gradient = op.gradient.data,
+                  .gradient_storage = format_of(op.gradient),
+                  .first = moment(op.first),
+                  .second = moment(op.second),
+                  .count = op.master.elements(),
+                  .beta1 = op.beta1,
+                  .beta2 = op.beta2,
+                  .epsilon = op.epsilon,
+                  .decay = rates.decay,
+                  .rate = rates.rate,
+                  .control = reinterpret_cast<const kernels::Control*>(op.control),
+                  .amaxes = amaxes,
+                  .stream = backend_->stream()});
+}
+
+void GpuDevice::scale_table_update(const ScaleTableUpdate& op) {
+  const OperationTimer timer = timed("scale table update");
+  ScaleTable& table = *op.table;
+  if (table.sites.empty()) return;
+  check(op);
+  const int64_t window = table.amax_history.rows();
+  kernels::update_scale_table({.sites = static_cast<int64_t>(table.sites.size()),
+                               .casts = static_cast<const Cast*>(table.casts.data),
+                               .options = op.options,
+                               .newest = op.step % window,
+                               .amax_history = table.amax_history.as<float>(),
+                               .amax = table.amax.as<float>(),
+                               .scale = table.scale.as<float>(),
+                               .inverse_scale = table.inverse_scale.as<float>(),
+                               .stream = backend_->stream()});
+}
+
+}  // namespace OCTET_GPU
+}  // namespace octet

@@ -1,0 +1,24 @@
+// What every device knows about products before it runs them: which are allowed, and how many FLOPs they are.
+#pragma once
+#include <cstdint>
+
+#include "device/device.h"
+
+namespace octet {
+
+// Types, shapes and scales of a product; Error(Internal) naming the whole key when it is not one of ours.
+void check(const Matmul& matmul);
+
+// Sizes of the product: out [M, N], inner K.
+int64_t outer_size(const Operand& operand);
+int64_t inner_size(const Operand& operand);
+
+uint64_t matmul_flops(const Matmul& matmul);  // 2 M N K
+
+struct AttentionShape {
+  int context, heads, kv_heads, head_width;
+};
+// 2 * head_width for each (query, visible key) pair of each product: 2 products forward, 5 backward.
+uint64_t attention_flops(const AttentionShape& shape, int64_t tokens, int products);
+
+}  // namespace octet
