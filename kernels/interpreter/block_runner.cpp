@@ -47,7 +47,7 @@ void BlockRunner::run(const GridLaunch& launch, GridEvents& grid_events, Schedul
   grid_events_ = &grid_events;
   begin(launch, index);
   while (alive_ > 0) {
-    schedule.arrange(order_);
+    schedule.arrange(order_);  // anew each time, so that shuffled threads overtake each other
     bool progress = run_ready_threads();
     if (at_barrier_ == size_) {
       finish_barrier();
@@ -161,8 +161,9 @@ void BlockRunner::finish_barrier() {
 }
 
 void BlockRunner::require_same_place(const KernelThread& a, const KernelThread& b) const {
-  if (a.place.line == b.place.line && std::strcmp(a.place.operation, b.place.operation) == 0 &&
-      std::strcmp(a.place.file, b.place.file) == 0) {
+  const auto same = [](const char* x, const char* y) { return x == y || std::strcmp(x, y) == 0; };
+  if (a.place.line == b.place.line && same(a.place.operation, b.place.operation) &&
+      same(a.place.file, b.place.file)) {
     return;
   }
   fail("threads of one barrier or warp operation are at different places: thread " +
@@ -193,8 +194,8 @@ WarpAnswer BlockRunner::exchange(WarpRequest request, const Place& place) {
   self.request = request;
   self.place = place;
   self.state = State::AtWarp;
-  if (finish_exchange(self)) {
-    self.state = State::Ready;
+  at_warp_[warp] |= 1u << lane;
+  if ((at_warp_[warp] & request.mask) == request.mask && finish_exchange(self)) {
     if (ordered) ++exchanges_[warp][lowest];
   } else {
     self.fiber->suspend();
@@ -203,13 +204,12 @@ WarpAnswer BlockRunner::exchange(WarpRequest request, const Place& place) {
   return self.answer;
 }
 
-// Answers everybody if `last` is the last lane of its mask to arrive.
+// All lanes of the mask wait; answers them if they wait for each other.
 bool BlockRunner::finish_exchange(const KernelThread& last) {
   KernelThread* const warp = &threads_[number_of(last) / 32 * 32];
   const uint32_t mask = last.request.mask;
   for (uint32_t lane = 0; lane < 32; ++lane) {
-    if (!(mask >> lane & 1)) continue;
-    if (warp[lane].state != State::AtWarp || warp[lane].request.mask != mask) return false;
+    if ((mask >> lane & 1) && warp[lane].request.mask != mask) return false;
   }
   uint32_t ballot = 0;
   uint64_t folded = 0;
@@ -230,6 +230,7 @@ bool BlockRunner::finish_exchange(const KernelThread& last) {
     thread.answer = {last.request.combine ? folded : value, ballot, mask};
     thread.state = State::Ready;
   }
+  at_warp_[number_of(last) / 32] &= ~mask;
   return true;
 }
 

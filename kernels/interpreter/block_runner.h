@@ -86,6 +86,7 @@ class BlockRunner {
   KernelThread* running_ = nullptr;
   Votes votes_{};
   uint32_t barriers_ = 0;           // finished ones
+  uint32_t at_warp_[32] = {};       // lanes that wait, by warp
   uint8_t exchanges_[32][32] = {};  // finished ordered ones, by warp and lowest lane
   std::vector<SharedArray> shared_;
   void* dynamic_shared_ = nullptr;

@@ -37,6 +37,7 @@ class Fiber {
 #endif
   char* mapping_;
   char* stack_;
+  size_t begin_;  // where in the stack the first frame lies; stacks grow down
   Context inside_{}, outside_{};
   void (*entry_)(void*) = nullptr;
   void* argument_ = nullptr;

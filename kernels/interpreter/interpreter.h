@@ -4,30 +4,33 @@
 //
 // What it finds, each with one line on standard error and abort():
 //   - a barrier or warp operation that some of its threads do not reach, or reach at different places; a
-//   thread
-//     that left the kernel counts as missing (stricter than sm_70 and later)
+//     thread that left the kernel counts as missing (stricter than sm_70 and later)
 //   - a shuffle that reads a lane outside its mask, a lane outside its own mask
-//   - misaligned gpu::load and gpu::store, too much shared memory
+//   - misaligned gpu::load and gpu::store
+//   - too much shared memory
 // and, as gpu::LaunchError, a launch whose grid or block no GPU accepts. Shared memory starts as 0xFF bytes
 // (NaN) and is allocated at its exact size. Built with sanitizers it also finds
 //   - address: overruns of global, static and dynamic shared memory
 //   - undefined: signed overflow, shifts, indices, misaligned types
-//   - thread: data races, so missing barriers, between threads and between blocks. Barriers, __syncwarp and
-//     __threadfence order memory; shuffles, votes and atomics do not, as in CUDA's memory model. A fence
-//     orders with all earlier fences. Two blocks of a large grid escape comparison with probability 1/4 (see
-//     Fibers).
+//   - thread: data races between threads and between blocks, so missing barriers too. Barriers, __syncwarp
+//     and __threadfence order memory; shuffles, votes and atomics do not, as in CUDA's memory model. A fence
+//     orders with all earlier fences of the launch. The first 4 blocks (2 of more than 256 threads) are
+//     compared with each other; of later pairs of blocks, one in 4 (2) is not (FiberPool).
 //
 // The environment chooses the order of execution, which a right kernel's result must not depend on:
-//   OCTET_INTERPRETER_SCHEDULE   ascending (default), descending, or shuffled[:SEED], of blocks and of
-//   threads OCTET_INTERPRETER_THREADS    operating-system threads that run blocks (default 1)
+//   OCTET_INTERPRETER_SCHEDULE   ascending (default), descending, shuffled or shuffled:SEED; of blocks and
+//                                of threads
+//   OCTET_INTERPRETER_THREADS    operating-system threads that run blocks (default 1)
 //
-// The language: threadIdx, blockIdx, blockDim, gridDim, warpSize; __syncthreads, _or, _and, _count;
-// __syncwarp;
-// __shfl_sync, _up, _down, _xor; __ballot_sync, __any_sync, __all_sync; __reduce_add_sync, min, max, and, or,
-// xor on integers; integer atomics (a floating-point atomic does not compile: its order is not fixed);
-// __threadfence; the correctly rounded arithmetic of intrinsics.h and <math.h>, whose expf and rsqrtf differ
-// from a GPU's in the last bits. No __activemask, cooperative groups, textures, or inline PTX outside
-// kernels/instructions.h.
+// The language:
+//   - threadIdx, blockIdx, blockDim, gridDim, warpSize
+//   - __syncthreads, __syncthreads_or, _and, _count; __syncwarp; __threadfence
+//   - __shfl_sync, __shfl_up_sync, _down, _xor; __ballot_sync, __any_sync, __all_sync
+//   - __reduce_add_sync, _min, _max, _and, _or, _xor, of integers
+//   - integer atomics; a floating-point atomic does not compile, because its order is not fixed
+//   - the bits and the correctly rounded arithmetic of intrinsics.h, and <math.h>, whose expf and rsqrtf
+//     differ from a GPU's in the last bits
+// but no __activemask, cooperative groups, textures, nor inline PTX outside kernels/instructions.h.
 #pragma once
 #include <math.h>
 
