@@ -19,7 +19,9 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "device/adamw_rates.h"
+#include "device/cpu/amax.h"
 #include "device/cpu/cpu_device.h"
+#include "device/cpu/unpack.h"
 #include "numerics/elementary.h"
 #include "numerics/float8.h"
 #include "numerics/moments.h"
@@ -33,34 +35,22 @@ struct Rule {
   float scale, beta1, rest1, beta2, rest2, decay, rate, epsilon;
 };
 
-OCTET_VECTORIZED void advance_moments(const Rule& rule, const float* gradient, float* m, float* v,
-                                      int64_t n) {
+struct MomentSpan {
+  float *m, *v;
+};
+OCTET_VECTORIZED void advance_moments(const Rule& rule, const float* gradient, MomentSpan to, int64_t n) {
+  float *m = to.m, *v = to.v;
   for (int64_t i = 0; i < n; ++i) {
     const float g = rule.scale * gradient[i];
     m[i] = rule.beta1 * m[i] + rule.rest1 * g;
     v[i] = rule.beta2 * v[i] + rule.rest2 * (g * g);
   }
 }
-OCTET_VECTORIZED void update_weights(const Rule& rule, const float* m, const float* v, float* w, int64_t n) {
+OCTET_VECTORIZED void update_weights(const Rule& rule, MomentSpan from, float* w, int64_t n) {
+  const float *m = from.m, *v = from.v;
   for (int64_t i = 0; i < n; ++i) {
     w[i] = w[i] - (rule.decay * w[i] + rule.rate * (m[i] / (std::sqrt(v[i]) + rule.epsilon)));
   }
-}
-OCTET_VECTORIZED void widen(const BFloat16* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
-}
-OCTET_VECTORIZED void narrow(const float* from, int64_t n, BFloat16* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
-}
-OCTET_VECTORIZED uint32_t amax_bits(const float* values, int64_t n) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t u;
-    memcpy(&u, values + i, 4);
-    u &= 0x7fffffffu;
-    largest = u > largest ? u : largest;
-  }
-  return largest;
 }
 OCTET_VECTORIZED void decode_e4m3_values(const uint8_t* codes, float inverse, int64_t n, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = decode_moment(Format::E4M3, codes[i], inverse);
@@ -95,10 +85,8 @@ class MomentStore {
   Format format() const { return format_; }
 
   void read(int64_t begin, int64_t n, float* to) const {
-    if (tensor_.values.dtype == DType::F32) {
-      memcpy(to, tensor_.values.as<float>() + begin, static_cast<size_t>(n) * sizeof(float));
-    } else if (tensor_.values.dtype == DType::BF16) {
-      widen(tensor_.values.as<BFloat16>() + begin, n, to);
+    if (!coded_) {
+      unpack(tensor_.values.dtype, at(tensor_.values, begin), to, n);
     } else {
       for_blocks(begin, n, [&](int64_t block, int64_t at, int64_t count) {
         const uint8_t* from = tensor_.values.as<uint8_t>() + at;
@@ -112,10 +100,9 @@ class MomentStore {
   // `shared`: the scale of the whole tensor, when it has one; its inverse is stored by set_inverse() at the
   // end.
   void write(int64_t begin, int64_t n, const float* from, float shared) const {
-    if (tensor_.values.dtype == DType::F32) {
-      memcpy(tensor_.values.as<float>() + begin, from, static_cast<size_t>(n) * sizeof(float));
-    } else if (tensor_.values.dtype == DType::BF16) {
-      narrow(from, n, tensor_.values.as<BFloat16>() + begin);
+    if (!coded_) {
+      Tensor to = tensor_.values;
+      pack(to.dtype, from, at(to, begin), n);
     } else {
       for_blocks(begin, n, [&](int64_t block, int64_t at, int64_t count) {
         const float* values = from + (at - begin);
@@ -161,16 +148,12 @@ struct Work {
   const MomentStore &first, &second;
 
   // m and v of this step, for the `n` elements from `begin` on.
-  void moments(int64_t begin, int64_t n, float* m, float* v) const {
+  void moments(int64_t begin, int64_t n, MomentSpan to) const {
     float gradient[span];
-    if (op.gradient.dtype == DType::F32) {
-      memcpy(gradient, op.gradient.as<float>() + begin, static_cast<size_t>(n) * sizeof(float));
-    } else {
-      widen(op.gradient.as<BFloat16>() + begin, n, gradient);
-    }
-    first.read(begin, n, m);
-    second.read(begin, n, v);
-    advance_moments(rule, gradient, m, v, n);
+    unpack(op.gradient.dtype, at(op.gradient, begin), gradient, n);
+    first.read(begin, n, to.m);
+    second.read(begin, n, to.v);
+    advance_moments(rule, gradient, to, n);
   }
 };
 
@@ -215,7 +198,7 @@ void CpuDevice::adamw(const AdamWUpdate& op) {
     for (int64_t task = 0; task < tasks; ++task) {
       const int64_t begin = task * step, count = std::min(step, n - begin);
       float m[span], v[span];
-      work.moments(begin, count, m, v);
+      work.moments(begin, count, {m, v});
       first_bits = std::max(first_bits, amax_bits(m, count));
       second_bits = std::max(second_bits, amax_bits(v, count));
     }
@@ -226,8 +209,8 @@ void CpuDevice::adamw(const AdamWUpdate& op) {
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t begin = task * step, count = std::min(step, n - begin);
     float m[span], v[span];
-    work.moments(begin, count, m, v);
-    update_weights(rule, m, v, op.master.as<float>() + begin, count);
+    work.moments(begin, count, {m, v});
+    update_weights(rule, {m, v}, op.master.as<float>() + begin, count);
     first.write(begin, count, m, first_scale.scale);
     second.write(begin, count, v, second_scale.scale);
   }

@@ -161,8 +161,13 @@ ForwardScratch forward_scratch(const Geometry& g, float* base) {
   return s;
 }
 
-void forward_task(const AttentionForward& a, const Geometry& g, int64_t window, int64_t head,
-                  const ForwardScratch& s) {
+// A head of a context window: a query head, or a key/value head.
+struct WindowHead {
+  int64_t window, head;
+};
+
+void forward_task(const AttentionForward& a, const Geometry& g, WindowHead task, const ForwardScratch& s) {
+  const auto [window, head] = task;
   const int64_t first = window * g.context, kv = head / (g.heads / g.kv_heads);
   load_stored(g, {a.qkv, first, g.context, (g.heads + kv) * g.width, g.padded_context}, s.keys);
   load_head(g, {a.qkv, first, g.context, (g.heads + g.kv_heads + kv) * g.width, g.padded_context}, s.values);
@@ -224,9 +229,13 @@ BackwardScratch backward_scratch(const Geometry& g, float* base) {
 }
 
 // One block of 32 queries of one head against every key it sees.
-void backward_block(const AttentionBackward& a, const Geometry& g, const BackwardScratch& s, int64_t window,
-                    int64_t head, int64_t q) {
+struct QueryBlock {
+  int64_t window, head, first;
+};
+void backward_block(const AttentionBackward& a, const Geometry& g, QueryBlock block,
+                    const BackwardScratch& s) {
   using Write = MicroTile::Write;
+  const auto [window, head, q] = block;
   const int64_t first = window * g.context + q, column = head * g.width;
   const int64_t count = std::min<int64_t>(query_lanes, g.context - q), visible = round_up(q + count, 8);
   load_head(g, {a.qkv, first, count, column, query_lanes}, s.queries);
@@ -264,8 +273,8 @@ void backward_block(const AttentionBackward& a, const Geometry& g, const Backwar
   store_head(g, s.rows, {a.qkv_gradient, first, count, column, query_lanes});
 }
 
-void backward_task(const AttentionBackward& a, const Geometry& g, int64_t window, int64_t kv,
-                   const BackwardScratch& s) {
+void backward_task(const AttentionBackward& a, const Geometry& g, WindowHead task, const BackwardScratch& s) {
+  const auto [window, kv] = task;
   const int64_t first = window * g.context, group = g.heads / g.kv_heads;
   const HeadRows keys{a.qkv, first, g.context, (g.heads + kv) * g.width, g.padded_context};
   const HeadRows values{a.qkv, first, g.context, (g.heads + g.kv_heads + kv) * g.width, g.padded_context};
@@ -275,7 +284,7 @@ void backward_task(const AttentionBackward& a, const Geometry& g, int64_t window
   std::fill_n(s.key_gradient, g.keys_floats(), 0.0f);
   std::fill_n(s.value_gradient, g.keys_floats(), 0.0f);
   for (int64_t head = kv * group; head < (kv + 1) * group; ++head)
-    for (int64_t q = 0; q < g.context; q += query_lanes) backward_block(a, g, s, window, head, q);
+    for (int64_t q = 0; q < g.context; q += query_lanes) backward_block(a, g, {window, head, q}, s);
   store_head(g, s.key_gradient, {a.qkv_gradient, first, g.context, keys.column, g.padded_context});
   store_head(g, s.value_gradient, {a.qkv_gradient, first, g.context, values.column, g.padded_context});
 }
@@ -314,7 +323,7 @@ void attention_forward(const AttentionForward& a, GemmEngine& engine) {
   {
     const ForwardScratch mine = forward_scratch(g, scratch + omp_get_thread_num() * team.floats);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t t = 0; t < team.tasks; ++t) forward_task(a, g, t / g.heads, t % g.heads, mine);
+    for (int64_t t = 0; t < team.tasks; ++t) forward_task(a, g, {t / g.heads, t % g.heads}, mine);
   }
 }
 
@@ -326,7 +335,7 @@ void attention_backward(const AttentionBackward& a, GemmEngine& engine) {
   {
     const BackwardScratch mine = backward_scratch(g, scratch + omp_get_thread_num() * team.floats);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t t = 0; t < team.tasks; ++t) backward_task(a, g, t / g.kv_heads, t % g.kv_heads, mine);
+    for (int64_t t = 0; t < team.tasks; ++t) backward_task(a, g, {t / g.kv_heads, t % g.kv_heads}, mine);
   }
 }
 

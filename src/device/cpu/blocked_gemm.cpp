@@ -37,8 +37,17 @@ struct Slice {
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// row[0, n) into panels of `width`: panel p gets row[p * width, ...), zeros after the end.
-void spread(const float* row, int64_t n, int64_t width, float* panels, int64_t panel_stride) {
+// A packed slice: panel p holds rows (or columns) p * width and following, `width` values of each k side by
+// side.
+struct Panels {
+  float* data;
+  int64_t width;
+  int64_t stride() const { return gemm_inner_block * width; }
+};
+// row[0, n), the values of one k, into the panels: panel p gets row[p * width, ...), zeros after the end.
+void spread(const float* row, int64_t n, const Panels& to, int64_t k) {
+  const int64_t width = to.width, panel_stride = to.stride();
+  float* panels = to.data + k * width;
   int64_t i = 0;
   if (width == 32) {
     for (; i + 32 <= n; i += 32, panels += panel_stride) memcpy(panels, row + i, 32 * sizeof(float));
@@ -68,23 +77,32 @@ Plan plan_for(const Matmul& m) {
   return {micro_kernel(), false};
 }
 
-// count values in memory order as elements of the kernel (the last pair filled up with zero).
-void unpack_row(const Plan& plan, DType type, const void* from, float* to, int64_t count) {
-  if (!plan.pairs) return unpack(type, from, to, count);
+// Values in memory order as elements of the kernel (the last pair filled up with zero).
+struct StoredRow {
+  DType type;
+  const void* values;
+  int64_t count;
+};
+void unpack_row(const Plan& plan, const StoredRow& row, float* to) {
+  if (!plan.pairs) return unpack(row.type, row.values, to, row.count);
   auto* halves = reinterpret_cast<uint16_t*>(to);
-  unpack_to_bfloat16(type, from, halves, count);
-  if (count & 1) halves[count] = 0;
+  unpack_to_bfloat16(row.type, row.values, halves, row.count);
+  if (row.count & 1) halves[row.count] = 0;
 }
 
-// [inner, outer] in memory: each k is a row of values that belong side by side.
-void pack_transposed(const Plan& plan, const Operand& x, const Slice& s, int64_t width, float* panels,
-                     float* row) {
-  const int64_t pitch = x.values.columns(), panel_stride = gemm_inner_block * width;
+// [inner, outer] in memory: each k is a row of values that belong side by side. `row`: scratch for one.
+struct TransposedSlice {
+  const Operand& x;
+  const Slice& s;
+};
+void pack_transposed(const Plan& plan, const TransposedSlice& slice, const Panels& to, float* row) {
+  const auto& [x, s] = slice;
+  const int64_t pitch = x.values.columns();
   if (plan.pairs) {  // such operands are BF16: codes are never transposed
     const auto* from = static_cast<const uint16_t*>(at(x.values, s.inner * pitch + s.outer));
-    for (int64_t k = 0; k < s.inners; k += 2, from += 2 * pitch, panels += width) {
+    for (int64_t k = 0; k < s.inners; k += 2, from += 2 * pitch) {
       interleave(from, k + 1 < s.inners ? from + pitch : nullptr, reinterpret_cast<uint32_t*>(row), s.outers);
-      spread(row, s.outers, width, panels, panel_stride);
+      spread(row, s.outers, to, k / 2);
     }
     return;
   }
@@ -95,7 +113,7 @@ void pack_transposed(const Plan& plan, const Operand& x, const Slice& s, int64_t
       unpack(x.values.dtype, from, row, s.outers);
       values = row;
     }
-    spread(values, s.outers, width, panels + k * width, panel_stride);
+    spread(values, s.outers, to, k);
   }
 }
 
@@ -108,7 +126,7 @@ bool lies_ready(const Plan& plan, const Operand& x, const Slice& s) {
 
 void pack_b(const Plan& plan, const Operand& x, const Slice& s, const Scratch& scratch) {
   const int64_t width = plan.kernel.columns;
-  if (x.transposed) return pack_transposed(plan, x, s, width, scratch.b, scratch.rows);
+  if (x.transposed) return pack_transposed(plan, {x, s}, {scratch.b, width}, scratch.rows);
   const int64_t pitch = x.values.columns(), units = plan.units(s.inners);
   const bool ready = lies_ready(plan, x, s);
   for (int64_t j = 0; j < s.outers; j += width) {
@@ -121,8 +139,8 @@ void pack_b(const Plan& plan, const Operand& x, const Slice& s, const Scratch& s
       block.from_stride = plan.pairs ? pitch / 2 : pitch;
     } else {
       for (int64_t i = 0; i < count; ++i)
-        unpack_row(plan, x.values.dtype, at(x.values, first + i * pitch), scratch.rows + i * row_pitch,
-                   s.inners);
+        unpack_row(plan, {x.values.dtype, at(x.values, first + i * pitch), s.inners},
+                   scratch.rows + i * row_pitch);
     }
     if (count < width) std::fill(panel, panel + units * width, 0.0f);
     transpose(block);
@@ -136,13 +154,14 @@ struct PackedA {
 PackedA pack_a(const Plan& plan, const Operand& x, const Slice& s, const Scratch& scratch) {
   const int64_t width = plan.kernel.rows;
   if (x.transposed) {
-    pack_transposed(plan, x, s, width, scratch.a, scratch.rows);
-    return {gemm_inner_block * width, 1, width};
+    const Panels panels{scratch.a, width};
+    pack_transposed(plan, {x, s}, panels, scratch.rows);
+    return {panels.stride(), 1, width};
   }
   const int64_t pitch = x.values.columns();
   for (int64_t i = 0; i < s.outers; ++i)
-    unpack_row(plan, x.values.dtype, at(x.values, (s.outer + i) * pitch + s.inner), scratch.a + i * row_pitch,
-               s.inners);
+    unpack_row(plan, {x.values.dtype, at(x.values, (s.outer + i) * pitch + s.inner), s.inners},
+               scratch.a + i * row_pitch);
   for (int64_t i = s.outers; i < round_up(s.outers, width); ++i)
     std::fill_n(scratch.a + i * row_pitch, plan.units(s.inners), 0.0f);
   return {width * row_pitch, row_pitch, 1};

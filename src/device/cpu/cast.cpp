@@ -18,8 +18,10 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "base/random.h"
+#include "device/cpu/amax.h"
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/transpose.h"
+#include "device/cpu/unpack.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/scaling.h"
@@ -30,45 +32,11 @@ namespace {
 constexpr int64_t tile_rows = 64, tile_columns = 256;
 constexpr uint32_t infinity_bits = 0x7f800000u;
 
-OCTET_VECTORIZED void widen(const BFloat16* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
-}
 OCTET_VECTORIZED void round_values(const float* from, int64_t n, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = round_to_bfloat16(from[i]);
 }
 OCTET_VECTORIZED void round_multiples(const float* from, float factor, int64_t n, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = round_to_bfloat16(from[i] * factor);
-}
-OCTET_VECTORIZED void narrow(const float* from, int64_t n, BFloat16* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
-}
-// Bits of the largest magnitude: as integers, magnitudes sort like their values, with infinity and then NaN
-// on top; and unlike a maximum of floats this vectorises.
-OCTET_VECTORIZED uint32_t amax_bits(const float* values, int64_t n) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t u;
-    memcpy(&u, values + i, 4);
-    u &= 0x7fffffffu;
-    largest = u > largest ? u : largest;
-  }
-  return largest;
-}
-OCTET_VECTORIZED uint32_t amax_bits(const BFloat16* values, int64_t n) {
-  uint16_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint16_t u = static_cast<uint16_t>(values[i].bits & 0x7fffu);
-    largest = u > largest ? u : largest;
-  }
-  return static_cast<uint32_t>(largest) << 16;
-}
-OCTET_VECTORIZED void column_amax_bits(const float* values, int64_t n, uint32_t* largest) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t u;
-    memcpy(&u, values + i, 4);
-    u &= 0x7fffffffu;
-    largest[i] = u > largest[i] ? u : largest[i];
-  }
 }
 OCTET_VECTORIZED void scale_values(float* values, float scale, int64_t n) {
   for (int64_t i = 0; i < n; ++i) values[i] *= scale;
@@ -91,10 +59,18 @@ OCTET_VECTORIZED void random_words(uint64_t key, uint64_t first_block, int64_t b
     words[4 * i + 3] = r.w;
   }
 }
-OCTET_VECTORIZED void encode_stochastic_values(Format format, const float* values, const uint32_t* words,
-                                               int64_t n, uint8_t* codes) {
-  for (int64_t i = 0; i < n; ++i) codes[i] = encode_stochastic(format, values[i], words[i]);
+struct Draws {
+  const float* values;
+  const uint32_t* words;  // a random one each
+};
+OCTET_VECTORIZED void encode_stochastic_values(Format format, Draws draws, int64_t n, uint8_t* codes) {
+  for (int64_t i = 0; i < n; ++i) codes[i] = encode_stochastic(format, draws.values[i], draws.words[i]);
 }
+
+// `count` values of a row from `column` on.
+struct RowPart {
+  int64_t row, column, count;
+};
 
 // What is cast: a matrix, optionally with factors on its columns.
 struct Source {
@@ -103,20 +79,14 @@ struct Source {
 
   int64_t rows() const { return values.rows(); }
   int64_t columns() const { return values.columns(); }
-  // `n` values of row r from column c on.
-  void read_unrounded(int64_t r, int64_t c, int64_t n, float* to) const {
-    const int64_t offset = r * columns() + c;
-    if (values.dtype == DType::F32) {
-      memcpy(to, values.as<float>() + offset, static_cast<size_t>(n) * sizeof(float));
-    } else {
-      widen(values.as<BFloat16>() + offset, n, to);
-    }
-    if (column_factor) scale_by_column(to, column_factor + c, n);
+  void read_unrounded(const RowPart& part, float* to) const {
+    unpack(values.dtype, at(values, part.row * columns() + part.column), to, part.count);
+    if (column_factor) scale_by_column(to, column_factor + part.column, part.count);
   }
   // The same, rounded to BF16.
-  void read(int64_t r, int64_t c, int64_t n, float* to) const {
-    read_unrounded(r, c, n, to);
-    if (values.dtype == DType::F32 || column_factor) round_values(to, n, to);
+  void read(const RowPart& part, float* to) const {
+    read_unrounded(part, to);
+    if (values.dtype == DType::F32 || column_factor) round_values(to, part.count, to);
   }
   uint32_t row_amax_bits(int64_t r) const {
     uint32_t largest = 0;
@@ -126,7 +96,7 @@ struct Source {
       float buffer[tile_columns];
       for (int64_t c = 0; c < columns(); c += tile_columns) {
         const int64_t n = std::min(tile_columns, columns() - c);
-        read(r, c, n, buffer);
+        read({r, c, n}, buffer);
         largest = std::max(largest, amax_bits(buffer, n));
       }
     }
@@ -144,10 +114,10 @@ struct Coding {
   uint64_t rounding_key = 0;
   CastCounters* counters = nullptr;
 
-  void make(const Source& source, int64_t r, int64_t c, int64_t n, uint8_t* codes,
-            CastCounters& counts) const {
+  void make(const Source& source, const RowPart& part, uint8_t* codes, CastCounters& counts) const {
+    const auto [r, c, n] = part;
     float values[tile_columns];
-    source.read(r, c, n, values);
+    source.read(part, values);
     if (row_factor) round_multiples(values, row_factor[r], n, values);
     if (column_scale) {
       scale_by_column(values, column_scale, n);
@@ -159,7 +129,7 @@ struct Coding {
       const uint64_t element = static_cast<uint64_t>(r * source.columns() + c);
       const int64_t skip = static_cast<int64_t>(element & 3);
       random_words(rounding_key, element >> 2, (skip + n + 3) / 4, words);
-      encode_stochastic_values(cast.format, values, words + skip, n, codes);
+      encode_stochastic_values(cast.format, {values, words + skip}, n, codes);
     } else if (cast.format == Format::E4M3) {
       encode_values_e4m3(values, n, codes);
     } else {
@@ -256,7 +226,7 @@ struct Encoder {
       float values[width];
       uint32_t largest[width] = {};
       for (int64_t r = 0; r < rows; ++r) {
-        source.read(r, begin, n, values);
+        source.read({r, begin, n}, values);
         column_amax_bits(values, n, largest);
       }
       for (int64_t c = 0; c < n; ++c) {
@@ -332,7 +302,7 @@ struct Encoder {
         Coding rule = row_rule;
         rule.column_scale = layout.row_by_column ? scales : nullptr;
         for (int64_t r = 0; r < height; ++r) {
-          rule.make(source, r0 + r, c0, width, to_row + (r0 + r) * columns + c0, counts);
+          rule.make(source, {r0 + r, c0, width}, to_row + (r0 + r) * columns + c0, counts);
         }
       }
       if (to_column) {
@@ -343,7 +313,7 @@ struct Encoder {
           const bool by_column = inverse && !rule.row_factor && !rule.row_inverse_scale;
           rule.column_scale = by_column ? scales : nullptr;
           for (int64_t r = 0; r < height; ++r) {
-            rule.make(source, r0 + r, c0, width, codes + r * tile_columns, column_counts);
+            rule.make(source, {r0 + r, c0, width}, codes + r * tile_columns, column_counts);
           }
           from = codes;
           stride = tile_columns;
@@ -369,12 +339,12 @@ void write_high(const Source& source, const Tensor& high, int threads) {
   for (int64_t r = 0; r < rows; ++r) {
     float values[tile_columns];
     for (int64_t c = 0; c < columns; c += tile_columns) {
-      const int64_t n = std::min(tile_columns, columns - c), at = r * columns + c;
+      const RowPart part{r, c, std::min(tile_columns, columns - c)};
       if (high.dtype == DType::BF16) {
-        source.read(r, c, n, values);
-        narrow(values, n, high.as<BFloat16>() + at);
+        source.read(part, values);
+        pack(high.dtype, values, high.as<BFloat16>() + r * columns + c, part.count);
       } else {
-        source.read_unrounded(r, c, n, high.as<float>() + at);
+        source.read_unrounded(part, high.as<float>() + r * columns + c);
       }
     }
   }

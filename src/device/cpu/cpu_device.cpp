@@ -13,6 +13,7 @@
 #include "base/random.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/host_facts.h"
+#include "device/cpu/unpack.h"
 #include "numerics/bfloat16.h"
 #include "numerics/sums.h"
 
@@ -76,13 +77,6 @@ void CpuDevice::copy_from_host(void* device, const void* host, size_t bytes) {
 
 namespace {
 
-OCTET_VECTORIZED void widen(const BFloat16* from, int64_t n, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
-}
-OCTET_VECTORIZED void narrow(const float* from, int64_t n, BFloat16* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = to_bfloat16(from[i]);
-}
-
 constexpr int64_t piece_elements = 1 << 16;
 
 // body(begin, count) over [0, n) in pieces of a fixed size.
@@ -122,9 +116,9 @@ void CpuDevice::copy(const Tensor& to, const Tensor& from) {
                   static_cast<const std::byte*>(from.data) + begin * width,
                   static_cast<size_t>(count * width));
     } else if (widening) {
-      widen(from.as<BFloat16>() + begin, count, to.as<float>() + begin);
+      unpack(from.dtype, at(from, begin), to.as<float>() + begin, count);
     } else {
-      narrow(from.as<float>() + begin, count, to.as<BFloat16>() + begin);
+      pack(to.dtype, from.as<float>() + begin, to.as<BFloat16>() + begin, count);
     }
   });
 }

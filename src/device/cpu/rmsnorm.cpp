@@ -47,15 +47,22 @@ OCTET_VECTORIZED float add_row(const BFloat16* residual, const BFloat16* branch,
 }
 
 template <class T>
-OCTET_HD void normalize_row_body(const T* x, float rstd, const float* gain, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) store(out + i, load(x[i]) * rstd * gain[i]);
+struct NormalizedRow {
+  const T* x;
+  float rstd;
+  const float* gain;
+  T* out;
+};
+template <class T>
+OCTET_HD void normalize_row_body(const NormalizedRow<T>& given, int64_t n) {
+  const NormalizedRow<T> row = given;  // as in backward_row_body
+  for (int64_t i = 0; i < n; ++i) store(row.out + i, load(row.x[i]) * row.rstd * row.gain[i]);
 }
-OCTET_VECTORIZED void normalize_row(const float* x, float rstd, const float* gain, float* out, int64_t n) {
-  normalize_row_body(x, rstd, gain, out, n);
+OCTET_VECTORIZED void normalize_row(const NormalizedRow<float>& row, int64_t n) {
+  normalize_row_body(row, n);
 }
-OCTET_VECTORIZED void normalize_row(const BFloat16* x, float rstd, const float* gain, BFloat16* out,
-                                    int64_t n) {
-  normalize_row_body(x, rstd, gain, out, n);
+OCTET_VECTORIZED void normalize_row(const NormalizedRow<BFloat16>& row, int64_t n) {
+  normalize_row_body(row, n);
 }
 
 template <class T>
@@ -134,7 +141,7 @@ void forward(const RmsNormForward& op, int threads) {
         add_row(residual + at, branch ? branch + at : nullptr, sum ? sum + at : nullptr, width);
     const float rstd = 1.0f / std::sqrt(squares / static_cast<float>(width) + op.epsilon);
     rstds[t] = rstd;
-    normalize_row((sum ? sum : residual) + at, rstd, gain, out + at, width);
+    normalize_row(NormalizedRow<T>{(sum ? sum : residual) + at, rstd, gain, out + at}, width);
   }
 }
 

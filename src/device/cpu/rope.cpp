@@ -18,20 +18,22 @@
 namespace octet {
 namespace {
 
-OCTET_VECTORIZED void rotate(float* __restrict first, float* __restrict second, const float* cosine,
-                             const float* sine, int64_t half) {
+struct Angles {
+  const float *cosine, *sine;  // [half]
+};
+OCTET_VECTORIZED void rotate(float* __restrict first, float* __restrict second, Angles by, int64_t half) {
   for (int64_t i = 0; i < half; ++i) {
     const float a = first[i], b = second[i];
-    first[i] = a * cosine[i] - b * sine[i];
-    second[i] = b * cosine[i] + a * sine[i];
+    first[i] = a * by.cosine[i] - b * by.sine[i];
+    second[i] = b * by.cosine[i] + a * by.sine[i];
   }
 }
-OCTET_VECTORIZED void rotate_back(float* __restrict first, float* __restrict second, const float* cosine,
-                                  const float* sine, int64_t half) {
+OCTET_VECTORIZED void rotate_back(float* __restrict first, float* __restrict second, Angles by,
+                                  int64_t half) {
   for (int64_t i = 0; i < half; ++i) {
     const float a = first[i], b = second[i];
-    first[i] = a * cosine[i] + b * sine[i];
-    second[i] = b * cosine[i] - a * sine[i];
+    first[i] = a * by.cosine[i] + b * by.sine[i];
+    second[i] = b * by.cosine[i] - a * by.sine[i];
   }
 }
 OCTET_VECTORIZED void add(float* __restrict x, const float* __restrict y, int64_t n) {
@@ -58,6 +60,7 @@ void check(const RopeShape& s, const Tensor& qkv) {
 void rope_forward(const RopeForward& r, int threads) {
   check({r.heads, r.kv_heads, r.head_width, &r.cosine, &r.sine}, r.qkv);
   const int64_t width = r.head_width, half = width / 2, context = r.cosine.rows();
+  const float *cosine = r.cosine.as<float>(), *sine = r.sine.as<float>();
   const int64_t rotated = r.heads + r.kv_heads, all = rotated + r.kv_heads;
   const float* bias = r.bias.empty() ? nullptr : r.bias.as<float>();
   const int64_t rows = r.qkv.rows(), touched = bias ? all : rotated;
@@ -70,9 +73,7 @@ void rope_forward(const RopeForward& r, int threads) {
       void* stored = at(qkv, (t * all + head) * width);
       unpack(qkv.dtype, stored, x, width);
       if (bias) add(x, bias + head * width, width);
-      if (head < rotated)
-        rotate(x, x + half, r.cosine.as<float>() + position * half, r.sine.as<float>() + position * half,
-               half);
+      if (head < rotated) rotate(x, x + half, {cosine + position * half, sine + position * half}, half);
       pack(qkv.dtype, x, stored, width);
     }
   }
@@ -81,6 +82,7 @@ void rope_forward(const RopeForward& r, int threads) {
 void rope_backward(const RopeBackward& r, int threads) {
   check({r.heads, r.kv_heads, r.head_width, &r.cosine, &r.sine}, r.qkv_gradient);
   const int64_t width = r.head_width, half = width / 2, context = r.cosine.rows();
+  const float *cosine = r.cosine.as<float>(), *sine = r.sine.as<float>();
   const int64_t rotated = r.heads + r.kv_heads, all = rotated + r.kv_heads, rows = r.qkv_gradient.rows();
   // Over heads, so that a head's bias gradient is one thread's sum.
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
@@ -92,9 +94,7 @@ void rope_backward(const RopeBackward& r, int threads) {
     for (int64_t t = 0; t < rows; ++t) {
       const int64_t element = (t * all + head) * width, position = t % context;
       unpack(r.qkv_gradient.dtype, at(r.qkv_gradient, element), x, width);
-      if (head < rotated)
-        rotate_back(x, x + half, r.cosine.as<float>() + position * half, r.sine.as<float>() + position * half,
-                    half);
+      if (head < rotated) rotate_back(x, x + half, {cosine + position * half, sine + position * half}, half);
       pack(out.dtype, x, at(out, element), width);
       if (bias) {
         unpack(out.dtype, at(std::as_const(out), element), x, width);
