@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "catch.h"
 #include "device/op_fixture.h"
@@ -93,6 +95,39 @@ TEST_CASE("the z-loss gradient is the derivative of z_loss * lse^2", "[cross_ent
   // The loss itself is reported without the z term.
   CHECK(static_cast<double>(op.loss.as<float>()[0]) ==
         Approx(reference(logits.data(), n, 4).loss).margin(1e-6));
+}
+
+TEST_CASE("cross-entropy has the same bits for 1, 2 and 4 threads", "[cross_entropy]") {
+  const int64_t tokens = 97, vocabulary = 1037;
+  const Values logits = normal_values(tokens * vocabulary, 9, 3.0);
+  const auto bits = [&](DType storage, int threads, const Values& x, const std::vector<int32_t>& targets) {
+    OpFixture f(threads);
+    CrossEntropy op;
+    op.logits = f.floats(storage, {tokens, vocabulary}, x);
+    op.targets = f.integers(targets);
+    op.loss = f.zeros(DType::F32, {tokens});
+    op.gradient_scale = 0.25f;
+    op.z_loss = 1e-4f;
+    f->cross_entropy(op);
+    return std::pair{read_bytes(op.loss), read_bytes(op.logits)};
+  };
+  Values mirrored = logits;
+  for (int64_t t = 0; t < tokens; ++t)
+    std::reverse(mirrored.begin() + t * vocabulary, mirrored.begin() + (t + 1) * vocabulary);
+  std::vector<int32_t> targets, mirrored_targets;
+  for (int64_t t = 0; t < tokens; ++t) {
+    targets.push_back(t % 10 == 9 ? -1 : static_cast<int32_t>(t * 7 % vocabulary));
+    mirrored_targets.push_back(targets.back() < 0 ? -1
+                                                  : static_cast<int32_t>(vocabulary) - 1 - targets.back());
+  }
+  for (const DType storage : {DType::F32, DType::BF16}) {
+    const auto one = bits(storage, 1, logits, targets);
+    CHECK(bits(storage, 2, logits, targets) == one);
+    CHECK(bits(storage, 4, logits, targets) == one);
+    // The control: the same numbers summed in another order give other bits, so an order that moved with the
+    // threads would show.
+    CHECK(bits(storage, 1, mirrored, mirrored_targets).first != one.first);
+  }
 }
 
 TEST_CASE("a negative target is ignored: no loss, no gradient", "[cross_entropy]") {

@@ -1,241 +1,32 @@
+// Matmul as an operation: right within a derived bound for everything it allows, refused otherwise, counted.
 #include <algorithm>
+#include <cmath>
 #include <memory>
-#include <optional>
 
 #include "base/error.h"
 #include "catch.h"
-#include "device/cpu/blocked_gemm.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/micro_kernel.h"
-#include "device/cpu/onednn_gemm.h"
-#include "device/cpu/unpack.h"
-#include "matrices.h"
+#include "device/matmul_problem.h"
 
 using namespace octet;
 using matrices::Buffer;
-using matrices::uniform;
+using matrices::Case;
+using matrices::check_all;
+using matrices::describe;
+using matrices::fixed_order;
+using matrices::Problem;
+using matrices::Scales;
+using matrices::variants;
 
 namespace {
-
-enum class Scales { None, Tensor, Outer };
-
-struct Case {
-  int64_t m, n, k;
-  DType a = DType::F32, b = DType::F32, out = DType::F32;
-  bool a_transposed = false, b_transposed = false, accumulate = false;
-  Scales a_scales = Scales::None, b_scales = Scales::None;
-};
-
-// A matrix product with its operands, and what it should give in double.
-struct Problem {
-  explicit Problem(const Case& c, float low = -1, float high = 1)
-      : shape(c),
-        a(c.a, c.a_transposed ? Shape{c.k, c.m} : Shape{c.m, c.k}),
-        b(c.b, c.b_transposed ? Shape{c.k, c.n} : Shape{c.n, c.k}),
-        out(c.out, {c.m, c.n}),
-        a_scales(static_cast<size_t>(c.m)),
-        b_scales(static_cast<size_t>(c.n)) {
-    a.fill_uniform(1, low, high);
-    b.fill_uniform(2, low, high);
-    out.fill_uniform(3);
-    for (int64_t i = 0; i < out.tensor.elements(); ++i) old.push_back(out.get(i));
-    for (size_t i = 0; i < a_scales.size(); ++i) a_scales[i] = uniform(4, i, 0.25f, 2.0f);
-    for (size_t i = 0; i < b_scales.size(); ++i) b_scales[i] = uniform(5, i, 0.25f, 2.0f);
-  }
-
-  Matmul matmul() {
-    Matmul m;
-    m.a = operand(a.tensor, shape.a_transposed, shape.a_scales, a_scales);
-    m.b = operand(b.tensor, shape.b_transposed, shape.b_scales, b_scales);
-    m.out = out.tensor;
-    m.accumulate = shape.accumulate;
-    return m;
-  }
-
-  // Largest |out - expected| / bound over all elements; at most 1 when the product is right.
-  //   bound = u_out |value| + (K + 4) * 2^-24 * (sum |a b| scale + |old|)
-  // Every order of K additions and K products in FP32, two scalings and the sum with old: at most K + 4
-  // roundings of 2^-24 on partial sums of at most sum |a b|.
-  double worst() const {
-    double worst_ratio = 0;
-    for (int64_t i = 0; i < shape.m; ++i)
-      for (int64_t j = 0; j < shape.n; ++j) {
-        double sum = 0, magnitude = 0;
-        for (int64_t k = 0; k < shape.k; ++k) {
-          const double x = a.get(shape.a_transposed ? k * shape.m + i : i * shape.k + k);
-          const double y = b.get(shape.b_transposed ? k * shape.n + j : j * shape.k + k);
-          sum += x * y;
-          magnitude += std::abs(x * y);
-        }
-        const double scale = scale_at(shape.a_scales, a_scales, i) * scale_at(shape.b_scales, b_scales, j);
-        const double before = shape.accumulate ? old[static_cast<size_t>(i * shape.n + j)] : 0;
-        const double expected = sum * scale + before;
-        const double fp32 =
-            static_cast<double>(shape.k + 4) * 0x1p-24 * (magnitude * scale + std::abs(before));
-        const double rounding = shape.out == DType::BF16 ? 0x1p-8 * (std::abs(expected) + fp32) : 0;
-        const double error = std::abs(out.get(i * shape.n + j) - expected);
-        // A NaN compares false and must not pass.
-        worst_ratio =
-            error <= fp32 + rounding ? std::max(worst_ratio, error / (fp32 + rounding + 1e-300)) : 1e9;
-      }
-    return worst_ratio;
-  }
-
-  Case shape;
-  Buffer a, b, out;
-  std::vector<float> old, a_scales, b_scales;
-
- private:
-  static Operand operand(const Tensor& values, bool transposed, Scales scales, const std::vector<float>& of) {
-    Operand x;
-    x.values = values;
-    x.transposed = transposed;
-    if (scales != Scales::None) x.inverse_scale = of.data();
-    if (scales == Scales::Outer) x.granularity = ScaleGranularity::Outer;
-    return x;
-  }
-  static double scale_at(Scales scales, const std::vector<float>& of, int64_t i) {
-    return scales == Scales::None ? 1.0 : of[scales == Scales::Outer ? static_cast<size_t>(i) : 0];
-  }
-};
-
-DeviceOptions fixed_order() {
-  DeviceOptions options;
-  options.deterministic = true;
-  return options;
-}
-
-std::string describe(const Case& c) {
-  return std::string(name_of(c.a)) + (c.a_transposed ? "^T " : " ") + name_of(c.b) +
-         (c.b_transposed ? "^T " : " ") + name_of(c.out) + " " + std::to_string(c.m) + "x" +
-         std::to_string(c.n) + "x" + std::to_string(c.k) + (c.accumulate ? " accumulate" : "") + " scales " +
-         std::to_string(static_cast<int>(c.a_scales)) + std::to_string(static_cast<int>(c.b_scales));
-}
-
-// Every operand pair, orientation and scale granularity the interface allows.
-std::vector<Case> variants(int64_t m, int64_t n, int64_t k) {
-  std::vector<Case> all;
-  for (const DType type : {DType::F32, DType::BF16})
-    for (const bool a_transposed : {false, true})
-      for (const bool b_transposed : {false, true})
-        for (const DType out : {DType::F32, DType::BF16})
-          for (const bool accumulate : {false, true})
-            all.push_back({m, n, k, type, type, out, a_transposed, b_transposed, accumulate});
-  const std::pair<DType, DType> pairs[] = {
-      {DType::E4M3, DType::E4M3}, {DType::E4M3, DType::E5M2}, {DType::E5M2, DType::E4M3}};
-  for (const auto& [a, b] : pairs)
-    for (const Scales a_scales : {Scales::Tensor, Scales::Outer})
-      for (const Scales b_scales : {Scales::Tensor, Scales::Outer})
-        for (const DType out : {DType::F32, DType::BF16})
-          for (const bool accumulate : {false, true})
-            all.push_back({m, n, k, a, b, out, false, false, accumulate, a_scales, b_scales});
-  return all;
-}
-
-void check_all(GemmEngine& engine, const std::vector<Case>& cases) {
-  for (const Case& c : cases) {
-    Problem problem(c);
-    engine.run(problem.matmul());
-    INFO(describe(c));
-    CHECK(problem.worst() <= 1);
-  }
-}
 
 bool contains(const std::string& text, const std::string& part) {
   UNSCOPED_INFO(text);
   return text.find(part) != std::string::npos;
 }
 
-std::vector<std::byte> result(const Case& c, int threads, const DeviceOptions& options) {
-  Problem problem(c);
-  GemmEngine engine(options, threads);
-  engine.run(problem.matmul());
-  return problem.out.bytes();
-}
-
 }  // namespace
-
-TEST_CASE("every code and every BF16 value unpacks to its exact value") {
-  for (const DType type : {DType::E4M3, DType::E5M2}) {
-    uint8_t codes[256];
-    float values[256];
-    uint16_t halves[256];
-    for (int i = 0; i < 256; ++i) codes[i] = static_cast<uint8_t>(i);
-    unpack(type, codes, values, 256);
-    unpack_to_bfloat16(type, codes, halves, 256);
-    for (int i = 0; i < 256; ++i) {
-      const float expected = type == DType::E4M3 ? decode_e4m3(codes[i]) : decode_e5m2(codes[i]);
-      const float half = to_float(BFloat16{halves[i]});
-      INFO(name_of(type) << " code " << i);
-      CHECK(
-          ((std::isnan(expected) && std::isnan(values[i]) && std::isnan(half)) ||
-           (values[i] == expected && half == expected && std::signbit(values[i]) == std::signbit(expected))));
-    }
-  }
-}
-
-TEST_CASE("all micro-kernels of this machine give the bits of one chain of fused multiply-adds") {
-  constexpr int64_t inner = 37, pitch = 48;
-  std::vector<float> a(pitch * inner), b(pitch * inner), first(32 * pitch), c(32 * pitch);
-  for (size_t i = 0; i < a.size(); ++i) a[i] = uniform(1, i), b[i] = uniform(2, i);
-  int count = 0;
-  const MicroKernel* kernels = micro_kernels(count);
-  for (int n = 0; n < count; ++n) {
-    const MicroKernel& kernel = kernels[n];
-    if (std::string(kernel.instruction_set) == "plain") continue;  // fused only where the compiler says so
-    for (const bool rows_contiguous : {false, true})
-      for (const auto write : {MicroTile::Write::Store, MicroTile::Write::Add}) {
-        for (size_t i = 0; i < c.size(); ++i) c[i] = first[i] = uniform(3, i);
-        const int64_t row_stride = rows_contiguous ? 1 : inner, inner_stride = rows_contiguous ? pitch : 1;
-        kernel.run({a.data(), row_stride, inner_stride, b.data(), pitch, c.data(), pitch, inner, write});
-        for (int i = 0; i < kernel.rows; ++i)
-          for (int j = 0; j < kernel.columns; ++j) {
-            float sum = 0;
-            for (int64_t step = 0; step < inner; ++step) {
-              const int64_t k = std::min(step ^ 1, inner - 1);
-              sum = std::fma(a[static_cast<size_t>(i * row_stride + k * inner_stride)],
-                             b[static_cast<size_t>(k * pitch + j)], sum);
-            }
-            const size_t at = static_cast<size_t>(i * pitch + j);
-            REQUIRE(c[at] == (write == MicroTile::Write::Add ? first[at] + sum : sum));
-          }
-        CHECK(c[static_cast<size_t>(kernel.columns)] == first[static_cast<size_t>(kernel.columns)]);
-      }
-  }
-}
-
-TEST_CASE("the BF16 micro-kernel gives the same bits from pairs") {
-  const MicroKernel* kernel = pair_micro_kernel();
-  if (!kernel) {
-    WARN("this machine has no BF16 instructions");
-    return;
-  }
-  constexpr int64_t pairs = 21;
-  const int64_t rows = kernel->rows, columns = kernel->columns;
-  std::vector<float> a, b, c(static_cast<size_t>(rows * columns));
-  const auto value = [](uint64_t key, size_t pair, size_t second) {
-    return to_bfloat16(uniform(key, 2 * pair + second));
-  };
-  const auto make = [&](uint64_t key, int64_t count, std::vector<float>& to) {
-    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
-      const uint32_t bits = value(key, i, 0).bits | static_cast<uint32_t>(value(key, i, 1).bits) << 16;
-      to.push_back(0);
-      memcpy(&to.back(), &bits, 4);
-    }
-  };
-  make(1, rows * pairs, a);     // [row][pair]
-  make(2, pairs * columns, b);  // [pair][column]
-  kernel->run({a.data(), pairs, 1, b.data(), columns, c.data(), columns, pairs, MicroTile::Write::Store});
-  for (size_t i = 0; i < static_cast<size_t>(rows); ++i)
-    for (size_t j = 0; j < static_cast<size_t>(columns); ++j) {
-      float sum = 0;
-      for (size_t k = 0; k < pairs; ++k)
-        for (const size_t second : {1, 0})
-          sum = std::fma(to_float(value(1, i * pairs + k, second)),
-                         to_float(value(2, k * static_cast<size_t>(columns) + j, second)), sum);
-      REQUIRE(c[i * static_cast<size_t>(columns) + j] == sum);
-    }
-}
 
 TEST_CASE("matmul agrees with double for every type, orientation and scale, at ragged shapes") {
   GemmEngine engine(fixed_order(), 2);
@@ -333,106 +124,6 @@ TEST_CASE("sums of 16384 positive products keep their precision") {
       CHECK(std::sqrt(half_error / norm) > 2.5e-3);  // negative control: a BF16 accumulator
     }
   }
-}
-
-TEST_CASE("with fixed order the bits depend neither on threads nor on where a row stands") {
-  const std::vector<Case> cases = {{70, 520, 600},
-                                   {290, 65, 513, DType::BF16, DType::BF16, DType::F32, true, true, true},
-                                   {65, 129, 300, DType::E5M2, DType::E4M3, DType::BF16, false, false, false,
-                                    Scales::Outer, Scales::Outer}};
-  for (const Case& c : cases) {
-    INFO(describe(c));
-    const auto one = result(c, 1, fixed_order());
-    CHECK(result(c, 2, fixed_order()) == one);
-    CHECK(result(c, 4, fixed_order()) == one);
-    CHECK(result(c, 1, fixed_order()) == one);
-  }
-  SECTION("rows in parts") {
-    const Case c{70, 130, 600, DType::BF16, DType::BF16, DType::F32};
-    Problem whole(c), parts(c);
-    GemmEngine engine(fixed_order(), 2);
-    engine.run(whole.matmul());
-    for (const auto& [first, count] : {std::pair{0, 13}, std::pair{13, 1}, std::pair{14, 56}}) {
-      Matmul m = parts.matmul();
-      m.a.values = m.a.values.slice(first, count);
-      m.out = m.out.slice(first, count);
-      engine.run(m);
-    }
-    CHECK(parts.out.bytes() == whole.out.bytes());
-  }
-  SECTION("columns in parts") {
-    const Case c{30,    90,    300,   DType::E4M3,    DType::E5M2,   DType::F32,
-                 false, false, false, Scales::Tensor, Scales::Tensor};
-    Problem whole(c);
-    GemmEngine engine(fixed_order(), 1);
-    engine.run(whole.matmul());
-    Buffer part(DType::F32, {30, 17});
-    Matmul m = whole.matmul();
-    m.b.values = m.b.values.slice(41, 17);
-    m.out = part.tensor;
-    engine.run(m);
-    for (int64_t i = 0; i < 30; ++i)
-      for (int64_t j = 0; j < 17; ++j) REQUIRE(part.get(i * 17 + j) == whole.out.get(i * 90 + 41 + j));
-  }
-}
-
-TEST_CASE("a product of codes has the bits of the product of their values") {
-  const Case codes{37,    45,    600,   DType::E4M3,    DType::E5M2,   DType::F32,
-                   false, false, false, Scales::Tensor, Scales::Tensor};
-  Problem problem(codes);
-  problem.a_scales[0] = problem.b_scales[0] = 1;
-  GemmEngine engine(fixed_order(), 2);
-  engine.run(problem.matmul());
-  for (const DType type : {DType::F32, DType::BF16}) {
-    Buffer a(type, {37, 600}), b(type, {45, 600}), out(DType::F32, {37, 45});
-    for (int64_t i = 0; i < a.tensor.elements(); ++i) a.set(i, problem.a.get(i));
-    for (int64_t i = 0; i < b.tensor.elements(); ++i) b.set(i, problem.b.get(i));
-    Matmul m;
-    m.a.values = a.tensor;
-    m.b.values = b.tensor;
-    m.out = out.tensor;
-    engine.run(m);
-    CHECK(out.bytes() == problem.out.bytes());
-    b.set(7, b.get(7) + 0.5f);  // negative control: one value changed shows
-    engine.run(m);
-    CHECK(out.bytes() != problem.out.bytes());
-  }
-}
-
-TEST_CASE("without a fixed order any implementation keeps the same bound") {
-  DeviceOptions options;
-  options.threads = 2;
-  GemmEngine engine(options, 2);
-  check_all(engine, variants(33, 65, 17));
-  check_all(engine, variants(40, 70, 300));
-}
-
-TEST_CASE("oneDNN multiplies codes exactly when their scales are powers of two, and leaves others alone") {
-  const auto onednn = OneDnnGemm::create({2, OneDnnGemm::Codes::Always});
-  if (!onednn) {
-    WARN("built without oneDNN");
-    return;
-  }
-  for (const Scales granularity : {Scales::Tensor, Scales::Outer})
-    for (const bool accumulate : {false, true}) {
-      const Case c{40,    70,    300,        DType::E5M2, DType::E4M3,  DType::F32,
-                   false, false, accumulate, granularity, Scales::Outer};
-      Problem problem(c);
-      if (!onednn->may_suit(problem.matmul())) {
-        WARN("this machine has no BF16 instructions");
-        return;
-      }
-      CHECK_FALSE(onednn->suits(problem.matmul()));
-      for (float& s : problem.a_scales) s = std::exp2(std::round(4 * s));
-      for (float& s : problem.b_scales) s = std::exp2(-std::round(4 * s));
-      const Matmul m = problem.matmul();
-      REQUIRE(onednn->suits(m));
-      std::vector<std::byte> workspace(onednn->workspace_bytes(m) + 256);
-      onednn->run(m, workspace.data() + 256 - reinterpret_cast<uintptr_t>(workspace.data()) % 256);
-      CHECK(problem.worst() <= 1);
-      problem.a_scales[39] *= 2;  // negative control: the scale of the last row counts
-      CHECK((problem.worst() > 1) == (granularity == Scales::Outer));
-    }
 }
 
 TEST_CASE("matmul names what it refuses") {

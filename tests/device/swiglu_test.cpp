@@ -79,6 +79,59 @@ TEST_CASE("SwiGLU backward agrees with finite differences in double", "[swiglu]"
   }
 }
 
+TEST_CASE("SwiGLU's results, codes, scales and counters have the same bits for 1, 2 and 4 threads",
+          "[swiglu]") {
+  const Case c{147, 200, DType::BF16};
+  const int64_t n = c.tokens * c.width;
+  const Values gate = normal_values(n, 1, 3.0), up = normal_values(n, 2, 3.0), dh = normal_values(n, 3);
+  const auto bits = [&](int threads, uint64_t rounding_key) {
+    OpFixture f(threads);
+    SwiGluForward forward;
+    forward.gate_up = gate_up_tensor(f, c, gate, up);
+    forward.mode = SmoothSwiGLU::Dual;
+    CastTarget& h = forward.out;
+    h.high = f.zeros(c.storage, {c.tokens, c.width});
+    h.row = f.zeros(DType::E4M3, {c.tokens, c.width});
+    h.column = f.zeros(DType::E4M3, {c.width, c.tokens});
+    h.row_inverse_scale = f.zeros(DType::F32, {c.tokens});
+    h.column_inverse_scale = f.zeros(DType::F32, {c.width});
+    h.cast.format = Format::E4M3;
+    h.site = f.site();
+    f->swiglu_forward(forward);
+    SwiGluBackward backward;
+    backward.gate_up = forward.gate_up;
+    backward.h_gradient = f.floats(c.storage, {c.tokens, c.width}, dh);
+    CastTarget& out = backward.out;
+    out.high = f.zeros(c.storage, {c.tokens, 2 * c.width});
+    out.row = f.zeros(DType::E5M2, {c.tokens, 2 * c.width});
+    out.column = f.zeros(DType::E5M2, {2 * c.width, c.tokens});
+    out.cast.format = Format::E5M2;
+    out.cast.rounding = Rounding::Stochastic;
+    out.rounding_key = rounding_key;
+    out.site = f.site();
+    f->swiglu_backward(backward);
+    std::vector<Bytes> all;
+    for (const CastTarget* target : {&h, &out}) {
+      for (const Tensor& t : {target->high, target->row, target->column, target->row_inverse_scale,
+                              target->column_inverse_scale})
+        all.push_back(read_bytes(t));
+      const CastCounters& counts = *target->site.counters;
+      Bytes counted;
+      for (const uint64_t count : {counts.elements, counts.saturated, counts.flushed})
+        for (int byte = 0; byte < 64; byte += 8) counted.push_back(static_cast<uint8_t>(count >> byte));
+      all.push_back(counted);
+      const auto* amax = reinterpret_cast<const uint8_t*>(target->site.amax);
+      all.push_back(Bytes(amax, amax + sizeof(float)));
+    }
+    return all;
+  };
+  const std::vector<Bytes> one = bits(1, 7);
+  CHECK(bits(2, 7) == one);
+  CHECK(bits(4, 7) == one);
+  // The control: other random numbers give other codes, so numbers that moved with the threads would show.
+  CHECK(bits(1, 8) != one);
+}
+
 // ---- Smooth-SwiGLU
 // ------------------------------------------------------------------------------------------------
 
