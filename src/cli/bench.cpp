@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <numeric>
 #include <set>
 
 #include "base/clock.h"
@@ -11,9 +12,9 @@
 #include "base/random.h"
 #include "base/text.h"
 #include "cli/command.h"
+#include "cli/synthetic_shards.h"
 #include "config/run_config.h"
 #include "data/loader.h"
-#include "data/shard_writer.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/recipes.h"
@@ -36,33 +37,6 @@ struct MatmulArguments {
   int64_t m = 2048, n = 2048, k = 2048;
   int repeat = 5, threads = 0;
   bool json = false, deterministic = false;
-};
-
-// Ids without meaning in a real shard, so that the loader is measured too.
-struct SyntheticShard {
-  std::filesystem::path folder;
-  SyntheticShard(int64_t vocabulary, int64_t tokens) {
-    std::string name = (std::filesystem::temp_directory_path() / "octet-bench-XXXXXX").string();
-    if (!mkdtemp(name.data())) throw Error(ExitCode::Usage, name + ": cannot be created", "check TMPDIR");
-    folder = name;
-    ShardWriterOptions o;
-    o.folder = folder;
-    o.vocabulary = vocabulary;
-    o.total_tokens = tokens;
-    ShardWriter writer(o);
-    std::vector<int32_t> ids(static_cast<size_t>(tokens));
-    for (size_t i = 0; i < ids.size(); ++i)
-      ids[i] = static_cast<int32_t>(random_bits(random_key(1, Purpose::Test), i) %
-                                    static_cast<uint64_t>(vocabulary));
-    writer.write(ids);
-    writer.close();
-  }
-  ~SyntheticShard() {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder, ignored);
-  }
-  SyntheticShard(const SyntheticShard&) = delete;
-  SyntheticShard& operator=(const SyntheticShard&) = delete;
 };
 
 // The kernel's high-water mark of this process, which can be set back to what is resident now.
@@ -90,8 +64,24 @@ struct Arena {
   void* data;
 };
 
+// Where the tokens come from. `synthetic`: null for the configuration's own shards.
+struct TokenSource {
+  const Dataset& data;
+  const SyntheticShards* synthetic;
+};
+
+// Seconds the step loop waited for the loader, beside the seconds of the steps it did so in.
+Json loader_wait(const std::vector<double>& waits, const std::vector<double>& seconds) {
+  const double waited = std::accumulate(waits.begin(), waits.end(), 0.0),
+               all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
+  return {
+      {"loader_wait_seconds", waited},
+      {"loader_wait_share", all > 0 ? waited / all : 0},
+      {"loader_wait_seconds_worst_step", waits.empty() ? 0 : *std::max_element(waits.begin(), waits.end())}};
+}
+
 // The step of the trainer without its log, evaluation and checkpoints.
-Json measure_steps(const RunConfig& config, const Dataset& data, const StepArguments& arguments) {
+Json measure_steps(const RunConfig& config, const TokenSource& source, const StepArguments& arguments) {
   const std::unique_ptr<Device> device = open_device(arguments.device, device_options(config));
   MemoryPlan device_measure, host_measure;
   { const RunMemory measured(device.get(), config, device_measure, host_measure); }
@@ -111,20 +101,20 @@ Json measure_steps(const RunConfig& config, const Dataset& data, const StepArgum
   options.shuffle = config.data.shuffle;
   options.micro_batch = config.batch.micro;
   options.global_batch = global_batch(config);
-  Loader loader(data, options);
+  if (source.synthetic) source.synthetic->leave_page_cache();
+  const uint64_t read_before = storage_read_bytes();
+  Loader loader(source.data, options);
 
   const double tokens = static_cast<double>(config.batch.tokens);
-  std::vector<double> seconds;
-  double stalled = 0;
+  std::vector<double> seconds, waits;
   float loss = 0;
   for (int64_t step = 0; step < arguments.warmup + arguments.steps; ++step) {
     if (step == arguments.warmup) {
       device->set_timing(true);
       device->reset_timings();
-      stalled = loader.stalled_seconds();
     }
     device->reset_matmul_counts();
-    const double begin = monotonic_seconds();
+    const double begin = monotonic_seconds(), stalled = loader.stalled_seconds();
     memory.model.zero_gradients();
     device->zero(memory.model.loss_sum());
     for (int64_t micro = 0; micro < accumulation(config); ++micro) {
@@ -138,7 +128,9 @@ Json measure_steps(const RunConfig& config, const Dataset& data, const StepArgum
     memory.model.update_scales(step);
     memory.model.refresh_working_weights();
     device->synchronize();
-    if (step >= arguments.warmup) seconds.push_back(monotonic_seconds() - begin);
+    if (step < arguments.warmup) continue;
+    seconds.push_back(monotonic_seconds() - begin);
+    waits.push_back(loader.stalled_seconds() - stalled);
   }
   const double step_seconds = median(seconds), rate = tokens / step_seconds;
   Json operations = Json::object();
@@ -148,32 +140,43 @@ Json measure_steps(const RunConfig& config, const Dataset& data, const StepArgum
     all += time / static_cast<double>(arguments.steps);
   }
   const DeviceInfo info = device->info();
-  return {{"recipe", config.precision.name},
-          {"device", info.name},
-          {"parameters", config.model.parameters()},
-          {"tokens_per_step", config.batch.tokens},
-          {"steps", arguments.steps},
-          {"tokens_per_second", rate},
-          {"step_seconds_median", step_seconds},
-          {"step_seconds_best", seconds.empty() ? 0 : *std::min_element(seconds.begin(), seconds.end())},
-          {"model_flops_per_second", rate * config.model.flops_per_token()},
-          {"peak_flops", info.peak_flops},
-          {"fp8_flop_share", fp8_flop_share(device->matmul_counts())},
-          {"loader_stalled_seconds", loader.stalled_seconds() - stalled},
-          {"planned_bytes", device_measure.peak_bytes()},
-          {"resident_before_bytes", before},
-          {"peak_resident_bytes", status_bytes("VmHWM:")},
-          {"last_loss", json_number(static_cast<double>(loss))},
-          {"seconds_by_operation", std::move(operations)},
-          {"seconds_outside_operations", step_seconds - all},
-          {"gemm_table", gemm_table(device->matmul_counts())}};
+  Json result = {
+      {"recipe", config.precision.name},
+      {"device", info.name},
+      {"parameters", config.model.parameters()},
+      {"tokens_per_step", config.batch.tokens},
+      {"steps", arguments.steps},
+      {"tokens_per_second", rate},
+      {"step_seconds_median", step_seconds},
+      {"step_seconds_best", seconds.empty() ? 0 : *std::min_element(seconds.begin(), seconds.end())},
+      {"model_flops_per_second", rate * config.model.flops_per_token()},
+      {"peak_flops", info.peak_flops},
+      {"fp8_flop_share", fp8_flop_share(device->matmul_counts())},
+      {"planned_bytes", device_measure.peak_bytes()},
+      {"resident_before_bytes", before},
+      {"peak_resident_bytes", status_bytes("VmHWM:")},
+      {"last_loss", json_number(static_cast<double>(loss))},
+      {"seconds_by_operation", std::move(operations)},
+      {"seconds_outside_operations", step_seconds - all},
+      {"gemm_table", gemm_table(device->matmul_counts())},
+      {"storage_read_bytes", storage_read_bytes() - read_before}};
+  result.update(loader_wait(waits, seconds));
+  if (source.synthetic) result["shard_filesystem"] = source.synthetic->filesystem();
+  return result;
 }
 
 void print_step(const Json& r) {
-  fmt::print("{}: {} tokens/s, step {:.4f} s (median of {}), FP8 share {:.1f}%, loader stalled {:.4f} s\n",
+  fmt::print("{}: {} tokens/s, step {:.4f} s (median of {}), FP8 share {:.1f}%\n",
              r["recipe"].get<std::string>(), human_count(r["tokens_per_second"]),
              r["step_seconds_median"].get<double>(), r["steps"].get<int64_t>(),
-             100 * r["fp8_flop_share"].get<double>(), r["loader_stalled_seconds"].get<double>());
+             100 * r["fp8_flop_share"].get<double>());
+  const std::string filesystem = r.value("shard_filesystem", "");
+  fmt::print(
+      "  loader: waited {:.6f} s in all, {:.4f}% of the steps, at most {:.6f} s in one; {} read from "
+      "storage{}\n",
+      r["loader_wait_seconds"].get<double>(), 100 * r["loader_wait_share"].get<double>(),
+      r["loader_wait_seconds_worst_step"].get<double>(), human_bytes(r["storage_read_bytes"]),
+      filesystem.empty() ? "" : " (temporary shards on " + filesystem + ")");
   const uint64_t peak = r["peak_resident_bytes"], before = r["resident_before_bytes"];
   fmt::print("  memory: planned {}, measured {} above the {} of the program itself\n",
              human_bytes(r["planned_bytes"]), human_bytes(peak > before ? peak - before : 0),
@@ -188,11 +191,11 @@ void print_step(const Json& r) {
 
 int bench_step(const StepArguments& arguments) {
   const RunConfig base = load_config(arguments.config, arguments.set);
-  std::unique_ptr<SyntheticShard> synthetic;
+  std::unique_ptr<SyntheticShards> synthetic;
   std::vector<DataSource> sources = base.data.train;
   if (arguments.synthetic) {
-    synthetic = std::make_unique<SyntheticShard>(base.model.vocabulary, 64 * base.batch.tokens + 1);
-    sources = {{"synthetic", {(synthetic->folder / "train_*.bin").string()}, 1}};
+    synthetic = std::make_unique<SyntheticShards>(base.model.vocabulary, 64 * base.batch.tokens + 1);
+    sources = {{"synthetic", {synthetic->pattern()}, 1}};
   }
   const Dataset data(sources, base.data.raw_width, base.model.context, base.model.vocabulary);
   Json results = Json::array();
@@ -201,7 +204,7 @@ int bench_step(const StepArguments& arguments) {
   for (const std::string& name : variants) {
     RunConfig config = base;
     if (!name.empty()) config.precision = make_recipe(name);
-    results.push_back(measure_steps(config, data, arguments));
+    results.push_back(measure_steps(config, {data, synthetic.get()}, arguments));
     if (!arguments.json) print_step(results.back());
   }
   if (arguments.json) fmt::print("{}\n", results.dump(2));
@@ -294,7 +297,9 @@ void add_bench(CLI::App& app, Action& action) {
       ->check(CLI::Range(0, 1000000))
       ->capture_default_str();
   step->add_option("--device", s->device, "auto, cpu or cuda")->capture_default_str();
-  step->add_flag("--synthetic", s->synthetic, "random ids instead of the configuration's shards");
+  step->add_flag(
+      "--synthetic", s->synthetic,
+      "random ids in temporary shards (TMPDIR), read from the disk, instead of the configuration's");
   step->add_flag("--json", s->json, "print JSON");
   step->footer(
       "Example:\n  octet bench step configs/quickstart-bf16.json --variants bf16,fp8 --synthetic --steps 20");

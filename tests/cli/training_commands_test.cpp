@@ -142,7 +142,24 @@ TEST_CASE("bench prints numbers a script can read") {
   // Of the linears: block 3 * 32 * 48 + 32 * 64 + 32 * 32 = 7680 weights, head 32 * 257 = 8224; attention
   // takes a bit.
   CHECK(variants[1]["fp8_flop_share"].get<double>() > 0.4);
+  for (const auto& v : variants) {
+    const double waited = v["loader_wait_seconds"], worst = v["loader_wait_seconds_worst_step"],
+                 share = v["loader_wait_share"];
+    CHECK(waited >= worst);
+    CHECK(worst >= 0);
+    CHECK(share >= 0);
+    CHECK(share <= 1);
+    CHECK_FALSE(v.contains("shard_filesystem"));  // the configuration's own shards
+  }
   CHECK(place.octet("bench step run.json --synthetic --steps 1").says("tokens/s"));
+  const CommandRun synthetic = place.octet("bench step run.json --synthetic --steps 1 --json");
+  REQUIRE(synthetic.code == 0);
+  const auto read = nlohmann::json::parse(synthetic.output)[0];
+  CHECK_FALSE(read["shard_filesystem"].get<std::string>().empty());
+  // Pages were given up before the loader read them, so the storage was asked; tmpfs has no storage behind
+  // it.
+  if (read["shard_filesystem"] == "ext4" || read["shard_filesystem"] == "xfs")
+    CHECK(read["storage_read_bytes"].get<int64_t>() > 0);
   const CommandRun matmul = place.octet("bench matmul --m 32 --n 32 --k 32 --repeat 2 --json");
   REQUIRE(matmul.code == 0);
   CHECK(nlohmann::json::parse(matmul.output).size() == 4);

@@ -332,20 +332,19 @@ struct Encoder {
   }
 };
 
-// The copy in storage precision.
+// The copy in storage precision: rounded once, by pack().
 void write_high(const Source& source, const Tensor& high, int threads) {
   const int64_t rows = source.rows(), columns = source.columns();
+  const bool direct = source.values.dtype == DType::F32 && !source.column_factor;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
+    Tensor out = high;
     float values[tile_columns];
     for (int64_t c = 0; c < columns; c += tile_columns) {
       const RowPart part{r, c, std::min(tile_columns, columns - c)};
-      if (high.dtype == DType::BF16) {
-        source.read(part, values);
-        pack(high.dtype, values, high.as<BFloat16>() + r * columns + c, part.count);
-      } else {
-        source.read_unrounded(part, high.as<float>() + r * columns + c);
-      }
+      if (!direct) source.read_unrounded(part, values);
+      pack(out.dtype, direct ? source.values.as<float>() + r * columns + c : values, at(out, r * columns + c),
+           part.count);
     }
   }
 }
