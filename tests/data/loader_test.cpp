@@ -142,6 +142,21 @@ TEST_CASE("what next() returned stays until its next call, however far the threa
   }
 }
 
+TEST_CASE("the wait for a batch that is not there yet is counted, and only that") {
+  const TemporaryFolder folder;
+  const Dataset dataset = two_sources(folder);
+  double waited = 0;
+  // Whoever asks a loader before its thread could read anything waits, unless the machine takes the core away
+  // just then; so try until it does.
+  for (int attempt = 0; attempt < 1000 && waited == 0; ++attempt) {
+    Loader loader(dataset, {.seed = 5, .micro_batch = 2, .global_batch = 2});
+    CHECK(loader.stalled_seconds() == 0);
+    loader.next();
+    waited = loader.stalled_seconds();
+  }
+  CHECK(waited > 0);
+}
+
 TEST_CASE("a loader shuts down at any time") {
   const TemporaryFolder folder;
   const Dataset dataset = two_sources(folder);
