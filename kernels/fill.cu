@@ -1,39 +1,53 @@
-// out[i] = value. Writes 4 count bytes, reads nothing: bound by memory, floor 4 count / bandwidth.
+// out[i] = value. Writes 4 (FP32) or 2 (BF16) bytes a value, reads nothing: bound by memory, floor
+// bytes / bandwidth.
 #include "kernels/fill.h"
 
 #include "kernels/gpu.h"
+#include "kernels/grid.h"
+#include "kernels/values.cuh"
 
 OCTET_KERNELS_BEGIN
 namespace {
 
 constexpr unsigned threads = 256;
 
-// Vectors of four in the aligned middle, single floats at the ragged ends.
-__global__ void __launch_bounds__(threads) fill_kernel(float* __restrict__ out, int64_t count, float value) {
-  const int64_t to_alignment = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(out)) % 16 / 4);
-  const int64_t head = to_alignment < count ? to_alignment : count, vectors = (count - head) / 4;
+// 16 bytes at a time in the aligned middle, single values at the ragged ends.
+template <class T>
+__global__ void __launch_bounds__(threads) fill_kernel(T* __restrict__ out, int64_t count, T value) {
+  constexpr int64_t together = 16 / sizeof(T);
+  const int64_t to_alignment = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(out)) % 16 / sizeof(T));
+  const int64_t head = to_alignment < count ? to_alignment : count, vectors = (count - head) / together;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  float4* const middle = reinterpret_cast<float4*>(out + head);
-  for (int64_t i = first; i < vectors; i += stride) {
-    gpu::store_streaming(middle + i, make_float4(value, value, value, value));
+  T copies[together];
+#pragma unroll
+  for (int i = 0; i < together; ++i) copies[i] = value;
+  uint4 pattern;
+  memcpy(&pattern, copies, 16);
+  uint4* const middle = reinterpret_cast<uint4*>(out + head);
+  for (int64_t i = first; i < vectors; i += stride) gpu::store_streaming(middle + i, pattern);
+  for (int64_t i = first; i < count - together * vectors; i += stride) {
+    out[i < head ? i : i + together * vectors] = value;
   }
-  for (int64_t i = first; i < count - 4 * vectors; i += stride) {
-    out[i < head ? i : i + 4 * vectors] = value;
-  }
+}
+
+template <class T>
+void fill_values(const FillArguments& args, T value) {
+  const int64_t vectors = args.count * static_cast<int64_t>(sizeof(T)) / 16;
+  gpu::launch(fill_kernel<T>,
+              {.grid = walking_grid(vectors + 1, threads), .block = threads, .stream = args.stream},
+              static_cast<T*>(args.out), args.count, value);
 }
 
 }  // namespace
 
 void fill(const FillArguments& args) {
   if (args.count <= 0) return;
-  const int64_t blocks = (args.count / 4 + threads) / threads,
-                enough = 8 * static_cast<int64_t>(gpu::processors());
-  gpu::launch(fill_kernel,
-              {.grid = static_cast<unsigned>(blocks < enough ? blocks : enough),
-               .block = threads,
-               .stream = args.stream},
-              args.out, args.count, args.value);
+  if (args.storage == octet::Format::FP32) {
+    fill_values(args, args.value);
+  } else {
+    fill_values(args, to_bfloat16(args.value));
+  }
 }
 
 OCTET_KERNELS_END

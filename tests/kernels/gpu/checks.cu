@@ -59,7 +59,7 @@ void reduce_blocks(const float* in, float* out) {  // [8, 256] -> [8, 256, 4]
   gpu::launch(reduce, {.grid = 8, .block = 256}, in, out);
 }
 void fill_floats(float* out, int64_t count, float value) {
-  fill({.out = out, .count = count, .value = value});
+  fill({.out = out, .storage = octet::Format::FP32, .count = count, .value = value});
 }
 
 OCTET_KERNELS_END

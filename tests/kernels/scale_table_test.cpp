@@ -1,0 +1,75 @@
+#include "kernels/scale_table.h"
+
+#include "array.h"
+#include "catch.h"
+#include "device/scale_table.h"
+
+using namespace octet;
+
+namespace {
+
+// A table with sites of every format, scaling and rule, and amaxes of every kind.
+struct Fixture {
+  static constexpr int64_t sites = 333;
+  explicit Fixture(int window)
+      : history(DType::F32, {window, sites}),
+        amax(DType::F32, {sites}),
+        scale(DType::F32, {sites}),
+        inverse(DType::F32, {sites}) {
+    for (int64_t i = 0; i < sites; ++i) {
+      const Format formats[] = {Format::E4M3, Format::E5M2, Format::BF16, Format::FP32};
+      casts.push_back({.format = formats[i % 4],
+                       .scaling = i % 3 ? Scaling::Delayed : Scaling::Current,
+                       .rule = i % 5 < 2 ? ScaleRule::Exact : ScaleRule::PowerOfTwo});
+    }
+    for (Array* array : {&history, &amax, &scale, &inverse}) {
+      randomize(*array, Values::Broken, 5);
+      for (int64_t i = 0; i < array->elements(); ++i) array->set(i, std::fabs(array->get(i)));
+    }
+    for (int64_t i = 0; i < sites; i += 7) scale.set(i, 0.0f);  // no history yet
+  }
+  ScaleTable table() const {
+    ScaleTable table;
+    for (const Cast& cast : casts) table.add({.name = "site", .cast = cast});
+    table.amax_history = history;
+    table.amax = amax;
+    table.scale = scale;
+    table.inverse_scale = inverse;
+    return table;
+  }
+  std::vector<Cast> casts;
+  Array history, amax, scale, inverse;
+};
+
+}  // namespace
+
+TEST_CASE("the scale table's update has the bits of the CPU's, step after step") {
+  for (const AmaxAlgorithm algorithm : {AmaxAlgorithm::Max, AmaxAlgorithm::MostRecent}) {
+    for (const int window : {1, 2, 16}) {
+      for (const int margin : {0, 3, -2, 1000}) {
+        const DelayedScaling options{.window = window, .algorithm = algorithm, .margin = margin};
+        const Fixture ours(window), theirs(window), before(window);
+        ScaleTable table = theirs.table();
+        for (int64_t step = 0; step < 2; ++step) {
+          kernels::update_scale_table({.sites = Fixture::sites,
+                                       .casts = ours.casts.data(),
+                                       .options = options,
+                                       .newest = step % window,
+                                       .amax_history = ours.history.as<float>(),
+                                       .amax = ours.amax.as<float>(),
+                                       .scale = ours.scale.as<float>(),
+                                       .inverse_scale = ours.inverse.as<float>()});
+          specification().scale_table_update({.table = &table, .options = options, .step = step});
+          INFO("window " << window << ", margin " << margin << ", step " << step);
+          CHECK(differences(ours.history, theirs.history) == 0);
+          CHECK(differences(ours.amax, theirs.amax) == 0);
+          CHECK(differences(ours.scale, theirs.scale) == 0);
+          CHECK(differences(ours.inverse, theirs.inverse) == 0);
+        }
+        CHECK(differences(ours.scale, before.scale) > 0);
+        for (int64_t i = 0; i < Fixture::sites; i += 3)  // current scaling: left alone
+          REQUIRE(differences(ours.scale.tensor().slice(i, 1), before.scale.tensor().slice(i, 1)) == 0);
+      }
+    }
+  }
+}
