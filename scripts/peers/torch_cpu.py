@@ -5,8 +5,8 @@
 
 Same shape, same batch, random tokens, AdamW, gradient clipping. Prints one JSON object. PyTorch is no dependency
 of Octet: when it cannot be imported, this script makes a virtual environment in ~/.cache/octet/torch-cpu
-(OCTET_CACHE names another folder) and installs it there: about 1 GB from PyTorch's own index of CPU builds, or
-5.4 GB from PyPI where that index cannot be reached.
+(OCTET_CACHE names another folder) and installs it there with pip as it is configured on this machine: 5.4 GB from
+PyPI. Where pip's configuration (PIP_INDEX_URL, pip.conf) names an index of PyTorch's CPU builds, about 1 GB.
 """
 import argparse
 import json
@@ -18,8 +18,6 @@ import subprocess
 import sys
 import time
 import venv
-
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def ensure_torch():
@@ -39,11 +37,8 @@ def ensure_torch():
         print(f"installing PyTorch into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check"]
-        cpu_build = pip + ["--retries", "0", "--timeout", "15", "--index-url", CPU_INDEX, "torch", "numpy"]
-        if subprocess.run(cpu_build, capture_output=True).returncode != 0:
-            print(f"{CPU_INDEX} cannot be reached: taking the larger build from PyPI", file=sys.stderr)
-            if subprocess.run(pip + ["torch", "numpy"], stdout=sys.stderr).returncode != 0:
-                sys.exit("error: PyTorch could not be installed\nhint:  install torch yourself and run this with its Python")
+        if subprocess.run(pip + ["torch", "numpy"], stdout=sys.stderr).returncode != 0:
+            sys.exit("error: PyTorch could not be installed\nhint:  install torch yourself and run this with its Python")
     os.execv(python, [str(python), os.path.abspath(__file__), *sys.argv[1:]])
 
 

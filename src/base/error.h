@@ -37,4 +37,12 @@ class Error : public std::exception {
   std::string what_, hint_;
 };
 
+// What std::bad_alloc becomes where it ends a command: a mistake in what was asked of this machine.
+inline Error out_of_memory() {
+  return {ExitCode::Usage, "out of memory",
+          "ask for less (batch.micro, model.context, the model), or free memory; octet plan CONFIG shows "
+          "what a run "
+          "takes"};
+}
+
 }  // namespace octet

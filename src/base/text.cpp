@@ -152,6 +152,12 @@ std::string human_duration(double seconds) {
   return fmt::format("{}d {:02}h", days, hours % 24);
 }
 
+std::string plural(int64_t count, std::string_view one) {
+  if (count == 1) return fmt::format("1 {}", one);
+  const bool hisses = one.ends_with('s') || one.ends_with('x') || one.ends_with("ch") || one.ends_with("sh");
+  return fmt::format("{} {}{}", count, one, hisses ? "es" : "s");
+}
+
 std::string iso_time(double unix_seconds) {
   const auto seconds = static_cast<std::time_t>(std::floor(unix_seconds));
   std::tm parts{};

@@ -15,6 +15,7 @@
 #include "cli/synthetic_shards.h"
 #include "config/run_config.h"
 #include "data/loader.h"
+#include "device/cpu/host_facts.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/recipes.h"
@@ -85,6 +86,7 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   const std::unique_ptr<Device> device = open_device(arguments.device, device_options(config));
   MemoryPlan device_measure, host_measure;
   { const RunMemory measured(device.get(), config, device_measure, host_measure); }
+  require_memory(measure_memory(device.get(), config), device->info(), available_memory());
   const uint64_t before = status_bytes("VmRSS:");
   reset_peak();
   const Arena arena(*device, device_measure.peak_bytes());
@@ -98,7 +100,7 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   memory.model.initialize();
   LoaderOptions options;
   options.seed = config.run.seed;
-  options.shuffle = config.data.shuffle;
+  options.windows = window_order(config);
   options.micro_batch = config.batch.micro;
   options.global_batch = global_batch(config);
   if (source.synthetic) source.synthetic->leave_page_cache();
@@ -126,7 +128,7 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
                           step + 1, memory.model.loss_sum(), tokens);
     loss = memory.optimizer.read_control().loss;
     memory.model.update_scales(step);
-    memory.model.refresh_working_weights();
+    memory.model.refresh_working_weights(step + 1);
     device->synchronize();
     if (step < arguments.warmup) continue;
     seconds.push_back(monotonic_seconds() - begin);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <new>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -95,6 +96,8 @@ int run_command_line(int argc, char** argv) {
     return report({ExitCode::Usage,
                    fmt::format("{}: {}", escape_control(error.path1().string()), error.code().message()),
                    "check the path, its owner and its permissions"});
+  } catch (const std::bad_alloc&) {
+    return report(out_of_memory());
   } catch (const std::exception& error) {
     return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())),
                    "this is a bug: please report it with the command, the configuration and 'octet doctor'"});

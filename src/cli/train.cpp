@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "base/text.h"
 #include "cli/command.h"
@@ -22,15 +23,20 @@ ResumePolicy resume_policy(const std::string& text) {
   if (text == "never") return {ResumePolicy::Kind::Never, {}};
   if (text == "auto") return {ResumePolicy::Kind::Auto, {}};
   if (text == "require") return {ResumePolicy::Kind::Require, {}};
+  std::error_code ignored;
+  const std::vector<std::string> words = {"never", "auto", "require"};
+  if (const std::string near = nearest(text, words); !near.empty() && !std::filesystem::exists(text, ignored))
+    throw Error(ExitCode::Usage, fmt::format("--resume {}: no such checkpoint", escape_control(text)),
+                fmt::format("did you mean --resume {}?", near));
   return {ResumePolicy::Kind::Path, text};
 }
 
 int run_train(const TrainArguments& arguments) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away must not stop training (F41)
   TrainRequest request;
+  request.resume = resume_policy(arguments.resume);
   request.config = load_config(arguments.config, arguments.set);
   request.device = arguments.device;
-  request.resume = resume_policy(arguments.resume);
   request.overwrite = arguments.overwrite;
   request.accept_changed_data = arguments.accept_changed_data;
   request.inject = arguments.inject;

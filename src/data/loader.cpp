@@ -31,7 +31,7 @@ struct Loader::Implementation {
   std::thread thread;
 
   Implementation(const Dataset& d, const LoaderOptions& o)
-      : dataset(d), options(o), order(d, o.seed, o.shuffle), slots(static_cast<size_t>(o.prefetch) + 1) {}
+      : dataset(d), options(o), order(d, o.seed, o.windows), slots(static_cast<size_t>(o.prefetch) + 1) {}
 
   // The global index of the first sample of this rank's micro-batch number `index`.
   int64_t first_sample(int64_t index) const {

@@ -14,6 +14,8 @@ struct SampleLocation {
   int64_t epoch;
 };
 
+enum class WindowOrder : uint8_t { AsStored, Shuffled };
+
 // A pure function of (seed, global sample index): which window a sample is. Over one epoch of a source every
 // window once, in an order keyed by (seed, source, epoch).
 //
@@ -24,7 +26,7 @@ struct SampleLocation {
 // |count - n * share| <= ceil(log2 K) / 2 (+ n * 2^-52, the rounding of q).
 class SampleOrder {
  public:
-  SampleOrder(const Dataset& dataset, uint64_t seed, bool shuffle);
+  SampleOrder(const Dataset& dataset, uint64_t seed, WindowOrder windows);
   SampleLocation locate(int64_t sample) const;         // O(log sources)
   std::vector<int64_t> counts(int64_t samples) const;  // of each source among the first `samples`
   std::vector<int64_t> epochs(int64_t samples) const;  // of each source begun by the first `samples`
@@ -40,7 +42,7 @@ class SampleOrder {
   int root_ = 0;
   std::vector<int64_t> windows_;
   uint64_t seed_;
-  bool shuffle_;
+  WindowOrder window_order_;
 };
 
 // Error(Data) when `samples` need more than `epochs` passes over a source (F13); epochs 0 allows any number.
@@ -55,7 +57,7 @@ struct MicroBatch {
 
 struct LoaderOptions {
   uint64_t seed = 0;
-  bool shuffle = true;
+  WindowOrder windows = WindowOrder::Shuffled;
   int64_t micro_batch = 8;      // samples a micro-batch
   int64_t global_batch = 8;     // samples a step, over all ranks
   int64_t rank = 0, ranks = 1;  // this rank reads its slice of every global batch

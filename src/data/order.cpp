@@ -25,8 +25,8 @@ uint64_t share_of(double left, double right) {
 
 }  // namespace
 
-SampleOrder::SampleOrder(const Dataset& dataset, uint64_t seed, bool shuffle)
-    : seed_(seed), shuffle_(shuffle) {
+SampleOrder::SampleOrder(const Dataset& dataset, uint64_t seed, WindowOrder windows)
+    : seed_(seed), window_order_(windows) {
   std::vector<double> weights;
   double largest = 0;
   for (size_t i = 0; i < dataset.sources().size(); ++i) {
@@ -61,7 +61,7 @@ SampleLocation SampleOrder::locate(int64_t sample) const {
   }
   const int64_t windows = windows_[static_cast<size_t>(node->source)];
   const int64_t epoch = sample / windows, index = sample % windows;
-  if (!shuffle_) return {node->source, index, epoch};
+  if (window_order_ == WindowOrder::AsStored) return {node->source, index, epoch};
   const uint64_t key = random_key(seed_, Purpose::DataOrder, static_cast<uint64_t>(node->source),
                                   static_cast<uint64_t>(epoch));
   return {node->source,

@@ -239,9 +239,10 @@ struct DeviceWork {
 };
 
 struct DeviceInfo {
-  std::string name;         // "CPU (AMD EPYC ..., 2 threads)"
-  double peak_flops = 0;    // dense BF16 FLOP/s the progress line's percentage refers to; 0 = unknown
-  std::string peak_source;  // one sentence: where that number comes from
+  std::string name;               // "CPU (AMD EPYC ..., 2 threads)"
+  double peak_flops = 0;          // dense BF16 FLOP/s the progress line's percentage refers to; 0 = unknown
+  std::string peak_source;        // one sentence: where that number comes from
+  bool uses_host_memory = false;  // its arena and the host's come out of the same memory
 };
 
 struct DeviceOptions {

@@ -46,7 +46,7 @@ struct Transformer::Implementation {
   void upload(const int32_t* host_tokens, const int32_t* host_targets);
   void forward(const Pass& pass);
   void backward(const Pass& pass);
-  void refresh();
+  void refresh(int64_t step);
   void reset_scales();
 
   // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
@@ -198,9 +198,8 @@ void Transformer::Implementation::backward(const Pass& pass) {
                               .out_gradient = gradients.residual.high});
 }
 
-void Transformer::Implementation::refresh() {
-  // Weights are cast once a step, so their random numbers need no position.
-  const Pass casting = pass(PassKind::Training, 0);
+void Transformer::Implementation::refresh(int64_t step) {
+  const Pass casting = pass(PassKind::Training, static_cast<uint64_t>(step));
   embedding.weight.refresh(*device);
   for (const Block& block : blocks) block.refresh(casting);
   head->refresh(casting);
@@ -229,10 +228,10 @@ void Transformer::initialize() {
   Implementation& self = *implementation_;
   self.parameters.initialize(*self.device, self.options.seed);
   self.reset_scales();
-  self.refresh();
+  self.refresh(0);
 }
 
-void Transformer::refresh_working_weights() { implementation_->refresh(); }
+void Transformer::refresh_working_weights(int64_t step) { implementation_->refresh(step); }
 
 void Transformer::zero_gradients() {
   for (const Parameter& parameter : parameters()) implementation_->device->zero(parameter.gradient);

@@ -48,8 +48,10 @@ class Transformer {
   std::vector<Parameter>& parameters();  // fixed order, fixed names
   ScaleTable& scales();
 
-  void initialize();               // masters from the seed, then refresh_working_weights(); norms 1, biases 0
-  void refresh_working_weights();  // masters -> BF16 copies or codes; after initialize, load and every update
+  void initialize();  // masters from the seed, then refresh_working_weights(); norms 1, biases 0
+  // masters -> BF16 copies or codes; after load and every update. `step`: updates asked for so far, the key
+  // of stochastic rounding; a run that resumes after that step makes the same codes.
+  void refresh_working_weights(int64_t step);
   void zero_gradients();
 
   // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and

@@ -10,6 +10,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "device/cpu/host_facts.h"
 #include "training/run_files.h"
 
 namespace octet {
@@ -18,11 +19,14 @@ namespace {
 constexpr int killed = 137;  // what a shell reports after SIGKILL
 
 const std::map<std::string, std::vector<std::string>>& grammar() {
-  static const std::map<std::string, std::vector<std::string>> keys = {
-      {"kill", {"file-operation", "step"}}, {"enospc", {"write", "count"}},
-      {"slow", {"milliseconds"}},           {"nan", {"step", "count"}},
-      {"spike", {"step", "loss"}},          {"file-system", {"free", "exchange"}},
-      {"signal", {"name", "phase", "step"}}};
+  static const std::map<std::string, std::vector<std::string>> keys = {{"kill", {"file-operation", "step"}},
+                                                                       {"enospc", {"write", "count"}},
+                                                                       {"slow", {"milliseconds"}},
+                                                                       {"nan", {"step", "count"}},
+                                                                       {"spike", {"step", "loss"}},
+                                                                       {"memory", {"available"}},
+                                                                       {"file-system", {"free", "exchange"}},
+                                                                       {"signal", {"name", "phase", "step"}}};
   return keys;
 }
 
@@ -159,6 +163,12 @@ bool Injector::nan(int64_t step) const {
         step < rule.number("step", -1) + rule.number("count", 1))
       return true;
   return false;
+}
+
+size_t Injector::available_memory() const {
+  for (const Rule& rule : rules_)
+    if (rule.action == "memory") return static_cast<size_t>(rule.number("available", 0));
+  return octet::available_memory();
 }
 
 double Injector::spike(int64_t step) {

@@ -4,6 +4,7 @@
 //   kill:step=K                 ... before step K
 //   enospc:write=N[,count=M]    writes N .. N+M-1 inside checkpoints/ find the disk full
 //   file-system:free=N,exchange=0   N bytes seem free (a save is refused); names cannot be exchanged
+//   memory:available=N          N bytes of memory seem available
 //   slow:milliseconds=T         every file of a checkpoint takes T longer
 //   nan:step=K[,count=M]        a gradient of steps K .. K+M-1 is NaN
 //   spike:step=K[,loss=X]       the loss of step K is X higher (default 10), once
@@ -33,7 +34,8 @@ class Injector {
 
   void enter(Phase phase, int64_t step);  // may raise a signal or end the process
   bool nan(int64_t step) const;
-  double spike(int64_t step);  // added to the mean loss; 0: none
+  size_t available_memory() const;  // what is there, unless a rule says otherwise; 0: unknown
+  double spike(int64_t step);       // added to the mean loss; 0: none
 
  private:
   struct Rule {

@@ -1,5 +1,7 @@
 #include "training/run_folder.h"
 
+#include <algorithm>
+
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/text.h"
@@ -67,15 +69,43 @@ RunFolder::RunFolder(const TrainRequest& request, const std::string& data_finger
   write_atomically(path_ / config_file, config.dump(2) + "\n", ExitCode::Checkpoint);
 }
 
+RunFolder::Claim::~Claim() {
+  if (settled) return;
+  std::error_code ignored;
+  std::vector<fs::path> files;
+  const bool all_ours = std::find(made.begin(), made.end(), folder) != made.end();
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name == config_file || name == status_file || name == metrics_file ||
+        (all_ours && name.rfind("events.out.tfevents.", 0) == 0))
+      files.push_back(entry.path());
+  }
+  for (size_t i = 0; lock && i < files.size(); ++i) fs::remove(files[i], ignored);
+  // Only empty folders go; the run's own after the others in it, and its lock.
+  for (auto path = made.rbegin(); path != made.rend(); ++path) {
+    if (*path == folder) lock.reset();
+    fs::remove(*path, ignored);
+  }
+}
+
+void RunFolder::settle() { claim_.settled = true; }
+
 void RunFolder::prepare(const TrainRequest& request) {
   std::error_code error;
+  for (fs::path path = checkpoints(); !path.empty() && !fs::exists(path, error); path = path.parent_path())
+    claim_.made.insert(claim_.made.begin(), path);
   fs::create_directories(checkpoints(), error);
   if (error)
     throw Error(ExitCode::Usage, fmt::format("{}: {}", checkpoints().string(), error.message()),
                 "run.output must be a folder this user may write to");
   // Canonical, so that a hook or a message sees one name for one file.
+  const fs::path given = path_;
   path_ = fs::canonical(path_);
-  lock_ = std::make_unique<FolderLock>(path_, ExitCode::Usage);
+  for (fs::path& made : claim_.made)
+    if (made == given) made = path_;
+  claim_.folder = path_;
+  claim_.lock = std::make_unique<FolderLock>(path_, ExitCode::Usage);
+  claim_.settled = holds_a_run(path_);
   restore_former(checkpoints());
   for (const fs::path& folder : {path_, checkpoints()})
     for (const std::string& name : remove_leftovers(folder))
@@ -164,6 +194,7 @@ void RunFolder::check_resumable(const TrainRequest& request, const std::string& 
 }
 
 void RunFolder::write_status(State state, ExitCode code, const std::string& reason) const noexcept {
+  if (!claim_.settled) return;
   try {
     const Json status = {{"state", name_of(state)},
                          {"exit_code", static_cast<int>(code)},

@@ -18,6 +18,7 @@ std::filesystem::path run_output(const RunConfig& config);  // run.output, or ru
 class RunFolder {
  public:
   // Locks the folder and decides between a fresh start and a resume (F05, F06, F11, F23); writes config.json.
+  // A folder that held no run is as it was before when the run is refused, here or before settle().
   RunFolder(const TrainRequest& request, const std::string& data_fingerprint);
 
   const std::filesystem::path& path() const { return path_; }
@@ -26,7 +27,9 @@ class RunFolder {
   const std::vector<std::string>& notes() const { return notes_; }  // events to record once the log is open
 
   enum class State : uint8_t { Running, Finished, Stopped, Failed };
-  // Never throws: a status that cannot be written is a warning.
+  void settle();  // the run begins: its files stay from now on
+  // Never throws: a status that cannot be written is a warning. Nothing is written before settle() into a
+  // folder that held no run.
   void write_status(State state, ExitCode code, const std::string& reason) const noexcept;
   void set_step(int64_t step) { step_ = step; }  // what the next status says
 
@@ -36,8 +39,20 @@ class RunFolder {
   void check_resumable(const TrainRequest& request, const std::string& data_fingerprint);
   void clear();
 
+  // The lock, and what was made for a run that may yet be refused.
+  struct Claim {
+    std::filesystem::path folder;
+    std::vector<std::filesystem::path> made;  // folders, outermost first
+    std::unique_ptr<FolderLock> lock;
+    bool settled = false;
+    Claim() = default;
+    ~Claim();
+    Claim(const Claim&) = delete;
+    Claim& operator=(const Claim&) = delete;
+  };
+
   std::filesystem::path path_;
-  std::unique_ptr<FolderLock> lock_;
+  Claim claim_;
   FoundCheckpoint resume_;
   int64_t step_ = 0;
   std::vector<std::string> notes_;

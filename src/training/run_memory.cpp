@@ -4,6 +4,7 @@
 
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/text.h"
 
 namespace octet {
 namespace {
@@ -20,10 +21,45 @@ TransformerOptions transformer_options(const RunConfig& c) {
   return o;
 }
 
+int64_t validation_batches(const RunConfig& c) {
+  const bool evaluates = c.evaluation.every > 0 && !c.data.validation.empty();
+  return evaluates ? std::max<int64_t>(c.evaluation.batches, 1) : 1;
+}
+
+size_t aligned(size_t bytes) {
+  return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
+}
+
 }  // namespace
+
+PlannedMemory measure_memory(Device* device, const RunConfig& config) {
+  MemoryPlan device_plan, host_plan;
+  const RunMemory memory(device, config, device_plan, host_plan);
+  return {aligned(device_plan.peak_bytes()), aligned(host_plan.peak_bytes()),
+          memory.validation_tokens.bytes() + memory.validation_targets.bytes()};
+}
+
+void require_memory(const PlannedMemory& planned, const DeviceInfo& device, size_t available) {
+  const size_t arena = device.uses_host_memory ? planned.device_bytes : 0,
+               needed = arena + planned.host_bytes;
+  if (available == 0 || needed <= available) return;
+  const bool validation = planned.validation_bytes > needed / 4;
+  throw Error(
+      ExitCode::Usage,
+      fmt::format("the run needs {} of memory ({} to train, {} for checkpoint snapshots and validation "
+                  "windows), {} are available",
+                  human_bytes(needed), human_bytes(arena), human_bytes(planned.host_bytes),
+                  human_bytes(available)),
+      validation ? "lower evaluation.batches: all validation windows are kept in memory"
+                 : "lower batch.micro or model.context, set batch.recompute to \"block\", or choose a "
+                   "smaller model (octet plan CONFIG shows what takes the memory)");
+}
 
 int64_t global_batch(const RunConfig& c) { return c.batch.tokens / c.model.context; }
 int64_t accumulation(const RunConfig& c) { return global_batch(c) / c.batch.micro; }
+WindowOrder window_order(const RunConfig& c) {
+  return c.data.shuffle ? WindowOrder::Shuffled : WindowOrder::AsStored;
+}
 
 Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan) : scales_(&model.scales()) {
   payloads_.resize(3);
@@ -136,9 +172,8 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, MemoryPlan& device_plan
     : model(device, transformer_options(c), device_plan),
       optimizer(device, c.optimizer, c.precision.moments, model.parameters(), device_plan),
       evaluation_sum(device_plan.add("evaluation.loss_sum", Category::Other, DType::F64, {1})),
-      validation_tokens(
-          host_plan.add("validation.tokens", Category::Batch, DType::I32,
-                        {std::max<int64_t>(c.evaluation.batches, 1), c.batch.micro * c.model.context})),
+      validation_tokens(host_plan.add("validation.tokens", Category::Batch, DType::I32,
+                                      {validation_batches(c), c.batch.micro * c.model.context})),
       validation_targets(
           host_plan.add("validation.targets", Category::Batch, DType::I32, validation_tokens.shape)),
       update_control(device_plan.add("trainer.update_control", Category::Other, DType::U8,

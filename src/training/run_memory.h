@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "config/run_config.h"
+#include "data/loader.h"
 #include "device/device.h"
 #include "model/transformer.h"
 #include "optimizer/adamw.h"
@@ -53,7 +54,18 @@ struct RunMemory {
   Snapshot snapshot;
 };
 
+// What RunMemory will take, each rounded up to whole alignments.
+struct PlannedMemory {
+  size_t device_bytes = 0, host_bytes = 0;
+  size_t validation_bytes = 0;  // of host_bytes
+};
+PlannedMemory measure_memory(Device* device, const RunConfig& config);
+// Error(Usage) when the arenas, both where the device uses the host's memory, are more than `available` bytes
+// of it (0: unknown). A machine that promises more than it has kills the run at some step instead.
+void require_memory(const PlannedMemory& planned, const DeviceInfo& device, size_t available);
+
 int64_t global_batch(const RunConfig& config);  // context windows a step
 int64_t accumulation(const RunConfig& config);  // micro-batches a step
+WindowOrder window_order(const RunConfig& config);
 
 }  // namespace octet

@@ -20,7 +20,7 @@ struct HostArena {
       : data(bytes ? std::aligned_alloc(MemoryPlan::alignment, bytes) : nullptr) {
     if (bytes && !data)
       throw Error(ExitCode::Usage,
-                  fmt::format("no {} of host memory for the checkpoint buffer", human_bytes(bytes)),
+                  fmt::format("no {} of host memory for checkpoint snapshots", human_bytes(bytes)),
                   "choose a smaller model, or a machine with more memory (octet plan shows the table)");
   }
   ~HostArena() { std::free(data); }
@@ -38,13 +38,26 @@ struct DeviceArena {
   void* data;
 };
 
-size_t aligned(size_t bytes) {
-  return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
-}
-
 std::string fingerprint_of(const Dataset& train, const Dataset* validation) {
   return validation ? fmt::format("{}+{}", train.fingerprint(), validation->fingerprint())
                     : train.fingerprint();
+}
+
+// The configuration memory is planned for: no more validation windows than there are.
+RunConfig with_real_validation(RunConfig config, const Dataset* validation) {
+  if (!validation || config.evaluation.every <= 0) return config;
+  int64_t windows = 0;
+  for (size_t s = 0; s < validation->sources().size(); ++s)
+    windows += validation->windows(static_cast<int>(s));
+  const int64_t batches = (windows + config.batch.micro - 1) / config.batch.micro;
+  if (batches < config.evaluation.batches) {
+    log_info(
+        "evaluation.batches {}: the validation shards hold {}, so an evaluation reads all of them once, in "
+        "{}",
+        config.evaluation.batches, plural(windows, "window"), plural(batches, "micro-batch"));
+    config.evaluation.batches = batches;
+  }
+  return config;
 }
 
 }  // namespace
@@ -65,35 +78,43 @@ DeviceOptions device_options(const RunConfig& config) {
 TrainResult train(const TrainRequest& request) {
   const RunConfig& config = request.config;
   SignalGuard signals;
+  // What the command line says comes first, then the data, then this machine, and the run's folder last: what
+  // is refused has touched nothing.
+  Injector injector(request.inject, std::filesystem::weakly_canonical(run_output(config)));
   const std::unique_ptr<Device> device = open_device(request.device, device_options(config));
+  if (request.resume.kind == ResumePolicy::Kind::Path) read_manifest(request.resume.path);
   const Dataset data(config.data.train, config.data.raw_width, config.model.context, config.model.vocabulary);
   std::unique_ptr<Dataset> validation;
   if (!config.data.validation.empty())
     validation = std::make_unique<Dataset>(config.data.validation, config.data.raw_width,
                                            config.model.context, config.model.vocabulary);
-  check_epochs(data, SampleOrder(data, config.run.seed, config.data.shuffle),
+  check_epochs(data, SampleOrder(data, config.run.seed, window_order(config)),
                config.run.steps * global_batch(config), config.data.epochs);
-  Injector injector(request.inject, std::filesystem::weakly_canonical(run_output(config)));
+  const RunConfig planned = with_real_validation(config, validation.get());
+  const PlannedMemory bytes = measure_memory(device.get(), planned);
+  require_memory(bytes, device->info(), injector.available_memory());
   const std::string fingerprint = fingerprint_of(data, validation.get());
   RunFolder folder(request, fingerprint);
+  const auto failed = [&folder](const Error& error) {
+    folder.write_status(RunFolder::State::Failed, error.code(), error.what());
+    return error;
+  };
   try {
-    MemoryPlan device_measure, host_measure;
-    { const RunMemory measured(device.get(), config, device_measure, host_measure); }
-    const size_t device_bytes = aligned(device_measure.peak_bytes()),
-                 host_bytes = aligned(host_measure.peak_bytes());
-    const DeviceArena device_arena(*device, device_bytes);
-    const HostArena host_arena(host_bytes);
-    MemoryPlan device_plan(device_arena.data, device_bytes), host_plan(host_arena.data, host_bytes);
-    RunMemory memory(device.get(), config, device_plan, host_plan);
+    const DeviceArena device_arena(*device, bytes.device_bytes);
+    const HostArena host_arena(bytes.host_bytes);
+    MemoryPlan device_plan(device_arena.data, bytes.device_bytes),
+        host_plan(host_arena.data, bytes.host_bytes);
+    RunMemory memory(device.get(), planned, device_plan, host_plan);
     Trainer trainer({request, *device, data, validation.get(), fingerprint, folder, memory,
-                     device_bytes + host_bytes, signals, injector});
+                     bytes.device_bytes + bytes.host_bytes, signals, injector});
     return trainer.run();
   } catch (const Error& error) {
-    folder.write_status(RunFolder::State::Failed, error.code(), error.what());
-    throw;
+    throw failed(error);
+  } catch (const std::bad_alloc&) {
+    throw failed(out_of_memory());
   } catch (const std::exception& error) {
-    folder.write_status(RunFolder::State::Failed, ExitCode::Internal, error.what());
-    throw Error(ExitCode::Internal, error.what(), "this is a bug: please report it with the configuration");
+    throw failed(
+        {ExitCode::Internal, error.what(), "this is a bug: please report it with the configuration"});
   }
 }
 

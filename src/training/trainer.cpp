@@ -29,7 +29,7 @@ Trainer::Trainer(const TrainerParts& p)
       injector_(p.injector),
       state_(p.folder.resume().manifest.state),
       detector_(config_.health.spike_deviations, config_.health.spike_window),
-      order_(p.train, config_.run.seed, config_.data.shuffle),
+      order_(p.train, config_.run.seed, window_order(config_)),
       log_({folder_.path(), folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
       saver_(folder_.checkpoints(), {config_.checkpoint.keep, config_.checkpoint.keep_every},
              folder_.resume().folder.parent_path() == folder_.checkpoints() ? state_.step : -1),
@@ -178,7 +178,7 @@ bool Trainer::update(StepReport& report) {
   const bool finite = control.apply != 0;
   std::string why;
   if (!finite) why = diagnosis(report);  // before the amaxes go
-  refresh(report.applied);
+  refresh(report.applied ? Scales::Update : Scales::Keep, report.step);
 
   if (report.spike) {
     const std::string text = fmt::format(
@@ -206,14 +206,14 @@ bool Trainer::update(StepReport& report) {
 
 // Scales first, working weights second: the codes are then a function of what a checkpoint holds. After a
 // skipped step the scales stay, and the amaxes of that step (which may be NaN) are forgotten.
-void Trainer::refresh(bool update_scales) {
+void Trainer::refresh(Scales after, int64_t step) {
   ScaleTable& scales = memory_.model.scales();
-  if (update_scales)
-    memory_.model.update_scales(state_.step);
+  if (after == Scales::Update)
+    memory_.model.update_scales(step - 1);
   else if (!scales.sites.empty())
     device_.zero(scales.amax);
-  count_casts(state_.step + 2);
-  memory_.model.refresh_working_weights();
+  count_casts(step + 1);
+  memory_.model.refresh_working_weights(step);
 }
 
 // The statistics of a step begin with the casts of its working weights, at the end of the step before.
@@ -264,7 +264,7 @@ bool Trainer::roll_back(double loss, double deviation) {
     device_.zero(scales.counters);  // of the step that is given up
   }
   count_casts(state_.step + 1);
-  memory_.model.refresh_working_weights();
+  memory_.model.refresh_working_weights(state_.step);
   open_loader();
   log_.rewind(state_.step);
   const std::string message =
@@ -403,7 +403,7 @@ void Trainer::begin() {
       memory_.snapshot.forget_scales();
     memory_.snapshot.put_back(device_);
     count_casts(state_.step + 1);
-    memory_.model.refresh_working_weights();
+    memory_.model.refresh_working_weights(state_.step);
     detector_.restore(state_.spike_history);
     const std::string text = fmt::format("from {}", found.folder.filename().string());
     log_info("resuming {} in {}", text, folder_.path().string());
@@ -418,6 +418,7 @@ void Trainer::begin() {
   if (const uint64_t available = free_bytes(folder_.checkpoints()); available < needed)
     log_warning("{}: {} free, but {} checkpoints take {}", folder_.path().string(), human_bytes(available),
                 config_.checkpoint.keep + 1, human_bytes(needed));
+  folder_.settle();
   folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
   open_loader();
 }
@@ -425,7 +426,7 @@ void Trainer::begin() {
 void Trainer::open_loader() {
   LoaderOptions o;
   o.seed = config_.run.seed;
-  o.shuffle = config_.data.shuffle;
+  o.windows = window_order(config_);
   o.micro_batch = config_.batch.micro;
   o.global_batch = global_batch(config_);
   o.first_sample = state_.next_sample;
@@ -444,7 +445,7 @@ void Trainer::load_validation_windows() {
   const int64_t micro = config_.batch.micro, context = config_.model.context;
   validation_windows_ = std::min(windows, config_.evaluation.batches * micro);
   validation_batches_ = (validation_windows_ + micro - 1) / micro;
-  const SampleOrder order(*validation_, 0, true);
+  const SampleOrder order(*validation_, 0, WindowOrder::Shuffled);
   std::vector<int32_t> window(static_cast<size_t>(context) + 1);
   int32_t* tokens = memory_.validation_tokens.as<int32_t>();
   int32_t* targets = memory_.validation_targets.as<int32_t>();

@@ -55,7 +55,8 @@ class Trainer {
   Outcome step();
   bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
   bool update(StepReport& report);     // false when the run has to end
-  void refresh(bool update_scales);
+  enum class Scales : uint8_t { Keep, Update };  // after a skipped step, after an applied one
+  void refresh(Scales after, int64_t step);      // `step` from 1, the one that ends
   void count_casts(int64_t next_step);
   void record(const StepReport& report);
   void record_start();

@@ -56,3 +56,11 @@ TEST_CASE("units read naturally and change at their limits") {
   CHECK(iso_time(0) == "1970-01-01T00:00:00Z");
   CHECK(iso_time(1795302245.9) == "2026-11-21T23:04:05Z");
 }
+
+TEST_CASE("counted nouns agree with their number") {
+  CHECK(plural(0, "document") == "0 documents");
+  CHECK(plural(1, "document") == "1 document");
+  CHECK(plural(2, "micro-batch") == "2 micro-batches");
+  CHECK(plural(1, "micro-batch") == "1 micro-batch");
+  CHECK(plural(3, "loss") == "3 losses");
+}

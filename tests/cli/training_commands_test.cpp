@@ -117,6 +117,10 @@ TEST_CASE("a path that cannot be is the caller's mistake, not a bug of the progr
 TEST_CASE("what a run refuses has its exit code and a hint") {
   const Workplace place(5);
   CHECK(place.octet("train run.json --resume require").code == 4);
+  CHECK_FALSE(fs::exists(place.folder.path() / "run"));  // a refused run leaves no folder
+  const CommandRun misspelt = place.octet("train run.json --resume atuo");
+  CHECK(misspelt.code == 2);
+  CHECK(misspelt.says("did you mean --resume auto?"));
   CHECK(place.octet("train run.json --device cuda").code == 30);
   CHECK(place.octet("train run.json --set run.stepz=3").code == 2);
   CHECK(place.octet("train run.json --set 'data.train=[\"none_*.bin\"]'").code == 3);
@@ -164,3 +168,15 @@ TEST_CASE("bench prints numbers a script can read") {
   REQUIRE(matmul.code == 0);
   CHECK(nlohmann::json::parse(matmul.output).size() == 4);
 }
+
+#if !defined(OCTET_SANITIZED)  // a sanitizer's shadow takes more address space than the limit leaves
+TEST_CASE("running out of memory is said, with exit code 2 and a hint") {
+  // The result has 2^40 elements; the limit of 4 GB of addresses makes that fail on every machine.
+  const CommandRun run = run_octet("--version >/dev/null; ulimit -v 4000000; '" OCTET_BINARY
+                                   "' bench matmul --m 1048576 --n 1048576 --k 1");
+  INFO(run.output);
+  CHECK(run.code == 2);
+  CHECK(run.says("error: out of memory"));
+  CHECK(run.says("hint:"));
+}
+#endif

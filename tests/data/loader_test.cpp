@@ -59,7 +59,7 @@ std::vector<Row> take(Loader& loader, int64_t micro_batches) {
 TEST_CASE("a batch holds the windows of its samples and their targets one token on") {
   const TemporaryFolder folder;
   const Dataset dataset = two_sources(folder);
-  const SampleOrder order(dataset, 5, true);
+  const SampleOrder order(dataset, 5, WindowOrder::Shuffled);
   Loader loader(dataset, {.seed = 5, .micro_batch = 3, .global_batch = 6});
   for (int64_t batch = 0; batch < 40; ++batch) {
     const MicroBatch& got = loader.next();
@@ -172,7 +172,7 @@ TEST_CASE("a fault of the reading thread comes out of next() after the batches b
   ids[4 * 5 + 2] = 70;  // window 5
   write_file(folder / "s", llmc16(ids));
   const Dataset dataset({{.name = "s", .files = {folder / "s"}}}, "", context, 64);
-  Loader loader(dataset, {.shuffle = false, .micro_batch = 1, .global_batch = 1});
+  Loader loader(dataset, {.windows = WindowOrder::AsStored, .micro_batch = 1, .global_batch = 1});
   for (int64_t i = 0; i < 5; ++i) CHECK(loader.next().samples[0] == i);
   for (int again = 0; again < 2; ++again) {
     try {

@@ -32,7 +32,7 @@ TEST_CASE("over one epoch every window comes exactly once, in another order each
   const TemporaryFolder folder;
   for (const int64_t windows : {1, 2, 3, 7, 64, 100, 1000}) {
     const Dataset dataset = dataset_of(folder, {windows}, {1});
-    const SampleOrder order(dataset, 7, true);
+    const SampleOrder order(dataset, 7, WindowOrder::Shuffled);
     std::vector<std::vector<int64_t>> epochs;
     for (int64_t epoch = 0; epoch < 3; ++epoch) {
       std::vector<int64_t> seen;
@@ -59,7 +59,7 @@ TEST_CASE("over one epoch every window comes exactly once, in another order each
 TEST_CASE("without shuffling windows come in order") {
   const TemporaryFolder folder;
   const Dataset dataset = dataset_of(folder, {5}, {1});
-  const SampleOrder order(dataset, 7, false);
+  const SampleOrder order(dataset, 7, WindowOrder::AsStored);
   for (int64_t i = 0; i < 12; ++i) {
     CHECK(order.locate(i).window == i % 5);
     CHECK(order.locate(i).epoch == i / 5);
@@ -69,7 +69,8 @@ TEST_CASE("without shuffling windows come in order") {
 TEST_CASE("the order is a pure function of seed and sample: no horizon, no history") {
   const TemporaryFolder folder;
   const Dataset dataset = dataset_of(folder, {100, 37, 5}, {0.5, 0.3, 0.2});
-  const SampleOrder forward(dataset, 7, true), backward(dataset, 7, true), other(dataset, 8, true);
+  const SampleOrder forward(dataset, 7, WindowOrder::Shuffled), backward(dataset, 7, WindowOrder::Shuffled),
+      other(dataset, 8, WindowOrder::Shuffled);
   std::vector<SampleLocation> reference;
   for (int64_t i = 0; i < 500; ++i) reference.push_back(forward.locate(i));
   int64_t differing = 0;
@@ -99,7 +100,7 @@ TEST_CASE("a mixture keeps its weights after every sample and reads every window
     std::vector<int64_t> windows;
     for (size_t i = 0; i < sources; ++i) windows.push_back(11 + static_cast<int64_t>(i));
     const Dataset dataset = dataset_of(folder, windows, c.weights);
-    const SampleOrder order(dataset, 3, true);
+    const SampleOrder order(dataset, 3, WindowOrder::Shuffled);
     double all = 0;
     for (const double weight : c.weights) all += weight / c.weights[0];
     std::vector<int64_t> counts(sources, 0);
@@ -126,7 +127,7 @@ TEST_CASE("a mixture keeps its weights after every sample and reads every window
 TEST_CASE("mixture counts stay exact at the end of long runs") {
   const TemporaryFolder folder;
   const Dataset dataset = dataset_of(folder, {11, 12, 13}, {0.5, 0.3, 0.2});
-  const SampleOrder order(dataset, 3, true);
+  const SampleOrder order(dataset, 3, WindowOrder::Shuffled);
   const int64_t far = (int64_t{1} << 45) + 12345;
   std::vector<int64_t> counts = order.counts(far);
   CHECK(counts[0] + counts[1] + counts[2] == far);
@@ -139,7 +140,7 @@ TEST_CASE("mixture counts stay exact at the end of long runs") {
 TEST_CASE("more epochs than allowed are refused before the run") {
   const TemporaryFolder folder;
   const Dataset dataset = dataset_of(folder, {10, 100}, {1, 1});
-  const SampleOrder order(dataset, 3, true);
+  const SampleOrder order(dataset, 3, WindowOrder::Shuffled);
   CHECK(order.epochs(20) == std::vector<int64_t>{1, 1});
   CHECK(order.epochs(21) ==
         std::vector<int64_t>{2, 1});  // sample 20 begins the second epoch of the first source

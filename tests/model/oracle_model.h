@@ -73,7 +73,7 @@ class OracleModel {
     for (Parameter& p : model_->parameters()) {
       device_->copy_from_host(p.master.data, masters_.at(p.name).data(), p.master.bytes());
     }
-    model_->refresh_working_weights();
+    model_->refresh_working_weights(0);
   }
 
   Result forward_backward() {

@@ -136,7 +136,7 @@ TEST_CASE("evaluation gives the training losses and touches nothing") {
     tiny.model->scales().count = true;
     tiny.train(test::random_batch(options, 0));
     tiny.model->update_scales(0);
-    tiny.model->refresh_working_weights();
+    tiny.model->refresh_working_weights(1);
     tiny.train(test::random_batch(options, 1));
     const uint64_t training_losses = tiny.hash(tiny.model->token_losses());
     const std::vector<uint64_t> scales = tiny.scale_hashes(), gradients = tiny.gradient_hashes();

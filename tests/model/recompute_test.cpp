@@ -29,7 +29,7 @@ Trace train(const TransformerOptions& options, uint64_t first_batch = 0) {
     }
     for (uint64_t hash : tiny.scale_hashes()) trace.scales.push_back(hash);
     tiny.model->update_scales(step);
-    tiny.model->refresh_working_weights();
+    tiny.model->refresh_working_weights(step + 1);
   }
   trace.gradients = tiny.gradient_hashes();
   return trace;

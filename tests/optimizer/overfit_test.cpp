@@ -41,7 +41,7 @@ Memorised memorise(const TransformerOptions& options, const Run& run = {}) {
     tiny.train(batch, {step, 0});
     adamw.step(tiny.model->parameters(), run.learning_rate, step + 1, tiny.model->loss_sum(), tokens);
     tiny.model->update_scales(step);
-    tiny.model->refresh_working_weights();
+    tiny.model->refresh_working_weights(step + 1);
     losses.last = static_cast<double>(adamw.read_control().loss);
     if (step == 0) losses.first = losses.last;
   }

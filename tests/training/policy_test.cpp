@@ -1,5 +1,7 @@
 // Who may use a folder, how a run goes on, and what a signal does in every phase.
 #include "base/files.h"
+#include "standard_error.h"
+#include "training/run_memory.h"
 #include "training/tiny_run.h"
 
 using namespace octet;
@@ -174,4 +176,104 @@ TEST_CASE("faults that do not exist and devices that are not built are refused b
   run.request.device = "cuda";
   CHECK(error_of([&] { run.go(); }).find("no CUDA device") != std::string::npos);
   CHECK_FALSE(fs::exists(run.path()));
+}
+
+TEST_CASE("a run that is refused leaves nothing of its own behind") {
+  const TinyData data;
+  TinyRun source(data), run(data);
+  source.go({"signal:name=TERM,phase=step,step=3"});
+  const fs::path good = source.checkpoint(2), damaged = source.folder.path / "damaged";
+  fs::copy(good, damaged, fs::copy_options::recursive);
+  put_bytes(damaged / "masters.safetensors", "");
+  const RunConfig config = run.request.config;
+  const auto refused = [&](ResumePolicy resume, const std::vector<std::string>& inject = {}) {
+    run.request.resume = std::move(resume);
+    return error_of([&] { run.go(inject); });
+  };
+  const auto expect_nothing = [&](const std::string& error, const char* part) {
+    INFO(error);
+    CHECK(error.find(part) != std::string::npos);
+    CHECK_FALSE(fs::exists(run.folder.path / "deep"));
+    CHECK_FALSE(fs::exists(run.path()));
+  };
+  for (const char* output : {"run", "deep/er/run"}) {
+    run.request.config = config;
+    run.request.config.run.output = (run.folder.path / output).string();
+    expect_nothing(refused({ResumePolicy::Kind::Require, {}}), "no checkpoint to resume from");
+    expect_nothing(refused({ResumePolicy::Kind::Path, "nowhere"}), "nowhere: incomplete: no manifest.json");
+    expect_nothing(refused({ResumePolicy::Kind::Path, damaged.string()}), "masters.safetensors: 0 bytes");
+    expect_nothing(refused({}, {"memory:available=1000"}), "the run needs");
+    run.request.config.model.width = 64;
+    expect_nothing(refused({ResumePolicy::Kind::Path, good.string()}), "/model/width: 32 -> 64");
+  }
+  // In a folder that was there, what was there stays; a run that is refused later stays too.
+  run.request.config = config;
+  fs::create_directories(run.path());
+  put_bytes(run.path() / "notes.txt", "mine");
+  CHECK_FALSE(refused({ResumePolicy::Kind::Require, {}}).empty());
+  CHECK(std::distance(fs::directory_iterator(run.path()), fs::directory_iterator()) == 1);
+  run.request.resume = {};
+  CHECK(run.go().code == ExitCode::Success);
+  run.request.config.model.width = 64;
+  CHECK_FALSE(refused({}).empty());
+  CHECK_NOTHROW(verify_checkpoint(run.checkpoint(8)));
+  CHECK(run.status()["state"] == "finished");
+}
+
+TEST_CASE("mistakes of the command line are reported before those of the data") {
+  const TinyData data;
+  TinyRun run(data);
+  run.request.config.data.train = {{"train", {"/nowhere/train_*.bin"}, 1}};
+  CHECK(error_of([&] { run.go({"explode:step=1"}); }).find("--inject explode") == 0);
+  run.request.resume = {ResumePolicy::Kind::Path, "/nowhere/step-00000001"};
+  CHECK(error_of([&] { run.go(); }).find("/nowhere/step-00000001: incomplete") == 0);
+  run.request.resume = {};
+  CHECK(error_of([&] { run.go(); }).find("/nowhere/train_*.bin") != std::string::npos);
+}
+
+TEST_CASE("the memory of both arenas is asked for before anything is allocated or made") {
+  const TinyData data;
+  TinyRun run(data);
+  const RunConfig& config = run.request.config;
+  const auto device = make_cpu_device({config.run.deterministic, config.run.threads});
+  const PlannedMemory planned = measure_memory(device.get(), config);
+  REQUIRE(planned.host_bytes > 0);
+  const size_t sum = planned.device_bytes + planned.host_bytes;
+  try {
+    run.go({fmt::format("memory:available={}", sum - 1)});
+    FAIL("a run that does not fit was started");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::Usage);
+    CHECK(error.hint().find("batch.micro") != std::string::npos);
+  }
+  CHECK_FALSE(fs::exists(run.path()));
+  CHECK(run.go({fmt::format("memory:available={}", sum)}).code == ExitCode::Success);
+
+  DeviceInfo own = device->info();
+  own.uses_host_memory = false;  // as of a GPU
+  CHECK_NOTHROW(require_memory(planned, own, planned.host_bytes));
+  CHECK_THROWS_AS(require_memory(planned, own, planned.host_bytes - 1), Error);
+  CHECK_NOTHROW(require_memory(planned, device->info(), 0));  // unknown
+  RunConfig greedy = config;
+  greedy.evaluation.batches = 1000000000;
+  try {
+    require_memory(measure_memory(device.get(), greedy), device->info(), sum);
+    FAIL("256 GB of validation windows fit");
+  } catch (const Error& error) {
+    CHECK(error.hint().find("evaluation.batches") != std::string::npos);
+  }
+}
+
+TEST_CASE("an evaluation of more batches than there are reads every window once") {
+  const TinyData data;  // five validation windows: three micro-batches of two
+  TinyRun all(data), absurd(data, {"evaluation.batches=1000000000"}), one(data, {"evaluation.batches=1"});
+  for (TinyRun* run : {&all, &absurd, &one}) CHECK(run->go().code == ExitCode::Success);
+  CHECK(absurd.records("validation")[1]["validation/loss"] ==
+        all.records("validation")[1]["validation/loss"]);
+  CHECK(one.records("validation")[1]["validation/loss"] != all.records("validation")[1]["validation/loss"]);
+  TinyRun logged(data, {"evaluation.batches=4"});
+  set_log_level(LogLevel::Info);
+  const std::string text = standard_error_of([&] { logged.go(); });
+  CHECK(count_of(text, "evaluation.batches 4: the validation shards hold 5 windows") == 1);
+  CHECK(count_of(text, "in 3 micro-batches") == 1);
 }

@@ -42,6 +42,21 @@ TEST_CASE("a run stopped before any step and resumed gives the same losses and t
   }
 }
 
+TEST_CASE("weights rounded stochastically resume exactly, with new random numbers every step") {
+  const TinyData data;
+  TinyRun whole(data), parts(data), nearest(data);
+  for (TinyRun* run : {&whole, &parts}) run->request.config.precision.weight.rounding = Rounding::Stochastic;
+  whole.go();
+  nearest.go();
+  CHECK(whole.curve() != nearest.curve());
+  for (const int stop : {2, 5, 7})
+    CHECK(parts.go({fmt::format("signal:name=TERM,phase=step,step={}", stop)}).code == ExitCode::Stopped);
+  CHECK(parts.go().code == ExitCode::Success);
+  CHECK(parts.curve() == whole.curve());
+  for (int step = 2; step <= 8; step += 2)
+    CHECK(files_in(parts.checkpoint(step)) == files_in(whole.checkpoint(step)));
+}
+
 TEST_CASE("the comparison above can fail: another seed gives other losses and other bytes") {
   const TinyData data;
   TinyRun one(data), two(data, {"run.seed=8"});

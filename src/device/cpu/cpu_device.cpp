@@ -36,6 +36,7 @@ DeviceInfo CpuDevice::info() const {
   const StatedPeak peak = stated_peak(facts, threads_);
   info.peak_flops = peak.flops;
   info.peak_source = peak.source;
+  info.uses_host_memory = true;
   return info;
 }
 
