@@ -22,6 +22,14 @@ struct Range {
     high = std::max(high, v);
   }
   bool valid() const { return low <= high; }
+  // Values that differ by roundings only are one value: ticks closer than an ulp would never end.
+  void open_up() {
+    const double magnitude = std::max(std::abs(low), std::abs(high));
+    if (high - low > 1e-9 * magnitude) return;
+    const double span = std::max(1e-9, 0.1 * magnitude);
+    low -= span / 2;
+    high += span / 2;
+  }
 };
 
 // Steps of 1, 2 or 5 times a power of ten.
@@ -68,12 +76,13 @@ Axes axes_of(const Chart& chart) {
   if (!axes.x.valid()) axes.x = {0, 1};
   if (!axes.y.valid()) axes.y = {0, 1};
   if (axes.x.high <= axes.x.low) axes.x.high = axes.x.low + 1;
+  axes.x.open_up();
   if (chart.log_y) {
     axes.y.low /= 1.1;
     axes.y.high *= 1.1;
   } else {
-    const double span =
-        axes.y.high > axes.y.low ? axes.y.high - axes.y.low : std::max(1e-9, std::abs(axes.y.high) * 0.1);
+    axes.y.open_up();
+    const double span = axes.y.high - axes.y.low;
     axes.y.low -= 0.06 * span;
     axes.y.high += 0.06 * span;
   }

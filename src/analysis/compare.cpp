@@ -6,6 +6,7 @@
 
 #include "analysis/report.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "numerics/recipes.h"
 #include "training/progress.h"
 #include "training/train.h"
@@ -70,6 +71,16 @@ int judge_and_report(ReportInput input, const fs::path& folder) {
   return worst(input.comparisons);
 }
 
+// A run that goes on, or was killed, is judged by what it has logged so far.
+RunHistory read_and_say(const fs::path& folder) {
+  RunHistory run = read_run_history(folder);
+  const std::string state = run.status ? run.status->state : "";
+  if (state == "running" || state == "killed")
+    log_warning("{}: {}; the comparison sees what is logged so far", escape_control(folder.string()),
+                state == "running" ? "still running" : describe_state(run));
+  return run;
+}
+
 }  // namespace
 
 Recipe recipe_of_variant(const RunConfig& config, const std::string& variant) {
@@ -113,8 +124,8 @@ int compare(const CompareRequest& request) {
 
 int compare_finished(const fs::path& baseline, const fs::path& variant, const fs::path& output) {
   ReportInput input;
-  input.baseline = read_run_history(baseline);
-  input.variants.push_back(read_run_history(variant));
+  input.baseline = read_and_say(baseline);
+  input.variants.push_back(read_and_say(variant));
   input.title = fmt::format("{} against {}", input.baseline.name, input.variants.front().name);
   fs::create_directories(output);
   return judge_and_report(std::move(input), output);

@@ -8,16 +8,21 @@
 #include <map>
 
 #include "base/error.h"
+#include "base/text.h"
+#include "training/json_fields.h"
+#include "training/run_files.h"
 
 namespace octet {
 namespace {
 
-constexpr size_t fewest_steps = 50;    // below this nothing is claimed
+constexpr int64_t fewest_steps = 50;   // below this nothing is claimed
+constexpr size_t fewest_records = 20;  // of a window: what a log that passes steps over must still hold
 constexpr double degraded_bands = 3;   // SMALL GAP up to 3 bands, DEGRADED beyond
 constexpr double diverged_gap = 0.25;  // nats above the baseline at the end
 constexpr double diverged_rise = 0.5;  // nats above its own minimum without coming back
 
-size_t window_of(size_t steps) { return std::min(steps, std::max<size_t>(20, (steps + 4) / 5)); }
+// The last steps of a run that decide: a fifth, 20 at least. Steps, not records: log.every changes nothing.
+int64_t window_of(int64_t steps) { return std::min(steps, std::max<int64_t>(20, (steps + 4) / 5)); }
 
 double median(std::vector<double> values) {
   values.erase(std::remove_if(values.begin(), values.end(), [](double v) { return !std::isfinite(v); }),
@@ -34,14 +39,25 @@ std::vector<double> losses_of(const RunHistory& run) {
   return losses;
 }
 
+std::vector<int64_t> steps_of(const RunHistory& run) {
+  std::vector<int64_t> steps;
+  for (const StepRecord& step : run.steps) steps.push_back(step.step);
+  return steps;
+}
+
+std::vector<double> averaged_losses(const RunHistory& run, double decay) {
+  return exponential_average(losses_of(run), steps_of(run), decay);
+}
+
 // Final-window mean of a run's finite losses.
 double final_loss(const RunHistory& run) {
-  const std::vector<double> losses = losses_of(run);
+  if (run.steps.empty()) return std::numeric_limits<double>::quiet_NaN();
+  const int64_t last = run.steps.back().step, before = last - window_of(last);
   double sum = 0;
   size_t count = 0;
-  for (size_t i = losses.size() - window_of(losses.size()); i < losses.size(); ++i) {
-    if (!std::isfinite(losses[i])) continue;
-    sum += losses[i];
+  for (const StepRecord& step : run.steps) {
+    if (step.step <= before || !std::isfinite(step.loss)) continue;
+    sum += step.loss;
     ++count;
   }
   return count ? sum / static_cast<double>(count) : std::numeric_limits<double>::quiet_NaN();
@@ -50,16 +66,16 @@ double final_loss(const RunHistory& run) {
 // Why a run diverged on its own: its status says so, it ended in non-finite losses, or its averaged loss rose
 // and stayed up.
 std::string own_divergence(const RunHistory& run) {
-  if (run.status.is_object() && run.status.value("exit_code", 0) == static_cast<int>(ExitCode::Numerics)) {
+  if (run.status && run.status->exit_code == static_cast<int>(ExitCode::Numerics)) {
     return fmt::format("{} stopped: {}", run.name,
-                       run.status.value("reason", std::string("non-finite loss")));
+                       run.status->reason.empty() ? "non-finite loss" : run.status->reason);
   }
-  const std::vector<double> losses = losses_of(run);
-  if (losses.empty()) return {};
-  if (!std::isfinite(losses.back()))
-    return fmt::format("{} ends with a non-finite loss at step {}", run.name, run.steps.back().step);
-  if (losses.size() < fewest_steps) return {};
-  const std::vector<double> average = exponential_average(losses, 0.9);
+  if (run.steps.empty()) return {};
+  const StepRecord& last = run.steps.back();
+  if (!std::isfinite(last.loss))
+    return fmt::format("{} ends with a non-finite loss at step {}", run.name, last.step);
+  if (last.step < fewest_steps) return {};
+  const std::vector<double> average = averaged_losses(run, 0.9);
   const double lowest = *std::min_element(average.begin(), average.end());
   if (average.back() <= lowest + diverged_rise) return {};
   return fmt::format("{}'s loss ends {:.3f} above its own minimum of {:.3f}", run.name,
@@ -74,8 +90,7 @@ double tokens_to_reach(const RunHistory& run, const std::vector<double>& average
 }
 
 double token_penalty(const RunHistory& baseline, const RunHistory& variant) {
-  const std::vector<double> b = exponential_average(losses_of(baseline), 0.95),
-                            v = exponential_average(losses_of(variant), 0.95);
+  const std::vector<double> b = averaged_losses(baseline, 0.95), v = averaged_losses(variant, 0.95);
   const double shared = std::max(b.back(), v.back());  // the lowest loss both reached
   const double penalty = tokens_to_reach(variant, v, shared) / tokens_to_reach(baseline, b, shared);
   return std::isfinite(penalty) && penalty > 0 ? penalty : 1;
@@ -127,13 +142,23 @@ int64_t steps_to_decide(const Comparison& c, double band) {
              : 0;
 }
 
+// Records of the last `steps` steps.
+size_t records_of_last(const std::vector<int64_t>& recorded, int64_t steps) {
+  const auto first = std::upper_bound(recorded.begin(), recorded.end(), recorded.back() - steps);
+  return static_cast<size_t>(recorded.end() - first);
+}
+size_t half_of(const std::vector<int64_t>& recorded) {
+  return records_of_last(recorded, (recorded.back() + 1) / 2);
+}
+
 void judge(Comparison& c) {
   const double band = c.band.relative * c.baseline_loss;
   const std::string gap = fmt::format("the gap over the last {} steps is {:+.4f} ({:+.2f} % ± {:.2f} %)",
                                       c.window, c.final_gap.value, 100 * c.final_gap.value / c.baseline_loss,
                                       100 * c.final_gap.half_width / c.baseline_loss);
   const std::string against = fmt::format("the band is {:.2f} % ({})", 100 * c.band.relative, c.band.source);
-  const double half_run = static_cast<double>(c.steps.back() - c.steps[c.steps.size() / 2]) / 1000.0;
+  const double half_run =
+      static_cast<double>(c.steps.back() - c.steps[c.steps.size() - half_of(c.steps)]) / 1000.0;
   if (c.final_gap.value > diverged_gap) {
     c.verdict = Verdict::Diverged;
     c.sentence = fmt::format("{}, beyond {:.2f} nats", gap, diverged_gap);
@@ -160,16 +185,22 @@ void judge(Comparison& c) {
   }
 }
 
-std::string text_at(const nlohmann::json& object, const char* key) {
+std::string text_at(const Json& object, const char* key) {
   return object.is_object() ? object.value(key, std::string{}) : std::string{};
 }
 
+// Whatever the order of its keys.
+nlohmann::json model_of(const RunHistory& run) {
+  return run.config.contains("model") ? nlohmann::json::parse(run.config.at("model").dump())
+                                      : nlohmann::json{};
+}
+
 void require_claimed_precision(const RunHistory& run) {
-  const auto precision = run.config.find("precision");
-  if (precision == run.config.end() || !precision->is_object() || run.steps.empty()) return;
-  const auto input = precision->find("input");
-  const bool claims_fp8 = input != precision->end() && input->is_object() &&
-                          input->value("format", std::string{}).starts_with("e");
+  if (run.steps.empty() || !run.config.contains("precision")) return;
+  const Json& precision = run.config.at("precision");
+  if (!precision.is_object() || !precision.contains("input") || !precision.at("input").is_object()) return;
+  const JsonFields input(precision.at("input"), (run.folder / config_file).string() + ": /precision/input");
+  const bool claims_fp8 = input.text("format", "").starts_with("e");
   const double share = run.steps.back().fp8_flop_share;
   if (claims_fp8 == (share > 0)) return;
   throw Error(
@@ -237,7 +268,7 @@ void require_comparable(const RunHistory& baseline, const RunHistory& variant) {
         "a paired comparison needs the same model, initial weights and batches; octet compare CONFIG makes "
         "such twins");
   };
-  if (baseline.config.value("model", nlohmann::json{}) != variant.config.value("model", nlohmann::json{})) {
+  if (model_of(baseline) != model_of(variant)) {
     refuse("models", "see config.json of the first", "of the second");
   }
   const std::string init_a = text_at(baseline.start, "init_hash"),
@@ -263,13 +294,14 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
   c.gap = std::move(paired.gap);
   c.validation_gap = last_validation_gap(baseline, variant);
   if (!c.steps.empty()) {
-    c.window = window_of(c.steps.size());
+    c.window = window_of(c.steps.back());
+    c.records = records_of_last(c.steps, c.window);
     const std::span<const double> gap(c.gap);
-    c.final_gap = mean_with_confidence(gap.last(c.window));
-    c.baseline_loss = mean_with_confidence(std::span<const double>(paired.baseline).last(c.window)).value;
+    c.final_gap = mean_with_confidence(gap.last(c.records));
+    c.baseline_loss = mean_with_confidence(std::span<const double>(paired.baseline).last(c.records)).value;
     std::vector<double> thousands;
     for (int64_t step : c.steps) thousands.push_back(static_cast<double>(step) / 1000.0);
-    const size_t half = c.steps.size() - c.steps.size() / 2;
+    const size_t half = half_of(c.steps);
     c.slope = slope_with_confidence(std::span<const double>(thousands).last(half), gap.last(half));
     c.token_penalty = token_penalty(baseline, variant);
     c.speed_up = speed_up(baseline, variant);
@@ -279,10 +311,21 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
   if (!diverged.empty()) {
     c.verdict = Verdict::Diverged;
     c.sentence = diverged;
-  } else if (c.steps.size() < fewest_steps) {
-    c.more_steps_needed = static_cast<int64_t>(fewest_steps - c.steps.size());
-    c.sentence = fmt::format("only {} common steps in the logs; at least {} more are needed", c.steps.size(),
-                             c.more_steps_needed);
+  } else if (c.steps.empty() || c.steps.back() < fewest_steps) {
+    const int64_t steps = c.steps.empty() ? 0 : c.steps.back();
+    c.more_steps_needed = fewest_steps - steps;
+    c.sentence = fmt::format("the logs have only {} in common; at least {} more are needed",
+                             plural(steps, "step"), c.more_steps_needed);
+  } else if (c.records < fewest_records) {
+    // A window is a fifth of the run: so many steps hold enough records as far apart as these.
+    const double apart = static_cast<double>(c.window) / static_cast<double>(std::max<size_t>(c.records, 1));
+    c.more_steps_needed = std::max<int64_t>(
+        1, static_cast<int64_t>(std::ceil(5 * apart * static_cast<double>(fewest_records))) - c.steps.back());
+    c.sentence = fmt::format(
+        "the last {} steps hold only {}; {} are needed: train about {} more steps, or with a "
+        "smaller log.every",
+        c.window, plural(static_cast<int64_t>(c.records), "common record"), fewest_records,
+        c.more_steps_needed);
   } else {
     judge(c);
   }

@@ -29,7 +29,8 @@ struct Comparison {
   NoiseBand band;
   std::vector<int64_t> steps;     // common, finite ones
   std::vector<double> gap;        // variant - baseline, per step
-  size_t window = 0;              // last steps that decide
+  int64_t window = 0;             // last steps that decide
+  size_t records = 0;             // of them in both logs: fewer than the steps with log.every > 1
   double baseline_loss = 0;       // mean over the window
   Estimate final_gap;             // over the window, nats
   Estimate slope;                 // nats per 1000 steps over the last half

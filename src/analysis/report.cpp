@@ -69,6 +69,12 @@ std::vector<double> steps_of(const RunHistory& run) {
   return values;
 }
 
+std::vector<double> averaged(const RunHistory& run, double StepRecord::*field) {
+  std::vector<int64_t> steps;
+  for (const StepRecord& step : run.steps) steps.push_back(step.step);
+  return exponential_average(column(run, field), steps, 0.9);
+}
+
 double last_finite(const std::vector<double>& values) {
   for (auto it = values.rbegin(); it != values.rend(); ++it) {
     if (std::isfinite(*it)) return *it;
@@ -95,7 +101,7 @@ Chart smoothed_chart(const ReportInput& input, double StepRecord::*field, const 
   for (const RunHistory* run : runs_of(input)) {
     const std::vector<double> x = steps_of(*run), raw = column(*run, field);
     chart.series.push_back({run->name, x, raw, color, true, false});
-    chart.series.push_back({run->name, x, exponential_average(raw, 0.9), color, false, false});
+    chart.series.push_back({run->name, x, averaged(*run, field), color, false, false});
     ++color;
   }
   return chart;
@@ -143,7 +149,7 @@ std::string run_table(const ReportInput& input) {
       "loss</th><th>validation</th><th>tokens/s</th><th>memory</th>"
       "<th>FP8 share of GEMM FLOPs</th><th>skipped</th><th>state</th></tr>";
   for (const RunHistory* run : runs_of(input)) {
-    const std::vector<double> average = exponential_average(column(*run, &StepRecord::loss), 0.9);
+    const std::vector<double> average = averaged(*run, &StepRecord::loss);
     int64_t skipped = 0;
     for (const StepRecord& step : run->steps) skipped += step.skipped;
     const double memory = last_finite(column(*run, &StepRecord::memory_bytes));
@@ -157,7 +163,7 @@ std::string run_table(const ReportInput& input) {
         number(median_of(column(*run, &StepRecord::tokens_per_second)), "{:.0f}"),
         std::isfinite(memory) ? human_bytes(static_cast<uint64_t>(memory)) : "–",
         number(100 * last_finite(column(*run, &StepRecord::fp8_flop_share)), "{:.1f} %"), skipped,
-        escape_html(run->status.is_object() ? run->status.value("state", std::string("?")) : "?"));
+        escape_html(describe_state(*run)));
   }
   return out + "</table></div>";
 }
@@ -167,13 +173,13 @@ std::string gemm_table(const RunHistory& run) {
   const auto table = run.start.is_object() ? run.start.find("gemm_table") : run.start.end();
   if (!run.start.is_object() || table == run.start.end() || !table->is_array() || table->empty()) return {};
   double total = 0;
-  for (const auto& row : *table) total += number_of(row.value("flops", nlohmann::json(0)));
+  for (const auto& row : *table) total += number_of(row.value("flops", Json(0)));
   std::string out = fmt::format(
       "<h3>{}</h3><div class=\"scroll\"><table><tr><th>GEMM</th><th>a</th><th>b</th><th>result</th><th>share "
       "of FLOPs</th></tr>",
       escape_html(run.name));
   for (const auto& row : *table) {
-    const double flops = number_of(row.value("flops", nlohmann::json(0)));
+    const double flops = number_of(row.value("flops", Json(0)));
     out += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.2f} %</td></tr>",
                        escape_html(row.value("class", std::string{})),
                        escape_html(row.value("a", std::string{})), escape_html(row.value("b", std::string{})),
@@ -199,7 +205,7 @@ HeatMap heat_map(const RunHistory& run, const char* what, double SiteRecord::*fi
   return map;
 }
 
-std::string key_value_table(const nlohmann::json& object) {
+std::string key_value_table(const Json& object) {
   std::string out = "<div class=\"scroll\"><table>";
   for (const auto& [key, value] : object.items()) {
     if (value.is_object() || value.is_array()) continue;
@@ -236,9 +242,7 @@ std::string events_table(const ReportInput& input) {
                    rows + "</table></div>";
 }
 
-nlohmann::ordered_json finite_or_null(double value) {
-  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
-}
+Json finite_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
 }  // namespace
 
@@ -283,15 +287,15 @@ std::string render_html(const ReportInput& input) {
       escape_html(input.title), style, body);
 }
 
-nlohmann::ordered_json render_json(const ReportInput& input) {
-  nlohmann::ordered_json report;
+Json render_json(const ReportInput& input) {
+  Json report;
   report["title"] = input.title;
   report["baseline"] = input.baseline.name;
   report["verdict"] = input.comparisons.empty() ? "" : name_of(input.comparisons.front().verdict);
-  report["comparisons"] = nlohmann::ordered_json::array();
+  report["comparisons"] = Json::array();
   for (size_t i = 0; i < input.variants.size(); ++i) {
     const Comparison& c = input.comparisons[i];
-    nlohmann::ordered_json entry;
+    Json entry;
     entry["variant"] = input.variants[i].name;
     entry["verdict"] = name_of(c.verdict);
     entry["sentence"] = c.sentence;
@@ -313,10 +317,9 @@ nlohmann::ordered_json render_json(const ReportInput& input) {
 }
 
 void write_report(const ReportInput& input, const std::filesystem::path& folder) {
-  write_atomically(
-      folder / "report.json",
-      render_json(input).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n",
-      ExitCode::Data);
+  write_atomically(folder / "report.json",
+                   render_json(input).dump(2, ' ', false, Json::error_handler_t::replace) + "\n",
+                   ExitCode::Data);
   write_atomically(folder / "report.html", render_html(input), ExitCode::Data);
 }
 

@@ -20,7 +20,7 @@ struct ReportInput {
 };
 
 std::string render_html(const ReportInput& input);
-nlohmann::ordered_json render_json(const ReportInput& input);
+Json render_json(const ReportInput& input);
 // report.html and report.json, each written atomically.
 void write_report(const ReportInput& input, const std::filesystem::path& folder);
 

@@ -2,10 +2,12 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
-#include <map>
-#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "training/metrics.h"
+#include "training/run_status.h"
 
 namespace octet {
 
@@ -37,17 +39,18 @@ struct EventRecord {
 struct RunHistory {
   std::filesystem::path folder;
   std::string name;
-  nlohmann::json config, status, start;  // start: the newest "start" record
-  std::vector<StepRecord> steps;         // ascending, one a step: what a resume rewound is dropped
+  Json config, start;               // start: the newest "start" record; null before the first step
+  std::optional<RunStatus> status;  // empty without a status.json
+  std::vector<StepRecord> steps;    // ascending, one a step: what a resume rewound is dropped
   std::vector<ValidationRecord> validations;
   std::vector<HealthRecord> health;
   std::vector<EventRecord> events;
 };
 
-// Throws Error(Data) naming the file and line; a partial last line (a killed writer) is tolerated.
+// Throws Error(Data) naming the file, the line and the key; a partial last line (a killed writer) is
+// tolerated.
 RunHistory read_run_history(const std::filesystem::path& folder);
-
-// Numbers as run_files.h writes them: the strings "NaN", "Infinity" and "-Infinity" included.
-double number_of(const nlohmann::json& value);
+// "finished", "killed after step 12", ...; "?" without a status.
+std::string describe_state(const RunHistory& run);
 
 }  // namespace octet

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace octet {
 namespace {
@@ -63,12 +64,22 @@ Estimate slope_with_confidence(std::span<const double> x, std::span<const double
 }
 
 std::vector<double> exponential_average(std::span<const double> values, double decay) {
+  std::vector<int64_t> steps(values.size());
+  std::iota(steps.begin(), steps.end(), int64_t{1});
+  return exponential_average(values, steps, decay);
+}
+
+std::vector<double> exponential_average(std::span<const double> values, std::span<const int64_t> steps,
+                                        double decay) {
   std::vector<double> out(values.size());
   double average = 0, weight = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     if (std::isfinite(values[i])) {
-      average = decay * average + (1 - decay) * values[i];
-      weight = decay * weight + (1 - decay);
+      // The first value stands for one step: its weight cancels in the bias correction.
+      const int64_t passed = i > 0 ? steps[i] - steps[i - 1] : 1;
+      const double kept = passed == 1 ? decay : std::pow(decay, static_cast<double>(passed));
+      average = kept * average + (1 - kept) * values[i];
+      weight = kept * weight + (1 - kept);
     }
     out[i] = weight > 0 ? average / weight : std::numeric_limits<double>::quiet_NaN();
   }

@@ -1,6 +1,7 @@
 // Statistics of autocorrelated series, closed-form and deterministic.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -23,6 +24,10 @@ Estimate slope_with_confidence(std::span<const double> x, std::span<const double
 // e_t = decay * e_{t-1} + (1 - decay) * x_t, bias-corrected at the start (as Adam's moments are); non-finite
 // values are passed over.
 std::vector<double> exponential_average(std::span<const double> values, double decay);
+// The same over values of these ascending steps: decay^(difference) from one to the next, so that a log that
+// passes steps over is averaged over as many steps as one that does not.
+std::vector<double> exponential_average(std::span<const double> values, std::span<const int64_t> steps,
+                                        double decay);
 
 struct SmoothedBand {
   std::vector<double> value, low, high;

@@ -20,6 +20,7 @@ enum class ExitCode : int {
   Hardware = 30,        // CUDA or NCCL failure on this rank
   PeerLost = 31,        // another rank died or hangs
   Internal = 70,        // a bug
+  Output = 74,          // standard output could not be written: what the command made is not whole
   Stopped = 75,         // stopped on request after a successful save: requeue
   StoppedUnsaved = 76,  // stopped on request, the save failed
 };

@@ -93,6 +93,14 @@ class FolderLock {
   int descriptor_ = -1;
 };
 
+// Who holds the lock of a folder, without taking it.
+enum class LockState : uint8_t {
+  Free,     // nobody: no lock file, or that of a process that is gone
+  Held,     // a process on this machine, or on one whose locks this machine sees
+  Unknown,  // a process on another machine wrote it, or the lock file may not be read
+};
+LockState lock_state(const std::filesystem::path& folder);
+
 // Checked arithmetic on sizes read from files.
 bool multiply(uint64_t a, uint64_t b, uint64_t& product);  // false on overflow
 bool add(uint64_t a, uint64_t b, uint64_t& sum);

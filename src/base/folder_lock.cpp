@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <fstream>
 #include <sstream>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "base/files.h"
@@ -60,7 +62,39 @@ bool process_lives(long pid) {
   return pid > 0 && (::kill(static_cast<pid_t>(pid), 0) == 0 || errno == EPERM);
 }
 
+// A reader (lock_state) holds the lock for an instant: a refusal waits that long.
+bool lock_now(int descriptor) {
+  constexpr int attempts = 5;
+  for (int failed = 0;;) {
+    if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return true;
+    if (errno != EWOULDBLOCK || ++failed == attempts) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
+// Its process may be alive where nothing here would show it.
+bool out_of_sight(const Holder& holder, const Holder& me, int descriptor) {
+  return !holder.boot.empty() && holder.boot != me.boot && holder.host != me.host &&
+         !lock_spans_machines(descriptor);
+}
+
 }  // namespace
+
+LockState lock_state(const fs::path& folder) {
+  const int descriptor = ::open((folder / ".octet.lock").c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+  if (descriptor < 0) return errno == ENOENT ? LockState::Free : LockState::Unknown;
+  const bool locked = ::flock(descriptor, LOCK_SH | LOCK_NB) == 0;
+  const int error = errno;
+  const Holder holder = read_holder(descriptor), me = myself();
+  const bool unseen = out_of_sight(holder, me, descriptor);
+  ::close(descriptor);
+  if (!locked && error == EWOULDBLOCK) return LockState::Held;
+  if (unseen) return LockState::Unknown;
+  if (locked) return LockState::Free;
+  // A file system without locks: the process list of this machine is what there is.
+  if (holder.boot != me.boot) return LockState::Free;
+  return process_lives(holder.pid) ? LockState::Held : LockState::Free;
+}
 
 FolderLock::FolderLock(const fs::path& folder, ExitCode code) : path_(folder / ".octet.lock") {
   const auto refuse = [&](const Holder& holder, const char* hint) {
@@ -83,7 +117,7 @@ FolderLock::FolderLock(const fs::path& folder, ExitCode code) : path_(folder / "
     descriptor_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (descriptor_ < 0 && errno == EINTR) continue;
     if (descriptor_ < 0) fail(errno);
-    const bool locked = ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0;
+    const bool locked = lock_now(descriptor_);
     const int error = errno;
     if (!locked && error == EINTR) {
       ::close(std::exchange(descriptor_, -1));
@@ -101,8 +135,7 @@ FolderLock::FolderLock(const fs::path& folder, ExitCode code) : path_(folder / "
     // Somebody's name in a file that nobody locks: stale, unless that somebody could be out of the lock's
     // sight.
     const Holder holder = read_holder(descriptor_);
-    if (!holder.boot.empty() && holder.boot != me.boot && holder.host != me.host &&
-        !lock_spans_machines(descriptor_))
+    if (out_of_sight(holder, me, descriptor_))
       refuse(holder, "if that machine no longer runs it, remove .octet.lock from the folder");
     if (!locked && holder.boot == me.boot && holder.pid != me.pid && process_lives(holder.pid))
       refuse(holder, "wait for it to end, stop it, or choose another folder");

@@ -154,7 +154,7 @@ std::string human_duration(double seconds) {
 
 std::string plural(int64_t count, std::string_view one) {
   if (count == 1) return fmt::format("1 {}", one);
-  const bool hisses = one.ends_with('s') || one.ends_with('x') || one.ends_with("ch") || one.ends_with("sh");
+  const bool hisses = one.ends_with('s') || one.ends_with('x') || one.ends_with("tch") || one.ends_with("sh");
   return fmt::format("{} {}{}", count, one, hisses ? "es" : "s");
 }
 

@@ -14,7 +14,7 @@ std::string nearest(std::string_view word, std::span<const std::string> candidat
 std::string human_bytes(uint64_t bytes);     // "1.50 GiB"
 std::string human_count(double count);       // "124.4M"
 std::string human_duration(double seconds);  // "2h 03m", "41 s"
-// "1 window", "2 windows", "2 micro-batches"; `one` is the singular. Regular nouns of the program's messages.
+// "1 window", "2 windows", "2 micro-batches"; `one` is the singular, a regular noun.
 std::string plural(int64_t count, std::string_view one);
 std::string iso_time(double unix_seconds);  // "2026-11-21T23:04:05Z"
 }  // namespace octet

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <new>
 #include <numeric>
 #include <set>
 
@@ -84,18 +85,15 @@ Json loader_wait(const std::vector<double>& waits, const std::vector<double>& se
 // The step of the trainer without its log, evaluation and checkpoints.
 Json measure_steps(const RunConfig& config, const TokenSource& source, const StepArguments& arguments) {
   const std::unique_ptr<Device> device = open_device(arguments.device, device_options(config));
-  MemoryPlan device_measure, host_measure;
-  { const RunMemory measured(device.get(), config, device_measure, host_measure); }
-  require_memory(measure_memory(device.get(), config), device->info(), available_memory());
+  const PlannedMemory planned = measure_memory(device.get(), config);
+  require_memory(planned, device->info(), available_memory());
   const uint64_t before = status_bytes("VmRSS:");
   reset_peak();
-  const Arena arena(*device, device_measure.peak_bytes());
+  const Arena arena(*device, planned.device_bytes);
   const std::unique_ptr<void, decltype(&std::free)> host(
-      std::aligned_alloc(MemoryPlan::alignment, (host_measure.peak_bytes() + MemoryPlan::alignment) /
-                                                    MemoryPlan::alignment * MemoryPlan::alignment),
-      &std::free);
-  MemoryPlan device_plan(arena.data, device_measure.peak_bytes()),
-      host_plan(host.get(), host_measure.peak_bytes());
+      std::aligned_alloc(MemoryPlan::alignment, planned.host_bytes), &std::free);
+  if (!host) throw std::bad_alloc();
+  MemoryPlan device_plan(arena.data, planned.device_bytes), host_plan(host.get(), planned.host_bytes);
   RunMemory memory(device.get(), config, device_plan, host_plan);
   memory.model.initialize();
   LoaderOptions options;
@@ -154,7 +152,7 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
       {"model_flops_per_second", rate * config.model.flops_per_token()},
       {"peak_flops", info.peak_flops},
       {"fp8_flop_share", fp8_flop_share(device->matmul_counts())},
-      {"planned_bytes", device_measure.peak_bytes()},
+      {"planned_bytes", planned.device_bytes},
       {"resident_before_bytes", before},
       {"peak_resident_bytes", status_bytes("VmHWM:")},
       {"last_loss", json_number(static_cast<double>(loss))},

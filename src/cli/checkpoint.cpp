@@ -12,6 +12,7 @@
 #include "tensor/safetensors.h"
 #include "training/checkpoint.h"
 #include "training/run_files.h"
+#include "training/run_status.h"
 
 namespace octet {
 namespace fs = std::filesystem;
@@ -26,6 +27,14 @@ std::vector<CheckpointEntry> entries_at(const fs::path& path) {
     throw Error(ExitCode::Checkpoint, fmt::format("{}: no checkpoints here", escape_control(path.string())),
                 "give a run's folder, its checkpoints folder or one checkpoint");
   return entries;
+}
+
+void print_state(const RunStatus& status) {
+  if (status.state == "killed")
+    fmt::print("state: killed: its process ended without a word; octet train goes on from the newest\n");
+  else
+    fmt::print("state: {}{}\n", escape_control(status.state),
+               status.reason.empty() ? "" : ": " + escape_control(status.reason));
 }
 
 int list(const fs::path& path) {
@@ -44,6 +53,8 @@ int list(const fs::path& path) {
       fmt::print("{:<28} {}\n", name, escape_control(error.what()));
     }
   }
+  const fs::path run = fs::exists(path / status_file) ? path : path.parent_path();
+  if (const std::optional<RunStatus> status = read_status(run)) print_state(*status);
   return 0;
 }
 

@@ -2,8 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <cstdio>
 #include <filesystem>
+#include <iostream>
 #include <new>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -13,10 +17,26 @@
 namespace octet {
 namespace {
 
+constexpr const char* bug =
+    "this is a bug: please report it with the command, the configuration and 'octet doctor'";
+
 int report(const Error& error) {
-  fmt::print(stderr, "error: {}\n", error.what());
-  if (!error.hint().empty()) fmt::print(stderr, "hint:  {}\n", error.hint());
+  complain(error);
   return static_cast<int>(error.code());
+}
+
+Error lost_output(int error) {
+  return {ExitCode::Output,
+          fmt::format("standard output cannot be written{}",
+                      error ? fmt::format(": {}", std::generic_category().message(error)) : ""),
+          "what was printed is not whole: free space, or print to another place"};
+}
+
+// The end of every command: what it printed has arrived, or the exit code says that it has not.
+int finished(int code) {
+  errno = 0;
+  const bool whole = std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout.flush().good();
+  return whole || code != 0 ? code : report(lost_output(errno));
 }
 
 const CLI::App* chosen_command(const CLI::App& app) {
@@ -63,6 +83,12 @@ Error usage_error(const CLI::App& app, const CLI::ParseError& error) {
 
 }  // namespace
 
+void complain(const Error& error) noexcept {
+  // stdio, not fmt::print: that throws where nothing can be written.
+  std::fprintf(stderr, "error: %s\n", error.what());
+  if (!error.hint().empty()) std::fprintf(stderr, "hint:  %s\n", error.hint().c_str());
+}
+
 int run_command_line(int argc, char** argv) {
   CLI::App app{"Octet pretrains language models in FP8, from token shards to a verdict.", "octet"};
   app.set_version_flag("--version", fmt::format("octet {}\n{}", version(), build_summary()));
@@ -81,14 +107,14 @@ int run_command_line(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
-    return app.exit(success);
+    return finished(app.exit(success));
   } catch (const CLI::ParseError& error) {
     return report(usage_error(app, error));
   }
   try {
-    if (action) return action();
+    if (action) return finished(action());
     fmt::print("{}", app.help());
-    return 0;
+    return finished(0);
   } catch (const Error& error) {
     return report(error);
   } catch (const std::filesystem::filesystem_error& error) {
@@ -96,11 +122,13 @@ int run_command_line(int argc, char** argv) {
     return report({ExitCode::Usage,
                    fmt::format("{}: {}", escape_control(error.path1().string()), error.code().message()),
                    "check the path, its owner and its permissions"});
+  } catch (const std::system_error& error) {
+    if (std::ferror(stdout)) return report(lost_output(error.code().value()));
+    return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())), bug});
   } catch (const std::bad_alloc&) {
     return report(out_of_memory());
   } catch (const std::exception& error) {
-    return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())),
-                   "this is a bug: please report it with the command, the configuration and 'octet doctor'"});
+    return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())), bug});
   }
 }
 

@@ -3,7 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 
+#include "base/error.h"
+
 namespace octet {
+// On standard error: "error: CAUSE", "hint:  REMEDY". Where that is closed or full, the exit code has to do.
+void complain(const Error& error) noexcept;
+
 using Action = std::function<int()>;
 // Each adds one sub-command and sets `action` when the user chose it.
 void add_train(CLI::App& app, Action& action);

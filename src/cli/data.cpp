@@ -31,8 +31,7 @@ struct Failures {
   int64_t count = 0;
   void report(const Error& error) {
     ++count;
-    fmt::print(stderr, "error: {}\n", escape_control(error.what()));
-    if (!error.hint().empty()) fmt::print(stderr, "hint:  {}\n", error.hint());
+    complain({error.code(), escape_control(error.what()), error.hint()});
   }
   int exit_code() const { return static_cast<int>(count ? ExitCode::Data : ExitCode::Success); }
 };
@@ -112,14 +111,16 @@ int check(const DataCommand& command) {
                                     }});
       }
       before += static_cast<uint64_t>(shard.tokens);
-      fmt::print("{}  {}  {} tokens, {} documents, ids {} to {}, hash {}  {}\n",
-                 result.problem ? "BAD" : "ok ", escape_control(shard.path), result.tokens,
-                 shard.documents >= 0 ? shard.documents : result.documents, result.smallest, result.largest,
-                 hex(result.hash), name_of(shard.format));
+      fmt::print("{}  {}  {}, {}, ids {} to {}, hash {}  {}\n", result.problem ? "BAD" : "ok ",
+                 escape_control(shard.path), plural(result.tokens, "token"),
+                 plural(shard.documents >= 0 ? shard.documents : result.documents, "document"),
+                 result.smallest, result.largest, hex(result.hash), name_of(shard.format));
       if (result.problem) {
         failures.report(*result.problem);
         if (result.out_of_range > 1)
-          fmt::print(stderr, "       and {} more ids out of range\n", result.out_of_range - 1);
+          std::fputs(
+              fmt::format("       and {} out of range\n", plural(result.out_of_range - 1, "more id")).c_str(),
+              stderr);
       }
     } catch (const Error& error) {
       failures.report(error);

@@ -82,7 +82,8 @@ void print_memory(const RunPlan& plan, const Options& options) {
   else if (plan.unlisted_bytes < 0)
     fmt::print("  {:<22} {:>12}\n", "shared in time",
                "-" + human_bytes(static_cast<uint64_t>(-plan.unlisted_bytes)));
-  fmt::print("  {:<22} {:>12}\n", "peak", human_bytes(plan.device_bytes));
+  fmt::print("  {:<22} {:>12}  allocated at once, before the first step\n", "planned peak",
+             human_bytes(plan.device_bytes));
   fmt::print("  {:<22} {:>12}  checkpoint snapshot, validation windows\n", "and on the host",
              human_bytes(plan.host_bytes));
 
@@ -114,9 +115,9 @@ void print(const RunPlan& plan, const RunConfig& config, const Options& options)
       "{}\n",
       plan.parameters, human_count(static_cast<double>(plan.parameters)), s.layers, s.width, s.heads,
       s.kv_heads, s.ffn_width, s.vocabulary, s.context);
-  fmt::print("Step      {} tokens in {} micro-batches of {} x {}\n", plan.tokens_per_step,
-             plan.micro_batches_per_step, config.batch.micro, s.context);
-  fmt::print("Run       {} steps, {} tokens, {:.1f} tokens a parameter\n", plan.steps,
+  fmt::print("Step      {} tokens in {} of {} x {}\n", plan.tokens_per_step,
+             plural(plan.micro_batches_per_step, "micro-batch"), config.batch.micro, s.context);
+  fmt::print("Run       {}, {} tokens, {:.1f} tokens a parameter\n", plural(plan.steps, "step"),
              human_count(static_cast<double>(plan.tokens_total)), plan.tokens_per_parameter);
   fmt::print("FLOPs     {:.3e} a token, {:.3e} a step, {:.3e} in all; {:.1f} % of GEMM FLOPs in FP8\n",
              plan.flops_per_token, plan.flops_per_step, plan.flops_total, 100 * plan.float8_flop_share);

@@ -23,16 +23,16 @@ int run(TokenizeOptions options) {
   }
   const auto print = [](const char* name, const TokenizeResult::Split& split) {
     if (split.files.empty()) return;
-    fmt::print("{:<11} {:>8} tokens  {:>7} documents  {} shard{}  {}\n", name,
-               human_count(static_cast<double>(split.tokens)), split.documents, split.files.size(),
-               split.files.size() == 1 ? "" : "s",
+    fmt::print("{:<11} {:>8} tokens  {:>17}  {}  {}\n", name, human_count(static_cast<double>(split.tokens)),
+               plural(split.documents, "document"), plural(static_cast<int64_t>(split.files.size()), "shard"),
                escape_control((split.files[0].parent_path() / (std::string(name) + "_*.bin")).string()));
   };
   print("train", result.train);
   print("validation", result.validation);
   if (result.skipped_empty + result.skipped_other > 0)
-    fmt::print("passed over {} empty files and {} hidden entries, links or devices\n", result.skipped_empty,
-               result.skipped_other);
+    fmt::print(
+        "passed over {} and {} (hidden, links or devices)\n", plural(result.skipped_empty, "empty file"),
+        result.skipped_other == 1 ? "1 other entry" : fmt::format("{} other entries", result.skipped_other));
   fmt::print("byte tokenizer: set model.vocabulary to 257. Done in {}.\n",
              human_duration(monotonic_seconds() - begun));
   return 0;

@@ -54,11 +54,10 @@ int run_train(const TrainArguments& arguments) {
                                   result.reason));
       break;
     default:
-      fmt::print(stderr, "error: step {}: {}\n", result.step, escape_control(result.reason));
-      fmt::print(stderr, "hint:  {}\n",
-                 result.code == ExitCode::Numerics
-                     ? "lower schedule.learning_rate, or go on from an earlier checkpoint with --resume PATH"
-                     : "free disk space; the same command goes on from the newest checkpoint");
+      complain({result.code, fmt::format("step {}: {}", result.step, escape_control(result.reason)),
+                result.code == ExitCode::Numerics
+                    ? "lower schedule.learning_rate, or go on from an earlier checkpoint with --resume PATH"
+                    : "free disk space; the same command goes on from the newest checkpoint"});
   }
   return static_cast<int>(result.code);
 }

@@ -47,7 +47,7 @@ ShardInfo inspect_shard(const std::string& path, const std::string& raw_width);
 
 // A window of S+1 tokens (S inputs and their targets); windows start every S tokens and never cross a shard.
 // A window may hold several documents and a document may span windows (F16): attention sees the whole window.
-// The tail of a shard that fills no window, at most S tokens, is not read.
+// The last (n - 1) mod S tokens of a shard of n fill no window and are not read.
 class Dataset {
  public:
   // All problems of all files are reported in one Error(Data).

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/permutation.h"
 #include "base/random.h"
+#include "base/text.h"
 #include "data/loader.h"
 
 namespace octet {
@@ -98,9 +99,9 @@ void check_epochs(const Dataset& dataset, const SampleOrder& order, int64_t samp
     if (needed[i] > epochs)
       throw Error(
           ExitCode::Data,
-          fmt::format(
-              "source \"{}\" has {} windows, the run reads {} of them: {} epochs, data.epochs allows {}",
-              dataset.sources()[i].name, dataset.windows(static_cast<int>(i)), counts[i], needed[i], epochs),
+          fmt::format("source \"{}\" has {}, the run reads {} of them: {}, data.epochs allows {}",
+                      dataset.sources()[i].name, plural(dataset.windows(static_cast<int>(i)), "window"),
+                      counts[i], plural(needed[i], "epoch"), epochs),
           "run fewer steps, bring more data, or raise data.epochs (0 allows any number)");
 }
 

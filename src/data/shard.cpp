@@ -11,7 +11,7 @@ namespace {
 constexpr const char* known_formats =
     "known: llm.c (magic 20240520 uint16, 20240801 uint32), llmq (BIN.TOK), Megatron (.bin with .idx), or "
     "raw ids "
-    "with \"raw_width\": \"uint16\" or \"uint32\"";
+    "of a stated width, uint16 or uint32 (data.raw_width in a configuration, --raw-width of octet data)";
 
 struct Foreign {
   const char* magic;
@@ -111,7 +111,7 @@ ShardInfo inspect_raw(const std::string& path, const ShardHead& head, const std:
     throw Error(ExitCode::Data,
                 fmt::format("{}: raw {} shard of {} bytes, expected a multiple of {}", path, raw_width,
                             head.file_bytes, info.token_bytes),
-                "the file is truncated or data.raw_width is wrong");
+                "the file is truncated, or the raw width that was stated is wrong");
   info.tokens = static_cast<int64_t>(head.file_bytes / static_cast<uint64_t>(info.token_bytes));
   return info;
 }

@@ -16,8 +16,19 @@ struct ProgressLine {
 };
 std::string format_progress(const ProgressLine& line);
 
-// Prints to standard output: every line when it is a file or a pipe, at most one a second on a terminal. The
-// first and the last step always show.
+// Which lines are shown: the first, the last, and no two others within `seconds`.
+class LineLimit {
+ public:
+  explicit LineLimit(double seconds) : seconds_(seconds) {}
+  bool due(const ProgressLine& line, double now);  // `now` monotonic
+
+ private:
+  double seconds_, last_ = 0;
+  bool first_ = true;
+};
+
+// Prints to standard output: a line a second at most on a terminal, every two seconds in a file or a pipe.
+// metrics.jsonl has every step. What cannot be written is lost, and training goes on (F41).
 class Progress {
  public:
   Progress();
@@ -25,9 +36,7 @@ class Progress {
   void note(const std::string& text);  // validation, checkpoints, tables
 
  private:
-  bool terminal_;
-  double last_ = 0;
-  bool first_ = true;
+  LineLimit limit_;
 };
 
 }  // namespace octet

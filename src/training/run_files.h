@@ -1,7 +1,8 @@
 // The files of a run folder, and what other floors may rely on in them (docs/formats.md).
 //
 //   config.json      resolved configuration + "octet" {version, config_hash}
-//   status.json      {"state": "running|finished|stopped|failed", "exit_code", "reason", "step", "time"}
+//   status.json      {"state": "running|finished|stopped|failed", "exit_code", "reason", "step", "time"};
+//     "running" without a process that holds the folder's lock was killed (run_status.h)
 //   metrics.jsonl    one JSON object a line:
 //     {"kind":"start", "step":k, "time":unix, "config_hash":"..", "init_hash":"..", "data_fingerprint":"..",
 //     "device":"..",

@@ -8,6 +8,7 @@
 #include "base/version.h"
 #include "training/metrics.h"
 #include "training/run_files.h"
+#include "training/run_status.h"
 
 namespace octet {
 namespace fs = std::filesystem;
@@ -17,6 +18,16 @@ bool holds_a_run(const fs::path& folder) {
   std::error_code ignored;
   return fs::exists(folder / config_file, ignored) || fs::exists(folder / metrics_file, ignored) ||
          !list_checkpoints(folder / checkpoint_folder).empty();
+}
+
+bool was_killed(const fs::path& folder) {
+  try {
+    const std::optional<RunStatus> status = read_status(folder);
+    return status && status->state == "killed";
+  } catch (const Error& error) {  // an edited status stops nothing: the next one replaces it
+    log_warning("{}", error.what());
+    return false;
+  }
 }
 
 // The same configuration whatever the folder is called: /run/output is not compared.
@@ -99,6 +110,7 @@ void RunFolder::prepare(const TrainRequest& request) {
     throw Error(ExitCode::Usage, fmt::format("{}: {}", checkpoints().string(), error.message()),
                 "run.output must be a folder this user may write to");
   // Canonical, so that a hook or a message sees one name for one file.
+  const bool killed = was_killed(path_);  // before this process holds the lock
   const fs::path given = path_;
   path_ = fs::canonical(path_);
   for (fs::path& made : claim_.made)
@@ -106,6 +118,10 @@ void RunFolder::prepare(const TrainRequest& request) {
   claim_.folder = path_;
   claim_.lock = std::make_unique<FolderLock>(path_, ExitCode::Usage);
   claim_.settled = holds_a_run(path_);
+  if (killed && !request.overwrite) {
+    notes_.push_back("the process before ended without a word: killed, or its machine was lost");
+    log_warning("{}: {}", path_.string(), notes_.back());
+  }
   restore_former(checkpoints());
   for (const fs::path& folder : {path_, checkpoints()})
     for (const std::string& name : remove_leftovers(folder))

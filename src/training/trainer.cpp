@@ -200,7 +200,8 @@ bool Trainer::update(StepReport& report) {
   if (config_.health.stop_after_nonfinite <= 0 ||
       state_.consecutive_nonfinite < config_.health.stop_after_nonfinite)
     return true;
-  failure_ = fmt::format("{} steps in a row were not finite; last: {}", state_.consecutive_nonfinite, why);
+  failure_ =
+      fmt::format("{} in a row not finite; last: {}", plural(state_.consecutive_nonfinite, "step"), why);
   return false;
 }
 
@@ -243,7 +244,7 @@ bool Trainer::roll_back(double loss, double deviation) {
   const std::string text = fmt::format("loss {:.4f} at step {} is {:.1f} robust deviations above the median",
                                        loss, state_.step + 1, deviation);
   if (state_.rollbacks >= config_.health.max_rollbacks) {
-    failure_ = fmt::format("{}, after {} rollbacks (health.max_rollbacks)", text, state_.rollbacks);
+    failure_ = fmt::format("{}, after {} (health.max_rollbacks)", text, plural(state_.rollbacks, "rollback"));
     return false;
   }
   const FoundCheckpoint found = find_newest_checkpoint(folder_.checkpoints());
@@ -268,8 +269,8 @@ bool Trainer::roll_back(double loss, double deviation) {
   open_loader();
   log_.rewind(state_.step);
   const std::string message =
-      fmt::format("{}: back to step {}, {} windows of data passed over (rollback {} of {})", text,
-                  state_.step, skipped, rollbacks, config_.health.max_rollbacks);
+      fmt::format("{}: back to step {}, {} of data passed over (rollback {} of {})", text, state_.step,
+                  plural(skipped, "window"), rollbacks, config_.health.max_rollbacks);
   log_warning("{}", message);
   log_.event(state_.step, "rollback", message);
   return true;

@@ -107,3 +107,39 @@ TEST_CASE("a variant that learns half as fast needs twice the tokens") {
   CHECK(c.speed_up == Approx(0.9).epsilon(1e-6));
   CHECK(c.net_benefit == Approx(c.speed_up / c.token_penalty));
 }
+
+TEST_CASE("the windows of a comparison are steps, however many of them are logged") {
+  // The gap opens at step 1800 of 2000: a window of 400 steps sees half of it, whatever log.every is.
+  const auto opens = [](int64_t s) { return s <= 1800 ? 0.0 : 0.04; };
+  const auto compare_every = [&](int64_t baseline_every, int64_t variant_every) {
+    SyntheticRun base = bf16(2000), variant = fp8(opens, 2000);
+    base.log_every = baseline_every;
+    variant.log_every = variant_every;
+    base.noise = variant.noise = 0;
+    return compare_runs(synthetic_log(base), synthetic_log(variant), NoiseBand{});
+  };
+  for (const auto& [baseline, variant] : {std::pair<int64_t, int64_t>{1, 1}, {10, 10}, {1, 10}, {10, 1}}) {
+    INFO("log.every " << baseline << " and " << variant);
+    const Comparison c = compare_every(baseline, variant);
+    CHECK(c.window == 400);
+    CHECK(c.records == (baseline * variant == 1 ? 400u : 40u));
+    CHECK(c.final_gap.value == Approx(0.02));
+    CHECK(c.sentence.find("the last 400 steps") != std::string::npos);
+  }
+  // 30 records of 300 steps are steps enough, but their window holds six.
+  SyntheticRun base = bf16(300), variant = fp8([](int64_t) { return 0.0; }, 300);
+  base.log_every = variant.log_every = 10;
+  const Comparison few = compare_runs(synthetic_log(base), synthetic_log(variant), NoiseBand{});
+  CHECK(few.verdict == Verdict::Inconclusive);
+  CHECK(few.sentence.find("6 common records") != std::string::npos);
+  CHECK(few.more_steps_needed == 700);  // 1000 steps: a window of 200, 20 records
+  CHECK(few.sentence.find("log.every") != std::string::npos);
+  // The noise band's windows, too: seeds that differ in log.every only do not differ.
+  SyntheticRun sparse = bf16(2000);
+  sparse.log_every = 5;
+  sparse.gap = [](int64_t s) { return 1.55 - shared_loss(s); };
+  SyntheticRun dense = sparse;
+  dense.log_every = 1;
+  sparse.noise = dense.noise = 0;
+  CHECK(noise_band({synthetic_log(sparse), synthetic_log(dense)}).relative == Approx(0).margin(1e-12));
+}

@@ -1,7 +1,9 @@
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <regex>
 
+#include "analysis/chart.h"
 #include "analysis/report.h"
 #include "analysis/synthetic_run.h"
 #include "base/error.h"
@@ -82,4 +84,91 @@ TEST_CASE("a log that a resume rewound has every step once, with the later value
   std::ofstream(folder / "metrics.jsonl", std::ios::app) << "\n{}\n";  // now the broken line is in the middle
   CHECK_THROWS_AS(read_run_history(folder), Error);
   std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("edited run files are errors that name the file and the key, in every reader") {
+  const auto folder = std::filesystem::temp_directory_path() / "octet-edited";
+  const auto complaint = [&](const char* file, const std::string& text) {
+    std::filesystem::remove_all(folder);
+    SyntheticRun run;
+    run.steps = 3;
+    write_synthetic_run(run, folder);
+    std::ofstream(folder / file, file == std::string("metrics.jsonl") ? std::ios::app : std::ios::trunc)
+        << text;
+    try {
+      ReportInput input;
+      input.baseline = read_run_history(folder);
+      input.variants.push_back(input.baseline);
+      require_comparable(input.baseline, input.variants[0]);
+      input.comparisons.push_back(compare_runs(input.baseline, input.variants[0], NoiseBand{}));
+      render_html(input);
+      return std::string("nothing");
+    } catch (const Error& error) {  // anything else fails the test
+      CHECK(error.code() == ExitCode::Data);
+      return std::string(error.what());
+    }
+  };
+  const std::pair<const char*, std::pair<const char*, const char*>> edits[] = {
+      {"status.json", {"{\"state\": 7}", "status.json: /state: found 7, expected a text"}},
+      {"status.json", {"null", "status.json: not a JSON object"}},
+      {"config.json", {"[]", "config.json: not a JSON object"}},
+      {"config.json",
+       {"{\"precision\": {\"input\": {\"format\": 8}}}",
+        "config.json: /precision/input: /format: found 8, expected a text"}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"step\", \"step\": \"four\"}\n",
+        "metrics.jsonl:5: /step: found \"four\", expected a whole number"}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"step\", \"step\": 4, \"train/loss\": \"low\"}\n",
+        "metrics.jsonl:5: /train/loss: found \"low\", expected a number"}},
+      {"metrics.jsonl", {"{\"kind\": 1, \"step\": 4}\n", "metrics.jsonl:5: /kind: found 1"}},
+      {"metrics.jsonl", {"{\"step\": 4}\n", "metrics.jsonl:5: /kind: missing"}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"start\", \"step\": 3, \"init_hash\": {}}\n", "metrics.jsonl:5: /init_hash: found {}"}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"start\", \"step\": 3, \"gemm_table\": [3]}\n",
+        "metrics.jsonl:5: /gemm_table: found 3, expected an object"}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"start\", \"step\": 3, \"gemm_table\": [{\"class\": 3}]}\n",
+        "metrics.jsonl:5: /gemm_table: /class: found 3"}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"health\", \"step\": 3, \"sites\": [{\"block\": \"a\"}]}\n",
+        "metrics.jsonl:5: /sites: /block: found \"a\""}},
+      {"metrics.jsonl",
+       {"{\"kind\": \"event\", \"step\": 3, \"message\": 1}\n", "metrics.jsonl:5: /message: found 1"}},
+  };
+  for (const auto& [file, edit] : edits) {
+    const std::string error = complaint(file, edit.first);
+    INFO(edit.first << "\n" << error);
+    CHECK(error.find(edit.second) != std::string::npos);
+  }
+  CHECK(complaint("metrics.jsonl", "{\"kind\": \"step\", \"step\": 4, \"train/loss\": \"NaN\"}\n") ==
+        "nothing");
+  CHECK(complaint("metrics.jsonl", "{\"kind\": \"later\", \"step\": 4, \"what\": [1]}\n") == "nothing");
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("the report says of a killed run that it was killed, and after which step") {
+  const auto folder = std::filesystem::temp_directory_path() / "octet-killed";
+  SyntheticRun run;
+  run.steps = 12;
+  write_synthetic_run(run, folder);
+  std::ofstream(folder / "status.json") << R"({"state": "running", "step": 0})";
+  ReportInput input;
+  input.baseline = read_run_history(folder);
+  CHECK(describe_state(input.baseline) == "killed after step 12");
+  CHECK(render_html(input).find("<td>killed after step 12</td>") != std::string::npos);
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a chart of values that differ by roundings, or of steps near 2^60, comes to an end") {
+  // Ticks between these would be closer than the numbers there are.
+  for (const double value : {10000.0, 1e-300, -3e18}) {
+    Chart chart{"t", "x", "y", {}, {}, {}, false};
+    chart.series.push_back({"s", {1, 2, 3}, {value, std::nextafter(value, 0), value}, 0, false, false});
+    CHECK(render(chart).size() < 10000);
+  }
+  Chart far{"t", "x", "y", {}, {}, {}, false};
+  far.series.push_back({"s", {0x1p60, 0x1p60 + 256}, {1, 2}, 0, false, false});
+  CHECK(render(far).size() < 10000);
 }

@@ -70,3 +70,22 @@ TEST_CASE(
   for (double v : exponential_average(values, 0.9)) CHECK(v == Approx(2.0).epsilon(1e-12));
   CHECK(std::isnan(exponential_average(std::vector<double>{std::nan("")}, 0.9)[0]));
 }
+
+TEST_CASE("an exponential average over steps forgets by steps, not by values") {
+  // After a jump from 0 to 1 that lasts 10 steps, the average is 1 - decay^10 of the way (before bias
+  // correction, which a long past makes small), whether one or ten values tell of it.
+  std::vector<double> dense(400, 0.0), sparse;
+  std::vector<int64_t> dense_steps, sparse_steps;
+  for (int64_t step = 1; step <= 400; ++step) {
+    if (step > 390) dense[static_cast<size_t>(step - 1)] = 1;
+    dense_steps.push_back(step);
+    if (step % 10 != 0) continue;
+    sparse.push_back(dense[static_cast<size_t>(step - 1)]);
+    sparse_steps.push_back(step);
+  }
+  const double expected = 1 - std::pow(0.9, 10);
+  CHECK(exponential_average(dense, dense_steps, 0.9).back() == Approx(expected).epsilon(1e-12));
+  CHECK(exponential_average(sparse, sparse_steps, 0.9).back() == Approx(expected).epsilon(1e-12));
+  CHECK(exponential_average(dense, 0.9) == exponential_average(dense, dense_steps, 0.9));
+  CHECK(exponential_average(sparse, 0.9).back() == Approx(0.1).epsilon(0.02));  // by values: another number
+}

@@ -35,17 +35,18 @@ std::vector<json> records_of(const SyntheticRun& run) {
   std::normal_distribution<double> noise(0, 1);
   for (int64_t step = 1; step <= run.steps; ++step) {
     const double loss = shared_loss(step) + run.gap(step) + run.noise * noise(generator);
-    records.push_back({{"kind", "step"},
-                       {"step", step},
-                       {"tokens", step * 8192},
-                       {"train/loss", number(loss)},
-                       {"train/grad_norm", 1.0},
-                       {"train/learning_rate", 1e-3},
-                       {"train/skipped", 0},
-                       {"data/batch_hash", run.batch_salt + std::to_string(step)},
-                       {"perf/tokens_per_second", run.fp8_share > 0 ? 9000 : 10000},
-                       {"perf/fp8_flop_share", run.fp8_share},
-                       {"memory/bytes", 1 << 28}});
+    if (step % run.log_every == 0 || step == run.steps)
+      records.push_back({{"kind", "step"},
+                         {"step", step},
+                         {"tokens", step * 8192},
+                         {"train/loss", number(loss)},
+                         {"train/grad_norm", 1.0},
+                         {"train/learning_rate", 1e-3},
+                         {"train/skipped", 0},
+                         {"data/batch_hash", run.batch_salt + std::to_string(step)},
+                         {"perf/tokens_per_second", run.fp8_share > 0 ? 9000 : 10000},
+                         {"perf/fp8_flop_share", run.fp8_share},
+                         {"memory/bytes", 1 << 28}});
     if (run.health && step % 20 == 0) {
       records.push_back({{"kind", "health"},
                          {"step", step},

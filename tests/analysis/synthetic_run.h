@@ -18,6 +18,7 @@ struct SyntheticRun {
   double fp8_share = 0;
   std::string input_format = "bf16", init_hash = "00000000000000aa", batch_salt;
   bool health = false;
+  int64_t log_every = 1;  // steps between step records; the last is always there
 };
 
 // A falling loss with the noise of the batches, which twins share.

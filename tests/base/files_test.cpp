@@ -301,6 +301,24 @@ TEST_CASE("a lock left before a reboot is taken over, one of another machine is 
   CHECK_THROWS_WITH(FolderLock(folder.path, ExitCode::Usage), contains_text("process 1 on elsewhere"));
 }
 
+TEST_CASE("whether a folder is in use can be seen without taking its lock") {
+  const TemporaryFolder folder;
+  CHECK(lock_state(folder.path) == LockState::Free);
+  {
+    const FolderLock lock(folder.path, ExitCode::Usage);
+    CHECK(lock_state(folder.path) == LockState::Held);
+    CHECK(fs::exists(folder.path / ".octet.lock"));
+  }
+  CHECK(lock_state(folder.path) == LockState::Free);
+  std::ofstream(folder.path / ".octet.lock") << "elsewhere 1 00000000-other-boot\n";
+  CHECK(lock_state(folder.path) == LockState::Unknown);
+  char host[256] = {};
+  REQUIRE(::gethostname(host, sizeof host - 1) == 0);
+  std::ofstream(folder.path / ".octet.lock") << host << " 1 00000000-boot-before\n";
+  CHECK(lock_state(folder.path) == LockState::Free);
+  CHECK(lock_state(folder.path / "missing") == LockState::Free);
+}
+
 TEST_CASE("the lock file is private and is not reached through a link") {
   const TemporaryFolder folder;
   {

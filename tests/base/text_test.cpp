@@ -63,4 +63,5 @@ TEST_CASE("counted nouns agree with their number") {
   CHECK(plural(2, "micro-batch") == "2 micro-batches");
   CHECK(plural(1, "micro-batch") == "1 micro-batch");
   CHECK(plural(3, "loss") == "3 losses");
+  CHECK(plural(2, "epoch") == "2 epochs");
 }

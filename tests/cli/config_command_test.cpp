@@ -128,3 +128,23 @@ TEST_CASE("octet doctor says when the folder cannot be written") {
   CHECK(Json::parse(json.output)["disk"]["writable"] == false);
   CHECK(Json::parse(json.output)["problems"].dump().find("cannot write") != std::string::npos);
 }
+
+TEST_CASE("a product that cannot be written ends with exit code 74, whatever its size") {
+  const TemporaryFolder folder;
+  const std::string quickstart = "'" + configs + "quickstart.json'";
+  for (const std::string& command :
+       {"config " + quickstart, std::string("config --schema"), "plan " + quickstart,
+        "plan --json " + quickstart, std::string("--help"), std::string("--version"), std::string("doctor"),
+        std::string("plan --help")}) {
+    INFO(command);
+    CHECK(run_octet(command + " >/dev/null", folder.path()).code == 0);
+    // Standard error goes to the pipe, standard output to a device that is always full; # hides what
+    // run_octet adds.
+    const CommandRun lost = run_octet(command + " 2>&1 >/dev/full #", folder.path());
+    INFO(lost.output);
+    CHECK(lost.code == 74);
+    CHECK(lost.says("error: standard output cannot be written"));
+    CHECK(run_octet(command + " >/dev/full", folder.path()).code == 74);  // standard error as well
+  }
+  CHECK(run_octet("plan absent.json >/dev/full", folder.path()).code == 2);  // the first mistake counts
+}

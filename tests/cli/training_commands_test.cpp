@@ -44,10 +44,17 @@ TEST_CASE("octet train prints its steps, proves its precision, and goes on after
   const Workplace place(20);
   const CommandRun killed = place.octet("train run.json --inject kill:step=13");
   CHECK(killed.code == 137);
-  CHECK(killed.says("step 12/20"));
+  CHECK(killed.says("step  1/20"));
   CHECK(killed.says("F8_E5M2"));  // the table of GEMMs
+  CHECK(killed.says(" resident"));
+  const CommandRun list = place.octet("checkpoint list run");
+  CHECK(list.says("state: killed"));
   const CommandRun resumed = place.octet("train run.json");
   CHECK(resumed.code == 0);
+  CHECK(resumed.says("the process before ended without a word"));
+  CHECK(resumed.says("step 20/20"));
+  CHECK(place.octet("checkpoint list run").says("state: finished"));
+  CHECK_FALSE(place.octet("train run.json").says("without a word"));
   CHECK(resumed.says("resuming from step-000000"));
   CHECK(resumed.says("finished: step 20"));
   CHECK(resumed.says("bits/token"));
@@ -101,6 +108,12 @@ TEST_CASE("a run started with closed standard streams keeps its logs clean") {
     CHECK(nlohmann::json::accept(line));  // a warning or a progress line is no record
   }
   CHECK(records >= 6);  // the start and 5 steps
+}
+
+TEST_CASE("a run whose output goes nowhere trains to its end") {
+  const Workplace place(5);
+  CHECK(place.octet("train run.json >/dev/full").code == 0);
+  CHECK(place.octet("checkpoint list run").says("step-00000005"));
 }
 
 TEST_CASE("a path that cannot be is the caller's mistake, not a bug of the program") {

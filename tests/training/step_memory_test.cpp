@@ -66,7 +66,7 @@ class Steps {
     m.optimizer.step(m.model.parameters(), 1e-2, step + 1, m.model.loss_sum(), tokens);
     loss_ = m.optimizer.read_control().loss;
     m.model.update_scales(step);
-    m.model.refresh_working_weights();
+    m.model.refresh_working_weights(step + 1);
     m.snapshot.take(*device_);
   }
   float loss() const { return loss_; }
