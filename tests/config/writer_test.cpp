@@ -30,7 +30,7 @@ Json another_value(const Field& field, const RunConfig& config) {
       return "other";
     case ValueKind::Choice:
       for (const std::string& name : field.choices) {
-        if (name != now) return name;
+        if (name != now.get<std::string>()) return name;
       }
       return now;
     default:
