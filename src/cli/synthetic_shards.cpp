@@ -55,7 +55,7 @@ std::string SyntheticShards::filesystem() const {
   std::error_code unknown;
   const std::string folder = std::filesystem::canonical(folder_, unknown).string() + "/";
   std::ifstream mounts("/proc/self/mountinfo");
-  std::string type;
+  std::string type = "unknown";
   size_t longest = 0;
   for (std::string line; std::getline(mounts, line);) {
     std::istringstream words(line);

@@ -16,7 +16,7 @@ class SyntheticShards {
   SyntheticShards& operator=(const SyntheticShards&) = delete;
 
   std::string pattern() const;     // of their files
-  std::string filesystem() const;  // "ext4", "tmpfs", ...; empty when /proc does not say
+  std::string filesystem() const;  // "ext4", "tmpfs", ...; "unknown" when /proc does not say (in a chroot)
   // The kernel gives up their pages, so that the next read comes from the disk. (On tmpfs they stay.)
   void leave_page_cache() const;
 
