@@ -84,9 +84,9 @@ struct EncodeArguments {
   octet::Rounding rounding = octet::Rounding::Nearest;
   uint64_t rounding_key = 0;  // element = r * columns + c of the source, in both copies
   uint8_t* row = nullptr;     // [rows, columns] or null
-  Coding row_coding;
+  Coding row_coding = {};
   uint8_t* column = nullptr;             // [columns, rows] or null
-  Coding column_coding;                  // ignored when column_is_row
+  Coding column_coding = {};             // ignored when column_is_row
   bool column_is_row = true;             // the column copy is the transpose of the row copy's codes
   const uint32_t* encode_row = nullptr;  // [1] or null; 0: `row` holds the codes already (see Output)
   Stream stream = nullptr;

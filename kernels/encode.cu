@@ -1,0 +1,284 @@
+// FP8 codes of a matrix, as it lies and transposed, from one read of it [cast.h].
+//
+//   value[r, c] = BF16(source[r, c] * column_factor[c]);  code[r, c] = encode(value[r, c] * scale)
+//
+// Bytes, BF16: 2 a value read, 1 written for each copy: floor 4 rows columns / bandwidth. Bound by memory;
+// stochastic rounding adds some 70 integer instructions for every four values (Philox).
+//
+// A block makes the codes of a tile of 128 rows and 64 columns. A thread reads a patch of 4 rows and 8
+// columns in whole 128-byte lines a row, writes the row codes, transposes the patch in registers into one
+// word (four rows) a column and leaves the words in shared memory, from where they go out as 128 bytes a
+// column.
+#include "base/random.h"
+#include "kernels/block.h"
+#include "kernels/cast.h"
+#include "kernels/gpu.h"
+#include "kernels/output.cuh"
+#include "numerics/float8.h"
+
+OCTET_KERNELS_BEGIN
+namespace {
+
+constexpr int tile_rows = 128, tile_columns = 64, patch_rows = 4, patch_columns = 8;
+constexpr int threads = tile_rows / patch_rows * (tile_columns / patch_columns);
+constexpr int column_words = tile_rows / 4, lane_patches = tile_columns / patch_columns;
+static_assert(patch_columns == vector_values, "a patch is eight values wide, as loads are");
+static_assert(lane_patches == 8 && threads == 256, "a warp's words of one column go to 32 different banks");
+
+enum class Copies : uint8_t { Same, Different };  // the column copy's codes are the row copy's, or its own
+
+// Word w of a column holds the codes of rows 4 w .. 4 w + 3. Quadruples of words are permuted by the column's
+// group of eight: the words that a warp writes at once (4 neighbouring w, 8 groups) lie in 32 banks, and
+// 16-byte reads stay whole.
+__device__ __forceinline__ int word_of(int column, int w) {
+  return column * column_words + ((w / 4 ^ (column / patch_columns & 7)) * 4 + w % 4);
+}
+
+// words[j] = byte j of each of the rows, the first row lowest.
+__device__ __forceinline__ void transpose4(uint32_t a, uint32_t b, uint32_t c, uint32_t d,
+                                           uint32_t (&words)[4]) {
+  const uint32_t ab_low = __byte_perm(a, b, 0x5140), ab_high = __byte_perm(a, b, 0x7362);
+  const uint32_t cd_low = __byte_perm(c, d, 0x5140), cd_high = __byte_perm(c, d, 0x7362);
+  words[0] = __byte_perm(ab_low, cd_low, 0x5410);
+  words[1] = __byte_perm(ab_low, cd_low, 0x7632);
+  words[2] = __byte_perm(ab_high, cd_high, 0x5410);
+  words[3] = __byte_perm(ab_high, cd_high, 0x7632);
+}
+
+// The words of eight neighbouring elements (numerics: random_bits).
+__device__ __forceinline__ void random_words(uint64_t key, uint64_t element, uint32_t (&words)[8]) {
+  if (element % 4 == 0) {
+    const Random4 low = philox(key, element / 4), high = philox(key, element / 4 + 1);
+    words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
+    words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) words[i] = random_bits(key, element + static_cast<uint64_t>(i));
+  }
+}
+
+// Part of a row, rounded to BF16.
+struct Piece {
+  float values[8];
+  uint32_t words[8];  // stochastic rounding only
+  int64_t row;
+};
+
+// One copy's rule, with the scales that do not depend on the row.
+struct Rule {
+  const Coding& coding;
+  octet::Format format;
+  float scales[8];
+  unsigned saturated = 0, flushed = 0;
+
+  __device__ __forceinline__ Rule(const EncodeArguments& args, const Coding& rule, int64_t c, Access access)
+      : coding(rule), format(args.format) {
+    const float scale = coding.scale ? *coding.scale : 0.0f;
+#pragma unroll
+    for (float& s : scales) s = scale;
+    if (coding.column_inverse_scale && c < args.source.columns) {
+      load_up_to8(access, coding.column_inverse_scale + c, args.source.columns - c, scales);
+#pragma unroll
+      for (float& s : scales) s = __fdiv_rn(1.0f, s);
+    }
+  }
+
+  template <octet::Rounding rounding>
+  __device__ __forceinline__ uint2 codes_of(const Piece& piece) {
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = piece.values[i];
+    if (coding.row_factor) {
+      const float factor = coding.row_factor[piece.row];
+#pragma unroll
+      for (float& x : v) x *= factor;
+      unpack8(pack8(v), v);
+    }
+    if (coding.row_inverse_scale) {
+      const float scale = __fdiv_rn(1.0f, coding.row_inverse_scale[piece.row]);
+#pragma unroll
+      for (float& x : v) x *= scale;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] *= scales[i];
+    }
+    uint2 codes;
+    if constexpr (rounding == octet::Rounding::Stochastic) {
+      uint8_t bytes[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) bytes[i] = encode_stochastic(format, v[i], piece.words[i]);
+      codes = make_uint2(plain::join(bytes[0], bytes[1], bytes[2], bytes[3]),
+                         plain::join(bytes[4], bytes[5], bytes[6], bytes[7]));
+    } else {
+      codes = make_uint2(encode_x4(format, make_float4(v[0], v[1], v[2], v[3])),
+                         encode_x4(format, make_float4(v[4], v[5], v[6], v[7])));
+    }
+    if (coding.counters) count(v, codes);
+    return codes;
+  }
+
+ private:
+  // Values beyond the matrix are zero (or NaN, where their scale is) and count as neither.
+  __device__ __forceinline__ void count(const float (&v)[8], uint2 codes) {
+    const float max = max_of(format);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t code = plain::code_of(i < 4 ? codes.x : codes.y, i % 4);
+      saturated += fabsf(v[i]) > max ? 1 : 0;
+      flushed += v[i] != 0.0f && (code & 0x7fu) == 0 ? 1 : 0;
+    }
+  }
+};
+
+// One atomic a block and counter. All threads.
+__device__ __forceinline__ void add_counts(uint64_t* counters, unsigned elements, const Rule& rule) {
+  if (!counters) return;
+  GPU_SHARED(unsigned, of_block, 2);
+  __syncthreads();  // readers of an earlier call are done
+  if (threadIdx.x < 2) of_block[threadIdx.x] = 0;
+  __syncthreads();
+  const unsigned saturated = __reduce_add_sync(all_lanes, rule.saturated);
+  const unsigned flushed = __reduce_add_sync(all_lanes, rule.flushed);
+  if (threadIdx.x % 32 == 0) {
+    atomicAdd(of_block, saturated);
+    atomicAdd(of_block + 1, flushed);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  static_assert(sizeof(unsigned long long) == sizeof(uint64_t));
+  auto* const to = reinterpret_cast<unsigned long long*>(counters);
+  atomicAdd(to, elements);
+  if (of_block[0]) atomicAdd(to + 1, of_block[0]);
+  if (of_block[1]) atomicAdd(to + 2, of_block[1]);
+}
+
+struct Tiling {
+  int64_t across;        // tiles beside each other
+  Access access;         // of the source, the factors and the row copy
+  Access column_access;  // of the column copy
+};
+
+template <class T, octet::Rounding rounding, Copies copies>
+__global__ void __launch_bounds__(threads) encode_kernel(EncodeArguments args, Tiling tiling) {
+  GPU_SHARED(uint32_t, transposed, tile_columns * column_words);
+  const int64_t rows = args.source.rows, columns = args.source.columns;
+  const int64_t tile = blockIdx.x, r0 = tile / tiling.across * tile_rows,
+                c0 = tile % tiling.across * tile_columns;
+  const bool write_row = args.row && !(args.encode_row && *args.encode_row == 0);
+  if (!write_row && !args.column) return;
+
+  // A warp's threads: 8 patches beside each other, 4 below each other.
+  const int patch_column = static_cast<int>(threadIdx.x) % lane_patches,
+            patch_row = static_cast<int>(threadIdx.x) / lane_patches;
+  const int64_t r = r0 + patch_rows * patch_row, c = c0 + patch_columns * patch_column;
+  const T* const values = static_cast<const T*>(args.source.values);
+
+  Piece pieces[patch_rows];
+#pragma unroll
+  for (int i = 0; i < patch_rows; ++i) {
+    pieces[i].row = r + i < rows ? r + i : rows - 1;  // one that may be read
+    if (r + i < rows && c < columns) {
+      load_up_to8(tiling.access, values + (r + i) * columns + c, columns - c, pieces[i].values);
+    } else {
+#pragma unroll
+      for (float& v : pieces[i].values) v = 0.0f;
+    }
+  }
+  if (args.source.column_factor && c < columns) {
+    float factors[8];
+    load_up_to8(tiling.access, args.source.column_factor + c, columns - c, factors);
+#pragma unroll
+    for (Piece& piece : pieces) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) piece.values[i] *= factors[i];
+    }
+  }
+  if (args.source.storage == octet::Format::FP32 || args.source.column_factor) {
+#pragma unroll
+    for (Piece& piece : pieces) unpack8(pack8(piece.values), piece.values);
+  }
+
+  Rule row_rule(args, args.row_coding, c, tiling.access);
+  Rule column_rule(args, args.column_coding, c, tiling.access);
+  uint2 codes[patch_rows];  // of the column copy
+#pragma unroll
+  for (int i = 0; i < patch_rows; ++i) {
+    if constexpr (rounding == octet::Rounding::Stochastic) {
+      random_words(args.rounding_key, static_cast<uint64_t>((r + i) * columns + c), pieces[i].words);
+    }
+    if (copies == Copies::Same || write_row) codes[i] = row_rule.codes_of<rounding>(pieces[i]);
+    if (write_row && r + i < rows && c < columns)
+      store_codes(tiling.access, args.row + (r + i) * columns + c, columns - c, codes[i]);
+    if (copies == Copies::Different && args.column) codes[i] = column_rule.codes_of<rounding>(pieces[i]);
+  }
+
+  if (args.column) {
+    uint32_t low[4], high[4];
+    transpose4(codes[0].x, codes[1].x, codes[2].x, codes[3].x, low);
+    transpose4(codes[0].y, codes[1].y, codes[2].y, codes[3].y, high);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      transposed[word_of(patch_columns * patch_column + j, patch_row)] = low[j];
+      transposed[word_of(patch_columns * patch_column + 4 + j, patch_row)] = high[j];
+    }
+    __syncthreads();
+    constexpr int quads = column_words / 4;  // threads a column, 16 rows each
+#pragma unroll
+    for (int j = static_cast<int>(threadIdx.x) / quads; j < tile_columns; j += threads / quads) {
+      const int quad = static_cast<int>(threadIdx.x) % quads;
+      const int64_t first = r0 + 16 * quad;
+      if (c0 + j >= columns || first >= rows) continue;
+      const uint4 sixteen = gpu::load(reinterpret_cast<const uint4*>(transposed + word_of(j, 4 * quad)));
+      uint8_t* const to = args.column + (c0 + j) * rows + first;
+      if (tiling.column_access == Access::Vectors) {
+        gpu::store(reinterpret_cast<uint4*>(to), sixteen);
+      } else {
+        store_codes(Access::Single, to, rows - first, make_uint2(sixteen.x, sixteen.y));
+        store_codes(Access::Single, to + 8, rows - first - 8, make_uint2(sixteen.z, sixteen.w));
+      }
+    }
+  }
+
+  const int64_t height = rows - r0 < tile_rows ? rows - r0 : tile_rows,
+                width = columns - c0 < tile_columns ? columns - c0 : tile_columns;
+  const auto elements = static_cast<unsigned>(height * width);
+  if (copies == Copies::Same || write_row) add_counts(args.row_coding.counters, elements, row_rule);
+  if (copies == Copies::Different && args.column)
+    add_counts(args.column_coding.counters, elements, column_rule);
+}
+
+template <class T, octet::Rounding rounding>
+void launch_encode(const EncodeArguments& args, Copies copies) {
+  const int64_t rows = args.source.rows, columns = args.source.columns;
+  const Tiling tiling{
+      .across = (columns + tile_columns - 1) / tile_columns,
+      .access = in_vectors(columns, args.source.values, args.source.column_factor, args.row,
+                           args.row_coding.column_inverse_scale, args.column_coding.column_inverse_scale)
+                    ? Access::Vectors
+                    : Access::Single,
+      .column_access = rows % 16 == 0 && is_aligned16(args.column) ? Access::Vectors : Access::Single};
+  const int64_t down = (rows + tile_rows - 1) / tile_rows;
+  gpu::launch(copies == Copies::Same ? encode_kernel<T, rounding, Copies::Same>
+                                     : encode_kernel<T, rounding, Copies::Different>,
+              {.grid = static_cast<unsigned>(tiling.across * down),
+               .block = static_cast<unsigned>(threads),
+               .stream = args.stream},
+              args, tiling);
+}
+
+}  // namespace
+
+void encode(const EncodeArguments& args) {
+  if (args.source.rows <= 0 || args.source.columns <= 0 || (!args.row && !args.column)) return;
+  const Copies copies = args.column && !args.column_is_row ? Copies::Different : Copies::Same;
+  with_storage(args.source.storage, [&](auto storage) {
+    using T = decltype(storage);
+    if (args.rounding == octet::Rounding::Stochastic) {
+      launch_encode<T, octet::Rounding::Stochastic>(args, copies);
+    } else {
+      launch_encode<T, octet::Rounding::Nearest>(args, copies);
+    }
+  });
+}
+
+OCTET_KERNELS_END
