@@ -79,6 +79,14 @@ __device__ __forceinline__ void store_some(T* to, int64_t count, const float (&v
   }
 }
 
+// A value as it comes back from memory.
+template <class T>
+__device__ __forceinline__ float round_to(float v) {
+  T stored;
+  octet::store(&stored, v);
+  return octet::load(stored);
+}
+
 // Host side: may 16-byte accesses be used? All pointers are aligned, and rows of `width` values keep it so.
 // A null pointer is not accessed, hence aligned.
 inline bool is_aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
