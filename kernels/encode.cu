@@ -9,6 +9,8 @@
 // columns in whole 128-byte lines a row, writes the row codes, transposes the patch in registers into one
 // word (four rows) a column and leaves the words in shared memory, from where they go out as 128 bytes a
 // column.
+#include <type_traits>
+
 #include "base/random.h"
 #include "kernels/block.h"
 #include "kernels/cast.h"
@@ -45,22 +47,23 @@ __device__ __forceinline__ void transpose4(uint32_t a, uint32_t b, uint32_t c, u
   words[3] = __byte_perm(ab_high, cd_high, 0x7632);
 }
 
-// The words of eight neighbouring elements (numerics: random_bits).
+// The words of eight neighbouring elements (numerics: random_bits): a window of three blocks of four.
 __device__ __forceinline__ void random_words(uint64_t key, uint64_t element, uint32_t (&words)[8]) {
-  if (element % 4 == 0) {
-    const Random4 low = philox(key, element / 4), high = philox(key, element / 4 + 1);
-    words[0] = low.x, words[1] = low.y, words[2] = low.z, words[3] = low.w;
-    words[4] = high.x, words[5] = high.y, words[6] = high.z, words[7] = high.w;
-  } else {
+  const uint64_t block = element / 4;
+  const Random4 first = philox(key, block), second = philox(key, block + 1);
+  const Random4 third = element % 4 ? philox(key, block + 2) : Random4{};
+  const uint32_t all[12] = {first.x,  first.y,  first.z, first.w, second.x, second.y,
+                            second.z, second.w, third.x, third.y, third.z,  third.w};
+  uint32_t even[9];  // from an even element on
 #pragma unroll
-    for (int i = 0; i < 8; ++i) words[i] = random_bits(key, element + static_cast<uint64_t>(i));
-  }
+  for (int i = 0; i < 9; ++i) even[i] = element & 2 ? all[i + 2] : all[i];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) words[i] = element & 1 ? even[i + 1] : even[i];
 }
 
-// Part of a row, rounded to BF16.
+// Eight neighbours of a row, rounded to BF16 and packed.
 struct Piece {
-  float values[8];
-  uint32_t words[8];  // stochastic rounding only
+  uint4 bits;
   int64_t row;
 };
 
@@ -83,11 +86,11 @@ struct Rule {
     }
   }
 
+  // `words`: for stochastic rounding.
   template <octet::Rounding rounding>
-  __device__ __forceinline__ uint2 codes_of(const Piece& piece) {
+  __device__ __forceinline__ uint2 codes_of(const Piece& piece, const uint32_t (&words)[8]) {
     float v[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = piece.values[i];
+    unpack8(piece.bits, v);
     if (coding.row_factor) {
       const float factor = coding.row_factor[piece.row];
 #pragma unroll
@@ -106,7 +109,7 @@ struct Rule {
     if constexpr (rounding == octet::Rounding::Stochastic) {
       uint8_t bytes[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) bytes[i] = encode_stochastic(format, v[i], piece.words[i]);
+      for (int i = 0; i < 8; ++i) bytes[i] = encode_stochastic(format, v[i], words[i]);
       codes = make_uint2(plain::join(bytes[0], bytes[1], bytes[2], bytes[3]),
                          plain::join(bytes[4], bytes[5], bytes[6], bytes[7]));
     } else {
@@ -158,6 +161,45 @@ struct Tiling {
   Access column_access;  // of the column copy
 };
 
+struct Place {
+  int64_t column;
+  Access access;
+};
+// The pieces of rows r .. r + 3; zeros beyond the matrix. All loads are issued before the first is used.
+template <class T>
+__device__ __forceinline__ void read_pieces(const CastSource& source, const Place& at, int64_t r,
+                                            Piece (&pieces)[patch_rows]) {
+  const int64_t c = at.column, columns = source.columns;
+  const T* const from = static_cast<const T*>(source.values) + r * columns + c;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (at.access == Access::Vectors && !source.column_factor) {  // as they are
+#pragma unroll
+      for (int i = 0; i < patch_rows; ++i) {
+        pieces[i].bits = r + i < source.rows && c < columns
+                             ? gpu::load(reinterpret_cast<const uint4*>(from + i * columns))
+                             : make_uint4(0, 0, 0, 0);
+      }
+      return;
+    }
+  }
+  float v[patch_rows][8] = {};
+#pragma unroll
+  for (int i = 0; i < patch_rows; ++i) {
+    if (r + i < source.rows && c < columns) load_up_to8(at.access, from + i * columns, columns - c, v[i]);
+  }
+  if (source.column_factor && c < columns) {
+    float factors[8];
+    load_up_to8(at.access, source.column_factor + c, columns - c, factors);
+#pragma unroll
+    for (auto& values : v) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] *= factors[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < patch_rows; ++i) pieces[i].bits = pack8(v[i]);
+}
+
 template <class T, octet::Rounding rounding, Copies copies>
 __global__ void __launch_bounds__(threads) encode_kernel(EncodeArguments args, Tiling tiling) {
   GPU_SHARED(uint32_t, transposed, tile_columns * column_words);
@@ -171,45 +213,26 @@ __global__ void __launch_bounds__(threads) encode_kernel(EncodeArguments args, T
   const int patch_column = static_cast<int>(threadIdx.x) % lane_patches,
             patch_row = static_cast<int>(threadIdx.x) / lane_patches;
   const int64_t r = r0 + patch_rows * patch_row, c = c0 + patch_columns * patch_column;
-  const T* const values = static_cast<const T*>(args.source.values);
 
   Piece pieces[patch_rows];
 #pragma unroll
-  for (int i = 0; i < patch_rows; ++i) {
+  for (int i = 0; i < patch_rows; ++i)
     pieces[i].row = r + i < rows ? r + i : rows - 1;  // one that may be read
-    if (r + i < rows && c < columns) {
-      load_up_to8(tiling.access, values + (r + i) * columns + c, columns - c, pieces[i].values);
-    } else {
-#pragma unroll
-      for (float& v : pieces[i].values) v = 0.0f;
-    }
-  }
-  if (args.source.column_factor && c < columns) {
-    float factors[8];
-    load_up_to8(tiling.access, args.source.column_factor + c, columns - c, factors);
-#pragma unroll
-    for (Piece& piece : pieces) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) piece.values[i] *= factors[i];
-    }
-  }
-  if (args.source.storage == octet::Format::FP32 || args.source.column_factor) {
-#pragma unroll
-    for (Piece& piece : pieces) unpack8(pack8(piece.values), piece.values);
-  }
+  read_pieces<T>(args.source, {c, tiling.access}, r, pieces);
 
   Rule row_rule(args, args.row_coding, c, tiling.access);
   Rule column_rule(args, args.column_coding, c, tiling.access);
   uint2 codes[patch_rows];  // of the column copy
 #pragma unroll
   for (int i = 0; i < patch_rows; ++i) {
-    if constexpr (rounding == octet::Rounding::Stochastic) {
-      random_words(args.rounding_key, static_cast<uint64_t>((r + i) * columns + c), pieces[i].words);
-    }
-    if (copies == Copies::Same || write_row) codes[i] = row_rule.codes_of<rounding>(pieces[i]);
+    uint32_t words[8] = {};
+    if constexpr (rounding == octet::Rounding::Stochastic)
+      random_words(args.rounding_key, static_cast<uint64_t>((r + i) * columns + c), words);
+    if (copies == Copies::Same || write_row) codes[i] = row_rule.codes_of<rounding>(pieces[i], words);
     if (write_row && r + i < rows && c < columns)
       store_codes(tiling.access, args.row + (r + i) * columns + c, columns - c, codes[i]);
-    if (copies == Copies::Different && args.column) codes[i] = column_rule.codes_of<rounding>(pieces[i]);
+    if (copies == Copies::Different && args.column)
+      codes[i] = column_rule.codes_of<rounding>(pieces[i], words);
   }
 
   if (args.column) {
