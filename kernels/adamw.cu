@@ -57,8 +57,6 @@ __device__ __forceinline__ uint32_t magnitude(float x) { return __float_as_uint(
 
 // ---- four neighbours of a thread, from i on; n of them are there (vectors: all four, and aligned)
 
-enum class Access : uint8_t { Vector, Single };
-
 template <class T>
 __device__ __forceinline__ void load_singles(const T* from, int n, float (&v)[own]) {
 #pragma unroll
@@ -92,14 +90,14 @@ __device__ __forceinline__ void store4(Access access, BFloat16* to, int n, const
                        make_uint2(pack_bfloat16x2(v[0], v[1]), pack_bfloat16x2(v[2], v[3])));
 }
 __device__ __forceinline__ uint32_t load_codes(Access access, const uint8_t* from, int n) {
-  if (access == Access::Vector) return gpu::load_streaming(reinterpret_cast<const uint32_t*>(from));
+  if (access == Access::Vectors) return gpu::load_streaming(reinterpret_cast<const uint32_t*>(from));
   uint32_t codes = 0;
 #pragma unroll
   for (int j = 0; j < own; ++j) codes |= j < n ? static_cast<uint32_t>(from[j]) << (8 * j) : 0u;
   return codes;
 }
 __device__ __forceinline__ void store_codes(Access access, uint8_t* to, int n, uint32_t codes) {
-  if (access == Access::Vector) return gpu::store_streaming(reinterpret_cast<uint32_t*>(to), codes);
+  if (access == Access::Vectors) return gpu::store_streaming(reinterpret_cast<uint32_t*>(to), codes);
 #pragma unroll
   for (int j = 0; j < own; ++j) {
     if (j < n) to[j] = plain::code_of(codes, j);
@@ -192,7 +190,7 @@ template <bool vectors>
 __device__ __forceinline__ Place place_of(int64_t begin, int64_t count) {
   const int64_t i = begin + own * static_cast<int64_t>(threadIdx.x % 32), left = count - i;
   const int n = static_cast<int>(left < 0 ? 0 : left < own ? left : own);
-  return {n ? i : begin, n, vectors && n == own ? Access::Vector : Access::Single};
+  return {n ? i : begin, n, vectors && n == own ? Access::Vectors : Access::Single};
 }
 
 template <class Gradient, bool vectors>

@@ -28,9 +28,6 @@ __device__ __forceinline__ int64_t first_row() {
 }
 __device__ __forceinline__ int64_t rows_apart() { return static_cast<int64_t>(gridDim.x) * warps_in_block(); }
 
-// How the values of a row are reached: 16 bytes at a time, or one by one (any width, any alignment).
-enum class Access : uint8_t { Vectors, Single };
-
 // The first min(8, count) of `from`; those beyond the row are zero. In vectors a row has no ragged end.
 template <class T>
 __device__ __forceinline__ void load_up_to8(Access access, const T* from, int64_t count, float (&v)[8]) {

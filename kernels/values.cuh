@@ -13,6 +13,9 @@ OCTET_KERNELS_BEGIN
 
 inline constexpr int vector_values = 8;
 
+// How the values of a row are reached: 16 bytes at a time, or one by one (any width, any alignment).
+enum class Access : uint8_t { Vectors, Single };
+
 __device__ __forceinline__ void unpack8(uint4 bits, float (&v)[8]) {
   const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll

@@ -24,7 +24,7 @@ fi
 if hits=$(grep -rnE '#include [<"](cuda|cooperative_groups|cub/|thrust/|mma\.h)' kernels 2>/dev/null | grep -v '^kernels/gpu\.h:'); then
   printf 'CUDA headers outside kernels/gpu.h:\n%s\n' "$hits"; failed=1
 fi
-if hits=$(grep -rnE '\basm\b' kernels --include='*.cu' --include='*.h' 2>/dev/null | grep -v '^kernels/instructions\.h:'); then
+if hits=$(grep -rnE '\basm\b' kernels --include='*.cu' --include='*.cuh' --include='*.h' 2>/dev/null | grep -v '^kernels/instructions\.h:'); then
   printf 'inline assembly outside kernels/instructions.h:\n%s\n' "$hits"; failed=1
 fi
 # One name, one type: two headers that define a type of the same name are two definitions in one program.
