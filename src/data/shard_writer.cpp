@@ -24,7 +24,7 @@ ShardWriter::~ShardWriter() {
 void ShardWriter::open_shard() {
   const std::string name = fmt::format("{}_{:06}.bin", options_.prefix, files_.size());
   files_.push_back(options_.folder / name);
-  partial_ = options_.folder / fmt::format(".{}.partial", name);
+  partial_ = options_.folder / fmt::format(".{}{}", name, partial_extension);
   file_ = std::make_unique<FileWriter>(partial_, ExitCode::Data);
   shard_left_ = std::min(options_.shard_tokens, options_.total_tokens - written_);
   uint32_t header[256] = {};

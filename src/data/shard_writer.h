@@ -31,6 +31,7 @@ class ShardWriter {
   void write(std::span<const int32_t> ids);
   void close();  // Error(Internal) for fewer than total_tokens
   const std::vector<std::filesystem::path>& files() const { return files_; }
+  static constexpr const char* partial_extension = ".partial";  // of a shard that is not whole yet
 
  private:
   void open_shard();

@@ -135,7 +135,7 @@ void choose_validation(std::vector<Document>& documents, double fraction) {
     })->validation = true;
 }
 
-// Removes the shards of a former call; returns whether anything else is in the folder.
+// Beside what a call that died may have left.
 bool holds_anything(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder))
     if (entry.path().filename() != work_folder) return true;
@@ -153,6 +153,14 @@ std::vector<fs::path> former_shards(const fs::path& folder) {
         found.push_back(entry.path());
   }
   return found;
+}
+
+// What a call that was killed left: whole shards, and the one it was at.
+void remove_leftovers(const fs::path& work) {
+  std::vector<fs::path> leftovers = former_shards(work);
+  for (const auto& entry : fs::directory_iterator(work))
+    if (entry.path().extension() == ShardWriter::partial_extension) leftovers.push_back(entry.path());
+  for (const fs::path& leftover : leftovers) fs::remove(leftover);
 }
 
 void write_document(ShardWriter& writer, const Document& document,
@@ -217,7 +225,7 @@ TokenizeResult tokenize(const TokenizeOptions& options) {
                 fmt::format("{}: cannot be made: {}", options.output.string(), failure.message()),
                 "name a folder that can be written");
   std::optional<FolderLock> lock(std::in_place, work, ExitCode::Usage);
-  for (const fs::path& leftover : former_shards(work)) fs::remove(leftover);
+  remove_leftovers(work);
   // 2 bytes a token, and room for headers.
   if (const uint64_t needed = 2 * (all_bytes + corpus.documents.size()) + (1u << 20), free = free_bytes(work);
       free < needed)

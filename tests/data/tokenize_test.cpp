@@ -1,4 +1,8 @@
 #include "data/tokenize.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "base/files.h"
 #include "catch.h"
 #include "data/byte_tokenizer.h"
@@ -230,6 +234,42 @@ TEST_CASE("a full disk leaves no shard behind, and the next call works") {
     for (const std::string& file : expand_glob(folder / "out/*.bin")) fs::remove(file);
   }
   CHECK(tokenize({.inputs = {folder / "a"}, .output = folder / "out"}).train.tokens == 901);
+}
+
+TEST_CASE("killed before any file operation, a call can be made again and gives the same shards") {
+  const TemporaryFolder folder;
+  write_file(folder / "a", std::string(900, 'a'));
+  const auto call = [&](const std::string& output) {
+    tokenize({.inputs = {folder / "a"},
+              .output = folder / output,
+              .shard_tokens = 400,
+              .existing = ExistingShards::Replace});
+  };
+  call("whole");
+  bool killed = true;
+  int64_t operation = 0;
+  for (; killed; ++operation) {
+    INFO("killed before file operation " << operation);
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      int64_t left = operation;
+      set_file_hook([&](FileOperation, const fs::path&) {
+        if (left-- == 0) _exit(137);
+      });
+      call("out");
+      _exit(0);
+    }
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    killed = WEXITSTATUS(status) == 137;
+    CHECK_NOTHROW(call("out"));
+    REQUIRE(expand_glob(folder / "out/*").size() == 3);
+    for (const std::string shard : {"train_000000.bin", "train_000001.bin", "train_000002.bin"})
+      CHECK(read_text(folder / ("out/" + shard), ExitCode::Data) ==
+            read_text(folder / ("whole/" + shard), ExitCode::Data));
+  }
+  CHECK(operation > 20);
 }
 
 TEST_CASE("inputs that cannot be read are named, all of them, before anything is written") {
