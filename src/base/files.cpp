@@ -193,7 +193,12 @@ bool exchange_durably(const fs::path& a, const fs::path& b, ExitCode code) {
     if (error == EINVAL || error == ENOSYS || error == ENOTSUP) return false;
     fail(code, "exchange a file with", b, error);
   }
-  sync_folder(folder_of(b), code);
+  try {
+    sync_folder(folder_of(b), code);
+  } catch (...) {  // who is told that it failed finds everything as it was
+    ::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE);
+    throw;
+  }
   return true;
 }
 

@@ -69,7 +69,7 @@ void write_atomically(const std::filesystem::path& path, const std::string& text
 void sync_folder(const std::filesystem::path& folder, ExitCode code);
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to, ExitCode code);
 // Two names of one folder change places in one operation, so that neither is ever missing. False, and nothing
-// done, where the file system cannot (renameat2(2), RENAME_EXCHANGE).
+// done, where the file system cannot (renameat2(2), RENAME_EXCHANGE). After an Error they are as before.
 bool exchange_durably(const std::filesystem::path& a, const std::filesystem::path& b, ExitCode code);
 void remove_durably(const std::filesystem::path& path,
                     ExitCode code);  // folders first become .trash-*, then go; nothing there: nothing to do

@@ -185,6 +185,14 @@ void check_precision(const RunConfig& c, Problems& out) {
                    fmt::format("the recipe is called \"{}\" but its operands are FP8; call it \"fp8\"",
                                escape_control(r.name))});
   }
+  if (r.float8() && r.first_blocks_bf16 + r.last_blocks_bf16 == c.model.layers) {
+    out.push_back(
+        {"/precision/recipe",
+         {"/precision", "/model/layers", "/model/preset"},
+         fmt::format("first {} and last {} blocks in BF16 leave none of the {} in FP8; use the recipe "
+                     "\"bf16\"",
+                     r.first_blocks_bf16, r.last_blocks_bf16, c.model.layers)});
+  }
   if (r.first_blocks_bf16 + r.last_blocks_bf16 > c.model.layers) {
     out.push_back({"/precision/first_blocks_bf16",
                    {"/precision/last_blocks_bf16", "/model/layers", "/model/preset"},

@@ -232,13 +232,13 @@ class Reader {
     if (!source.contains("files")) complain(at, "\"files\" is missing; allowed: a list of paths or globs");
   }
 
-  // A rule is judged only when every field it reads is itself in order.
+  // A rule is judged only when every field it reads, and the section that field is in, is itself in order.
   bool broken(const RuleProblem& problem) const {
     std::vector<std::string> involved = problem.involved;
     involved.push_back(problem.pointer);
     for (const std::string& pointer : involved) {
       for (const std::string& bad : broken_) {
-        if (bad == pointer || bad.compare(0, pointer.size() + 1, pointer + "/") == 0) return true;
+        if (bad == pointer || bad.starts_with(pointer + "/") || pointer.starts_with(bad + "/")) return true;
       }
     }
     return false;

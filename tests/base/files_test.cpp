@@ -252,6 +252,14 @@ TEST_CASE("two folders change names in one operation, or nothing happens") {
   CHECK(read_text(a / "name", ExitCode::Data) == (exchanged ? "b" : "a"));  // not every file system can
   CHECK(read_text(b / "name", ExitCode::Data) == (exchanged ? "a" : "b"));
   CHECK_THROWS_AS(exchange_durably(a, folder.path / "missing", ExitCode::Checkpoint), Error);
+  const std::string before = read_text(a / "name", ExitCode::Data);
+  {
+    const HookGuard guard([&](FileOperation operation, const fs::path&) {
+      if (operation == FileOperation::SyncFolder) throw Error(ExitCode::Checkpoint, "no sync");
+    });
+    if (exchanged) CHECK_THROWS_AS(exchange_durably(a, b, ExitCode::Checkpoint), Error);
+  }
+  CHECK(read_text(a / "name", ExitCode::Data) == before);
 }
 
 TEST_CASE("globs match in byte order, plain paths pass, nothing is nothing") {

@@ -294,10 +294,16 @@ TEST_CASE("a recipe cannot claim a precision its operands do not have") {
             .has("at most one E5M2"));
   CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"format": "bf16"}}})")
             .has("both or neither"));
-  for (const char* good : {R"({"precision": {"recipe": "fp8", "grad": {"format": "e4m3"}}})",
-                           R"({"precision": {"recipe": "fp8", "grad": {"format": "bf16"}}})",
-                           R"({"precision": {"recipe": "fp8", "grad": {"rounding": "stochastic"}}})",
-                           R"({"precision": {"recipe": "fp32"}})"})
+  CHECK(complaint_of(
+            R"({"model": {"layers": 4}, "precision": {"recipe": "fp8", "first_blocks_bf16": 3,
+                                                      "last_blocks_bf16": 1}})")
+            .has("leave none of the 4 in FP8"));
+  for (const char* good :
+       {R"({"precision": {"recipe": "fp8", "grad": {"format": "e4m3"}}})",
+        R"({"model": {"layers": 4}, "precision": {"recipe": "fp8", "first_blocks_bf16": 3}})",
+        R"({"precision": {"recipe": "fp8", "grad": {"format": "bf16"}}})",
+        R"({"precision": {"recipe": "fp8", "grad": {"rounding": "stochastic"}}})",
+        R"({"precision": {"recipe": "fp32"}})"})
     CHECK(complaint_of(good).what.empty());
 }
 
