@@ -201,13 +201,16 @@ void require_claimed_precision(const RunHistory& run) {
   if (!precision.is_object() || !precision.contains("input") || !precision.at("input").is_object()) return;
   const JsonFields input(precision.at("input"), (run.folder / config_file).string() + ": /precision/input");
   const bool claims_fp8 = input.text("format", "").starts_with("e");
-  const double share = run.steps.back().fp8_flop_share;
-  if (claims_fp8 == (share > 0)) return;
-  throw Error(
-      ExitCode::Usage,
-      fmt::format("{}: the configuration {} FP8 linears, but {:.1f} % of the GEMM FLOPs that ran were FP8",
-                  run.name, claims_fp8 ? "claims" : "has no", 100 * share),
-      "the run is not what its label says: do not compare it, report it");
+  // Every step: a run may have gone on from a checkpoint of another recipe.
+  for (const StepRecord& step : run.steps) {
+    if (claims_fp8 == (step.fp8_flop_share > 0)) continue;
+    throw Error(
+        ExitCode::Usage,
+        fmt::format("{}: the configuration {} FP8 linears, but {:.1f} % of the GEMM FLOPs that ran in "
+                    "step {} were FP8",
+                    run.name, claims_fp8 ? "claims" : "has no", 100 * step.fp8_flop_share, step.step),
+        "the run is not what its label says, or changed its recipe on the way: do not compare it");
+  }
 }
 
 }  // namespace
@@ -307,10 +310,13 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
     c.speed_up = speed_up(baseline, variant);
     c.net_benefit = c.speed_up / c.token_penalty;
   }
-  const std::string diverged = own_divergence(variant);
+  const std::string diverged = own_divergence(variant), broken = own_divergence(baseline);
   if (!diverged.empty()) {
     c.verdict = Verdict::Diverged;
     c.sentence = diverged;
+  } else if (!broken.empty()) {  // whoever is better than that need not be good
+    c.verdict = Verdict::Inconclusive;
+    c.sentence = fmt::format("the baseline is none: {}", broken);
   } else if (c.steps.empty() || c.steps.back() < fewest_steps) {
     const int64_t steps = c.steps.empty() ? 0 : c.steps.back();
     c.more_steps_needed = fewest_steps - steps;

@@ -78,6 +78,16 @@ TEST_CASE("seeds of the baseline replace the anchor as the band") {
   CHECK(noise_band({synthetic_log(bf16())}).relative == 0.0025);
 }
 
+TEST_CASE("a variant is not equivalent to a baseline that diverged") {
+  SyntheticRun rising = bf16();
+  rising.gap = [](int64_t s) { return s > 300 ? 2.0 : 0.0; };
+  const RunHistory variant = synthetic_log(fp8([](int64_t) { return 0.0; }));
+  const Comparison c = compare_runs(synthetic_log(rising), variant, NoiseBand{});
+  CHECK(c.verdict == Verdict::Inconclusive);
+  CHECK(c.sentence.find("baseline") != std::string::npos);
+  CHECK(compare_runs(synthetic_log(bf16()), variant, NoiseBand{}).verdict == Verdict::Equivalent);
+}
+
 TEST_CASE("runs that are not twins are refused") {
   const RunHistory baseline = synthetic_log(bf16());
   CHECK_NOTHROW(require_comparable(baseline, synthetic_log(fp8([](int64_t) { return 0.0; }))));
@@ -90,6 +100,9 @@ TEST_CASE("runs that are not twins are refused") {
   SyntheticRun mislabelled = fp8([](int64_t) { return 0.0; });
   mislabelled.fp8_share = 0;  // says FP8, ran BF16
   CHECK_THROWS_AS(require_comparable(baseline, synthetic_log(mislabelled)), Error);
+  RunHistory changed = synthetic_log(fp8([](int64_t) { return 0.0; }));
+  changed.steps[10].fp8_flop_share = 0;  // BF16 until it was resumed with another recipe
+  CHECK_THROWS_AS(require_comparable(baseline, changed), Error);
   SyntheticRun secret = bf16();
   secret.fp8_share = 0.5;  // says BF16, ran FP8
   CHECK_THROWS_AS(require_comparable(synthetic_log(secret), baseline), Error);
