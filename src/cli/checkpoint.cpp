@@ -18,6 +18,12 @@ namespace octet {
 namespace fs = std::filesystem;
 namespace {
 
+// Without the slash that a shell's completion leaves: the last component is the folder's name.
+fs::path folder_named(const std::string& text) {
+  const fs::path path(text);
+  return path.has_filename() || !path.has_relative_path() ? path : path.parent_path();
+}
+
 // A run folder, its checkpoints folder, or one checkpoint.
 std::vector<CheckpointEntry> entries_at(const fs::path& path) {
   if (fs::exists(path / manifest_file)) return {{read_manifest(path).state.step, path}};
@@ -182,13 +188,13 @@ void add_checkpoint(CLI::App& app, Action& action) {
   CLI::App* l = command->add_subcommand("list", "Step, tokens, loss and size of every checkpoint");
   l->add_option("PATH", *first, "a run's folder")->required();
   l->footer("Example:\n  octet checkpoint list runs/quickstart/fp8");
-  l->callback([first, &action] { action = [first] { return list(*first); }; });
+  l->callback([first, &action] { action = [first] { return list(folder_named(*first)); }; });
 
   CLI::App* v = command->add_subcommand(
       "verify", "Read every byte and compare checksums; exit code 4 when one is damaged");
   v->add_option("PATH", *first, "a run's folder, or one checkpoint")->required();
   v->footer("Example:\n  octet checkpoint verify runs/quickstart/fp8");
-  v->callback([first, &action] { action = [first] { return verify(*first); }; });
+  v->callback([first, &action] { action = [first] { return verify(folder_named(*first)); }; });
 
   CLI::App* d = command->add_subcommand(
       "diff", "Are two checkpoints equal, and where do they first differ; exit code 1 when they differ");

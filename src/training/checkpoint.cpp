@@ -130,10 +130,15 @@ void replace_checkpoint(const fs::path& fresh, const fs::path& old) {
     }
     verify_checkpoint(old);
   } catch (...) {
+    std::error_code ignored;
     if (exchanged) {
-      exchange_durably(fresh, old, ExitCode::Checkpoint);
+      try {
+        exchange_durably(fresh, old, ExitCode::Checkpoint);
+      } catch (const Error& error) {  // no way back now: restore_former() decides between the two
+        log_warning("{}", error.what());
+        fs::rename(aside, old.string() + former_suffix, ignored);
+      }
     } else {
-      std::error_code ignored;
       if (!fs::exists(fresh, ignored)) rename_durably(old, fresh, ExitCode::Checkpoint);
       if (fs::exists(aside, ignored)) rename_durably(aside, old, ExitCode::Checkpoint);
     }

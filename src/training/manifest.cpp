@@ -105,7 +105,10 @@ Manifest read_manifest(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / manifest_file;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored))
-    throw Error(ExitCode::Checkpoint, fmt::format("{}: incomplete: no {}", folder.string(), manifest_file),
+    throw Error(ExitCode::Checkpoint,
+                std::filesystem::exists(folder, ignored)
+                    ? fmt::format("{}: incomplete: no {}", folder.string(), manifest_file)
+                    : fmt::format("{}: no such checkpoint", folder.string()),
                 "give --resume the folder of a whole checkpoint (octet checkpoint list)");
   return parse_manifest(read_text(path, ExitCode::Checkpoint), path.string());
 }

@@ -193,6 +193,12 @@ void RunFolder::check_resumable(const TrainRequest& request, const std::string& 
                             forbidden),
                 "restore these values, choose another run.output, or start again with --overwrite");
   const std::string recorded = describe(changes, ChangeClass::Recorded);
+  if (!recorded.empty() && manifest.state.step >= request.config.run.steps)
+    throw Error(
+        ExitCode::Checkpoint,
+        fmt::format("{} is the end of a finished run: no step is left for the changed configuration: {}",
+                    resume_.folder.filename().string(), recorded),
+        "raise run.steps, choose another run.output, or start again with --overwrite");
   if (!recorded.empty()) {
     log_warning("the configuration changed since {}: {}", resume_.folder.filename().string(), recorded);
     notes_.push_back("configuration changed: " + recorded);

@@ -31,8 +31,9 @@ Trainer::Trainer(const TrainerParts& p)
       detector_(config_.health.spike_deviations, config_.health.spike_window),
       order_(p.train, config_.run.seed, window_order(config_)),
       log_({folder_.path(), folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
-      saver_(folder_.checkpoints(), {config_.checkpoint.keep, config_.checkpoint.keep_every},
-             folder_.resume().folder.parent_path() == folder_.checkpoints() ? state_.step : -1),
+      saver_(
+          folder_.checkpoints(), {config_.checkpoint.keep, config_.checkpoint.keep_every},
+          folder_.resume().folder == folder_.checkpoints() / checkpoint_name(state_.step) ? state_.step : -1),
       epochs_(p.train.sources().size(), -1) {}
 
 TrainResult Trainer::run() {
@@ -50,8 +51,11 @@ TrainResult Trainer::run() {
 }
 
 TrainResult Trainer::loop() {
+  // What a stop cut short is made up for before the first step, as an uninterrupted run would have done it.
+  if (!evaluate_if_due()) return stop();
+  if (evaluated_late_ == state_.step && state_.step < config_.run.steps) save_if_due();
   while (state_.step < config_.run.steps) {
-    if (signals_.stop_requested() || !evaluate_if_due()) return stop();
+    if (signals_.stop_requested()) return stop();
     switch (step()) {
       case Outcome::Done:
         break;
@@ -63,7 +67,6 @@ TrainResult Trainer::loop() {
     if (!evaluate_if_due()) return stop();
     save_if_due();
   }
-  if (!evaluate_if_due()) return stop();
   if (!save_now())
     return result(ExitCode::Checkpoint, "trained to the end, but the last save failed: " + save_error_);
   return result(ExitCode::Success, "");
@@ -305,6 +308,7 @@ bool Trainer::evaluate_if_due() {
   const double loss = sum / static_cast<double>(validation_windows_ * config_.model.context);
   state_.validation_loss = loss;
   state_.validated_step = step;
+  if (saver_.newest() == step) evaluated_late_ = step;
   log_.write("validation", step,
              {{"time", wall_seconds()},
               {"validation/loss", json_number(loss)},
@@ -317,6 +321,8 @@ bool Trainer::evaluate_if_due() {
 
 // ---- saving
 // ---------------------------------------------------------------------------------------------------
+
+bool Trainer::saved() const { return saver_.newest() == state_.step && evaluated_late_ != state_.step; }
 
 void Trainer::save_if_due() {
   const auto finish = [this](const std::optional<SaveOutcome>& outcome) {
@@ -331,7 +337,7 @@ void Trainer::save_if_due() {
   const int64_t every = config_.checkpoint.every;
   const bool asked = signals_.take_save_request();
   const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
-  if ((!asked && !due) || saver_.newest() == state_.step) return;
+  if ((!asked && !due) || saved()) return;
   if (saver_.busy() && asked) {
     finish(saver_.wait());
   } else if (saver_.busy()) {  // never queue: a slow disk must not hold the training up (F25)
@@ -347,7 +353,7 @@ void Trainer::save_if_due() {
 
 bool Trainer::save_now() {
   if (const auto outcome = saver_.wait()) finish_save(*outcome);
-  if (saver_.newest() == state_.step) return true;
+  if (saved()) return true;
   start_save();
   const auto outcome = saver_.wait();
   finish_save(*outcome);
@@ -356,6 +362,7 @@ bool Trainer::save_now() {
 
 void Trainer::start_save() {
   injector_.enter(Phase::Save, state_.step);
+  evaluated_late_ = -1;
   memory_.snapshot.take(device_);
   Manifest manifest;
   manifest.config = Json::parse(to_json(config_));

@@ -66,6 +66,7 @@ class Trainer {
   bool roll_back(double loss, double deviation);
   std::string diagnosis(const StepReport& report);
 
+  bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();
   bool save_now();  // waits; false when it failed
   void start_save();
@@ -96,6 +97,7 @@ class Trainer {
   Progress progress_;
   CheckpointSaver saver_;
   std::unique_ptr<Loader> loader_;
+  int64_t evaluated_late_ = -1;  // step that was saved before its evaluation: a stop cut that short
   std::vector<int64_t> epochs_;  // newest epoch seen, by source; -1: none yet
   int64_t validation_batches_ = 0, validation_windows_ = 0;
   double step_seconds_ = 0;  // smoothed, for the time left

@@ -71,6 +71,7 @@ TEST_CASE("octet train prints its steps, proves its precision, and goes on after
 
   CHECK(place.octet("checkpoint list run").says("step-00000020"));
   CHECK(place.octet("checkpoint verify run").code == 0);
+  CHECK(place.octet("checkpoint verify run/checkpoints/step-00000020/").says("step-00000020: whole"));
   fs::resize_file(place.run("checkpoints/step-00000020/masters.safetensors"), 1000);
   const CommandRun damaged = place.octet("checkpoint verify run");
   CHECK(damaged.code == 4);

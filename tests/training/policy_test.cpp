@@ -12,16 +12,18 @@ TEST_CASE("SIGTERM saves and stops in every phase, and the resumed run ends with
   const TinyData data;
   TinyRun whole(data);
   whole.go();
-  for (const char* phase : {"startup", "step,step=3", "evaluation,step=4", "save,step=6"}) {
+  for (const char* phase :
+       {"startup", "step,step=3", "evaluation,step=4", "evaluation,step=8", "save,step=6"}) {
     INFO(phase);
     TinyRun run(data);
     const TrainResult result = run.go({fmt::format("signal:name=TERM,phase={}", phase)});
     CHECK(result.code == ExitCode::Stopped);
-    CHECK(result.step < 8);
+    CHECK(result.step <= 8);
     CHECK(result.reason == "SIGTERM");
     CHECK_NOTHROW(verify_checkpoint(run.checkpoint(result.step)));
     CHECK(run.go().code == ExitCode::Success);
-    CHECK(files_in(run.checkpoint(8)) == files_in(whole.checkpoint(8)));
+    for (int step = 2; step <= 8; step += 2)
+      CHECK(files_in(run.checkpoint(step)) == files_in(whole.checkpoint(step)));
     CHECK(run.records("validation").size() == 2);  // an evaluation cut short is made up for
   }
 }
@@ -110,6 +112,22 @@ TEST_CASE("a changed configuration is refused, recorded or free, by key") {
   for (const std::string& text : run.events("resume"))
     recorded = recorded || text.find("/schedule/learning_rate") != std::string::npos;
   CHECK(recorded);
+  // Finished: no step would follow the new value, and config.json must not claim it.
+  run.request.config.schedule.learning_rate = 3e-2;
+  CHECK(error_of([&] { run.go(); }).find("no step is left") != std::string::npos);
+  CHECK(bytes_of(run.path() / config_file).find("0.02") != std::string::npos);
+}
+
+TEST_CASE("a superseded checkpoint that a run goes on from is saved under its own name") {
+  const TinyData data;
+  TinyRun run(data);
+  run.go();
+  run.request.resume = {ResumePolicy::Kind::Path, run.checkpoint(4).string()};
+  CHECK(run.go({"signal:name=TERM,phase=startup"}).step == 4);
+  const fs::path aside = run.path() / "checkpoints" / "superseded-step-00000006";
+  run.request.resume = {ResumePolicy::Kind::Path, aside.string()};
+  CHECK(run.go({"signal:name=TERM,phase=startup"}).step == 6);
+  CHECK(files_in(run.checkpoint(6)) == files_in(aside));
 }
 
 TEST_CASE("another run's folder is not taken over, even before its first checkpoint") {
@@ -200,7 +218,7 @@ TEST_CASE("a run that is refused leaves nothing of its own behind") {
     run.request.config = config;
     run.request.config.run.output = (run.folder.path / output).string();
     expect_nothing(refused({ResumePolicy::Kind::Require, {}}), "no checkpoint to resume from");
-    expect_nothing(refused({ResumePolicy::Kind::Path, "nowhere"}), "nowhere: incomplete: no manifest.json");
+    expect_nothing(refused({ResumePolicy::Kind::Path, "nowhere"}), "nowhere: no such checkpoint");
     expect_nothing(refused({ResumePolicy::Kind::Path, damaged.string()}), "masters.safetensors: 0 bytes");
     expect_nothing(refused({}, {"memory:available=1000"}), "the run needs");
     run.request.config.model.width = 64;
@@ -226,7 +244,7 @@ TEST_CASE("mistakes of the command line are reported before those of the data") 
   run.request.config.data.train = {{"train", {"/nowhere/train_*.bin"}, 1}};
   CHECK(error_of([&] { run.go({"explode:step=1"}); }).find("--inject explode") == 0);
   run.request.resume = {ResumePolicy::Kind::Path, "/nowhere/step-00000001"};
-  CHECK(error_of([&] { run.go(); }).find("/nowhere/step-00000001: incomplete") == 0);
+  CHECK(error_of([&] { run.go(); }).find("/nowhere/step-00000001: no such checkpoint") == 0);
   run.request.resume = {};
   CHECK(error_of([&] { run.go(); }).find("/nowhere/train_*.bin") != std::string::npos);
 }
