@@ -37,6 +37,8 @@ void check_operand(const Matmul& m, const Operand& x) {
   if (!code && x.inverse_scale) refuse(m, "an inverse scale on values that are not codes");
 }
 
+}  // namespace
+
 void check_shapes(const Matmul& m) {
   if (m.a.values.shape.rank() != 2 || m.b.values.shape.rank() != 2 || m.out.shape.rank() != 2)
     refuse(m, "matrices need two dimensions");
@@ -47,8 +49,6 @@ void check_shapes(const Matmul& m) {
   if (m.out.rows() != outer_size(m.a) || m.out.columns() != outer_size(m.b))
     refuse(m, fmt::format("the result must be [{}, {}]", outer_size(m.a), outer_size(m.b)));
 }
-
-}  // namespace
 
 void check(const Matmul& m) {
   check_shapes(m);

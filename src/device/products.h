@@ -8,6 +8,7 @@ namespace octet {
 
 // Types, shapes and scales of a product; Error(Internal) naming the whole key when it is not one of ours.
 void check(const Matmul& matmul);
+void check_shapes(const Matmul& matmul);  // the same without scales, for products that have no data yet
 
 // Sizes of the product: out [M, N], inner K.
 int64_t outer_size(const Operand& operand);

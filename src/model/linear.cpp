@@ -19,7 +19,6 @@ void scale_by_site(Operand& codes, const Pass& pass, int site) {
 }
 void scale_by_row(Operand& codes, const Tensor& inverse_scales) {
   codes.inverse_scale = inverse_scales.as<float>();
-  codes.granularity = ScaleGranularity::Outer;
 }
 
 // One name, one category, one life: what a layer's buffers have in common.
@@ -176,6 +175,8 @@ Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) co
   matmul.a = as_stored(fprop_float8() ? input.row : input.high);
   matmul.b = as_stored(fprop_float8() ? weight_row_ : storage_weight_.values());
   matmul.out = output;
+  if (fprop_float8() && (options_.smooth == SmoothSwiGLU::Token || options_.smooth == SmoothSwiGLU::Dual))
+    matmul.a.granularity = ScaleGranularity::Outer;
   return matmul;
 }
 
@@ -195,6 +196,8 @@ Matmul Linear::wgrad_operands(const CastBuffers& grad, const CastBuffers& input)
   matmul.b = wgrad_float8() ? as_stored(input.column) : transposed(input.high);
   matmul.out = parameter_.gradient;
   matmul.accumulate = true;
+  if (wgrad_float8() && (options_.smooth == SmoothSwiGLU::Channel || options_.smooth == SmoothSwiGLU::Dual))
+    matmul.b.granularity = ScaleGranularity::Outer;
   return matmul;
 }
 

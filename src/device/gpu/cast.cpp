@@ -119,7 +119,9 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
                           .stream = stream});
   }
 
-  kernels::EncodeArguments encode{.source = values, .format = target.cast.format};
+  kernels::EncodeArguments encode{};
+  encode.source = values;
+  encode.format = target.cast.format;
   encode.rounding = target.cast.rounding;
   encode.rounding_key = target.rounding_key;
   encode.row = codes_of(target.row);

@@ -2,6 +2,7 @@
 #include "device/gpu/gpu_device.h"
 #include "device/products.h"
 #include "device/smooth_swiglu.h"
+#include "kernels/cast.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/rmsnorm.h"

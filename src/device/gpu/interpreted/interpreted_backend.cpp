@@ -1,4 +1,4 @@
-#include "device/gpu/interpreted_backend.h"
+#include "device/gpu/interpreted/interpreted_backend.h"
 
 #include <cstring>
 #include <utility>

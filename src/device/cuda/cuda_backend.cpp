@@ -1,0 +1,47 @@
+#include "device/cuda/cuda_backend.h"
+
+#include <algorithm>
+
+namespace octet {
+
+CudaBackend::CudaBackend(const DeviceOptions& options)
+    : gpu_(open_gpu()),
+      scratch_(stream_),
+      matmul_(gpu_, options, stream_, scratch_),
+      attention_(gpu_, options, stream_, scratch_) {}
+
+void* CudaBackend::allocate(size_t bytes) {
+  void* const data = allocate_on_device(std::max<size_t>(bytes, 1));
+  clear(data, bytes);
+  synchronize();
+  return data;
+}
+
+void CudaBackend::free(void* pointer) {
+  if (pointer == nullptr) return;
+  cudaStreamSynchronize(stream_.get());  // an operation may still use it; its error is a later call's
+  cudaFree(pointer);
+}
+
+void CudaBackend::copy_to_host(void* host, const void* device, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.get()),
+             "copying from the GPU");
+  synchronize();
+}
+void CudaBackend::copy_from_host(void* device, const void* host, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_.get()),
+             "copying to the GPU");
+  synchronize();
+}
+void CudaBackend::copy_on_device(void* to, const void* from, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.get()), "copying on the GPU");
+}
+void CudaBackend::clear(void* pointer, size_t bytes) {
+  check_cuda(cudaMemsetAsync(pointer, 0, bytes, stream_.get()), "clearing memory of the GPU");
+}
+
+size_t CudaBackend::workspace_bytes(const DeviceWork& work) const {
+  return std::max(matmul_.prepare(work.matmuls), attention_.prepare(work.attentions));
+}
+
+}  // namespace octet

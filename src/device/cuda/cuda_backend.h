@@ -1,0 +1,43 @@
+// What the GPU device needs beside its kernels, by CUDA, cuBLASLt and cuDNN.
+#pragma once
+#include "device/cuda/cublaslt_matmul.h"
+#include "device/cuda/cudnn_attention.h"
+#include "device/cuda/gpu_facts.h"
+#include "device/cuda/runtime.h"
+#include "device/gpu/backend.h"
+
+namespace octet {
+
+class CudaBackend final : public GpuBackend {
+ public:
+  explicit CudaBackend(const DeviceOptions& options);
+
+  DeviceInfo info() const override { return device_info(gpu_); }
+  void* stream() const override { return stream_.get(); }
+
+  void* allocate(size_t bytes) override;
+  void free(void* pointer) override;
+  void copy_to_host(void* host, const void* device, size_t bytes) override;
+  void copy_from_host(void* device, const void* host, size_t bytes) override;
+  void copy_on_device(void* to, const void* from, size_t bytes) override;
+  void clear(void* pointer, size_t bytes) override;
+  void synchronize() override { stream_.synchronize(); }
+
+  // Plans all of this work: products are measured, attention is compiled. A second call for the same work
+  // finds its plans.
+  size_t workspace_bytes(const DeviceWork& work) const override;
+  void set_workspace(const Tensor& workspace) override { scratch_.use(workspace); }
+
+  std::string matmul(const Matmul& m) override { return matmul_.run(m); }
+  std::string attention_forward(const AttentionForward& a) override { return attention_.forward(a); }
+  std::string attention_backward(const AttentionBackward& a) override { return attention_.backward(a); }
+
+ private:
+  GpuFacts gpu_;  // opened first: everything below needs a device
+  CudaStream stream_;
+  LibraryScratch scratch_;
+  mutable CublasLtMatmul matmul_;  // plans are remembered; no answer depends on which were
+  mutable CudnnAttention attention_;
+};
+
+}  // namespace octet
