@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -10,11 +11,13 @@ namespace octet {
 
 void check_cudnn(const Cudnn& library, cudnnStatus_t status, const std::string& what) {
   if (status == CUDNN_STATUS_SUCCESS) return;
-  std::array<char, 512> why{};
-  library.cudnnGetLastErrorString(why.data(), why.size());
+  std::array<char, 512> lines{};
+  library.cudnnGetLastErrorString(lines.data(), lines.size());
+  std::string why = lines.data();
+  std::replace(why.begin(), why.end(), '\n', ' ');
   throw Error(ExitCode::Hardware,
               fmt::format("{}: {}{}", what, library.cudnnGetErrorString(status),
-                          why[0] == '\0' ? std::string() : fmt::format(" ({})", why.data())),
+                          why.empty() ? std::string() : fmt::format(" ({})", why)),
               "run octet doctor: it compares the driver, cuDNN and the GPU");
 }
 
