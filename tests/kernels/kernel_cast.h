@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,20 @@ inline const std::vector<TargetKind>& target_kinds() {
        .by_column = true},
       {.name = "row factor", .cast = {e5m2, current, power, nearest}, .row_factor = true},
   };
+  return kinds;
+}
+
+inline const TargetKind& target_kind(const std::string& name) {
+  for (const TargetKind& kind : target_kinds()) {
+    if (kind.name == name) return kind;
+  }
+  throw std::out_of_range(name);
+}
+// Those that differ for a producer: what it measures, and whether it knows the scale of row codes.
+inline std::vector<TargetKind> producer_kinds() {
+  std::vector<TargetKind> kinds;
+  for (const char* name : {"current", "delayed", "delayed, no history", "dual", "row factor"})
+    kinds.push_back(target_kind(name));
   return kinds;
 }
 
