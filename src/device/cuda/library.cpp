@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace octet {
 
@@ -40,6 +41,20 @@ LibrarySearch cudnn_search() {
           .hint =
               "install cuDNN (apt: libcudnn9-cuda-13, pip: nvidia-cudnn-cu13) and put its folder into "
               "LD_LIBRARY_PATH or CUDA_HOME"};
+}
+
+// cuDNN opens these two by name when it needs them, in the loader's path only. Once they are loaded from
+// wherever they are, it finds them; when they are nowhere, it says so itself.
+void open_what_cudnn_needs(int cuda_major) {
+  for (const char* name : {"libcublasLt.so", "libnvrtc.so"}) {
+    LibrarySearch search = cudnn_search();
+    search.files = {fmt::format("{}.{}", name, cuda_major)};
+    try {
+      const SharedLibrary library(search);
+    } catch (const Error& error) {
+      log_debug("cuDNN may miss it: {}", error.what());
+    }
+  }
 }
 
 }  // namespace
@@ -129,6 +144,7 @@ Cudnn open_cudnn() {
 #undef OCTET_BIND
   table.file = library.file();
   check_cudnn_version(table.cudnnGetVersion(), table.file);
+  open_what_cudnn_needs(static_cast<int>(table.cudnnGetCudartVersion() / 1000));
   return table;
 }
 

@@ -59,6 +59,7 @@ std::vector<std::string> cuda_library_folders();
 
 #define OCTET_CUDNN_FUNCTIONS(USE)   \
   USE(cudnnGetVersion)               \
+  USE(cudnnGetCudartVersion)         \
   USE(cudnnGetErrorString)           \
   USE(cudnnGetLastErrorString)       \
   USE(cudnnCreate)                   \
