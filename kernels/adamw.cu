@@ -23,9 +23,10 @@ OCTET_KERNELS_BEGIN
 namespace {
 
 constexpr unsigned threads = 256, warps = threads / 32;
-constexpr int own = 4;                  // neighbours a thread has: 16 bytes of FP32, 4 of codes
-constexpr int usual_block = 32 * own;   // a warp's: the blocks of the recipes, in one pass in registers
-constexpr int64_t largest_span = 1024;  // of other blocks: in shared memory
+constexpr int own = 4;                        // neighbours a thread has: 16 bytes of FP32, 4 of codes
+constexpr int usual_block = 32 * own;         // a warp's: the blocks of the recipes, in one pass in registers
+constexpr int64_t blocks_per_processor = 20;  // five are resident at 48 registers: four even waves
+constexpr int64_t largest_span = 1024;        // of other blocks: in shared memory
 
 struct Rule {
   float beta1, rest1, beta2, rest2, decay, rate, epsilon;
@@ -358,8 +359,9 @@ void adamw(const AdamWArguments& args) {
   const bool vectors = is_aligned16(args.master) && is_aligned16(args.gradient) &&
                        is_aligned16(args.first.values) && is_aligned16(args.second.values);
   const bool one_scale = has_one_scale(args.first) || has_one_scale(args.second);
-  const gpu::Launch walk{
-      .grid = walking_grid(args.count, warps * usual_block), .block = threads, .stream = args.stream};
+  const gpu::Launch walk{.grid = walking_grid(args.count, warps * usual_block, blocks_per_processor),
+                         .block = threads,
+                         .stream = args.stream};
   with_storage(args.gradient_storage, [&](auto type) {
     using Gradient = decltype(type);
     if (one_scale) gpu::launch(measure_kernel<Gradient>, walk, update);

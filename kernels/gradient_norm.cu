@@ -86,7 +86,7 @@ __device__ __forceinline__ double sum_by_block(const T* __restrict__ x, int64_t 
     __syncthreads();
     if (threadIdx.x < width) lanes[threadIdx.x] += lanes[threadIdx.x + width];
   }
-  return lanes[0];
+  return threadIdx.x == 0 ? lanes[0] : 0.0;
 }
 
 struct Finish {

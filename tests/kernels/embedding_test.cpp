@@ -137,12 +137,12 @@ TEST_CASE("embedding backward has the bits of the CPU's sums in token order") {
 }
 
 TEST_CASE("embedding backward sorts any number of tokens of any vocabulary") {
-  for (const int64_t vocabulary : {1, 2, 255, 256, 257, 65535, 65536, 70000}) {  // one, two and three digits
-    for (const int64_t tokens : {31, 2048, 2049})
-      check_same({.tokens = tokens, .vocabulary = vocabulary, .width = 3});
-  }
+  for (const int64_t vocabulary : {1, 2, 255, 256, 257, 65535, 65536, 70000})  // one, two and three digits
+    check_same({.tokens = 31, .vocabulary = vocabulary, .width = 3});
+  for (const int64_t tokens : {256, 2048, 2049})
+    check_same({.tokens = tokens, .vocabulary = 257, .width = 3});
   check_same(
-      {.tokens = 9000, .vocabulary = 300, .width = 8});  // five blocks, and runs of some thousand tokens
+      {.tokens = 4500, .vocabulary = 300, .width = 8});  // three blocks, and runs of hundreds of tokens
 }
 
 TEST_CASE("embedding backward skips ids out of range") {
@@ -173,7 +173,7 @@ TEST_CASE("embedding backward skips ids out of range") {
 
 TEST_CASE(
     "embedding backward gives the same bits in every schedule, and another order of tokens is noticed") {
-  const Backward b{.storage = DType::F32, .tokens = 5000, .vocabulary = 300};
+  const Backward b{.storage = DType::F32, .tokens = 2200, .vocabulary = 300};
   const Array table = random_table(b), gradient = random_gradient(b),
               ids = some_ids(b.tokens, b.vocabulary, 3);
   const Array theirs(table);
