@@ -104,6 +104,7 @@ int run_command_line(int argc, char** argv) {
   add_checkpoint(app, action);
   add_doctor(app, action);
   add_bench(app, action);
+  add_selftest(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version

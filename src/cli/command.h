@@ -20,4 +20,5 @@ void add_config(CLI::App& app, Action& action);
 void add_checkpoint(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
+void add_selftest(CLI::App& app, Action& action);
 }  // namespace octet

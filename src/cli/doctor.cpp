@@ -8,12 +8,14 @@
 #include <oneapi/dnnl/dnnl.h>
 #endif
 
+#include "base/error.h"
 #include "base/text.h"
 #include "base/version.h"
 #include "cli/command.h"
 #include "cli/machine.h"
 #include "config/document.h"
 #include "numerics/recipes.h"
+#include "training/open_device.h"
 
 namespace octet {
 namespace {
@@ -36,8 +38,19 @@ bool has(const MachineFacts& facts, const char* feature) {
   return std::find(facts.features.begin(), facts.features.end(), feature) != facts.features.end();
 }
 
+// Why the CUDA device cannot be opened here; empty when it can.
+std::string problem_of_cuda() {
+  try {
+    open_device("cuda", {});
+    return {};
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
 std::vector<Verdict> verdicts(const MachineFacts& facts) {
   std::vector<Verdict> list;
+  const std::string cuda_problem = problem_of_cuda();
   for (const std::string& recipe : recipe_names()) {
     Verdict cpu{recipe, "cpu", "yes", ""};
     if (recipe == "fp32") {
@@ -51,11 +64,17 @@ std::vector<Verdict> verdicts(const MachineFacts& facts) {
       cpu.reason = recipe == "fp8" ? "real FP8 codes, exact rounding; " + gemm : gemm;
     }
     list.push_back(cpu);
-    Verdict cuda{recipe, "cuda", "no", "this build has no CUDA device"};
+    Verdict cuda{recipe, "cuda", cuda_problem.empty() ? "yes" : "no", cuda_problem};
+    if (cuda_problem.empty())
+      cuda.reason = recipe == "fp32" ? "attention needs BF16 storage: use --device cpu"
+                                     : "not yet run on a GPU: check with 'octet selftest --device cuda'";
+    if (cuda_problem.empty() && recipe == "fp32") cuda.state = "no";
     const bool fp8_gpu = std::any_of(facts.nvidia.devices.begin(), facts.nvidia.devices.end(),
                                      [](const NvidiaDevice& d) { return d.major * 10 + d.minor >= 89; });
-    if (recipe == "fp8" && !facts.nvidia.devices.empty() && !fp8_gpu)
-      cuda.reason += "; FP8 needs compute capability 8.9 or newer";
+    if (recipe == "fp8" && !facts.nvidia.devices.empty() && !fp8_gpu) {
+      cuda.state = "no";
+      cuda.reason = "FP8 products need compute capability 8.9 or newer";
+    }
     list.push_back(cuda);
   }
   return list;

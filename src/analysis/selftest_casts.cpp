@@ -1,0 +1,295 @@
+// Casts and the operations that end in one.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+
+#include "analysis/selftest_cases.h"
+#include "base/random.h"
+#include "numerics/bfloat16.h"
+
+namespace octet::selftest {
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+// ---- casts
+
+enum class Copies { Row, Column, Both };
+struct CastVariant {
+  const char* name;
+  Copies copies = Copies::Both;
+  bool row_scales = false, column_scales = false, row_factor = false, column_factor = false;
+  Scaling scaling = Scaling::Current;
+  ScaleRule rule = ScaleRule::PowerOfTwo;
+  Rounding rounding = Rounding::Nearest;
+  bool counted = true;
+  float history = 0;  // the site's scale from earlier steps
+  float poison = 0;   // one value of the tensor; 0: none
+};
+
+constexpr int64_t cast_rows = 67, cast_columns = 149;
+
+CastTarget cast_target(Workbench& w, const CastVariant& v, Format format, int64_t rows, int64_t columns) {
+  CastTarget out;
+  const DType codes = dtype_of(format);
+  if (v.copies != Copies::Column) out.row = w.zeros(codes, {rows, columns});
+  if (v.copies != Copies::Row) out.column = w.zeros(codes, {columns, rows});
+  out.cast = {format, v.scaling, v.rule, v.rounding};
+  out.site = w.site(v.history);
+  if (!v.counted) out.site.counters = nullptr;
+  if (v.row_scales) out.row_inverse_scale = w.zeros(DType::F32, {rows});
+  if (v.column_scales) out.column_inverse_scale = w.zeros(DType::F32, {columns});
+  if (v.row_factor) {
+    Values factors = normal(rows, 77);
+    out.row_factor = w.floats(DType::F32, {rows}, factors);
+    out.column_site = w.site(v.history);
+  }
+  out.rounding_key = 12345;
+  return out;
+}
+
+void compare_target(Workbench& w, const CastTarget& out) {
+  if (!out.high.empty()) w.output("high", out.high);
+  if (!out.row.empty()) w.output("row codes", out.row);
+  if (!out.column.empty()) w.output("column codes", out.column);
+  if (!out.row_inverse_scale.empty()) w.output("row scales", out.row_inverse_scale);
+  if (!out.column_inverse_scale.empty()) w.output("column scales", out.column_inverse_scale);
+  if (out.site.scale) w.output("site", out.site);
+  if (out.column_site.scale) w.output("column site", out.column_site);
+}
+
+const CastVariant cast_variants[] = {
+    {.name = "current"},
+    {.name = "current, row only", .copies = Copies::Row},
+    {.name = "current, column only", .copies = Copies::Column},
+    {.name = "current exact", .rule = ScaleRule::Exact},
+    {.name = "delayed, first step", .scaling = Scaling::Delayed},
+    {.name = "delayed", .scaling = Scaling::Delayed, .history = 8},
+    {.name = "delayed, saturating", .scaling = Scaling::Delayed, .counted = false, .history = 4096},
+    {.name = "per row and per column", .row_scales = true, .column_scales = true},
+    {.name = "per row", .row_scales = true},
+    {.name = "per column", .column_scales = true},
+    {.name = "row factors", .row_factor = true},
+    {.name = "row factors and row scales", .row_scales = true, .row_factor = true},
+    {.name = "column factors", .copies = Copies::Row, .column_factor = true},
+    {.name = "stochastic", .rounding = Rounding::Stochastic},
+    {.name = "with an infinity", .poison = infinity},
+    {.name = "with a NaN", .row_scales = true, .column_scales = true, .poison = NAN},
+};
+
+}  // namespace
+
+void add_casts(std::vector<SelftestCase>& cases) {
+  for (const DType storage : {DType::F32, DType::BF16}) {
+    for (const Format format : {Format::E4M3, Format::E5M2}) {
+      for (const CastVariant& v : cast_variants) {
+        cases.push_back({"cast",
+                         with_storage(storage, fmt::format("{}, {}", name_of(dtype_of(format)), v.name)), 0,
+                         [=](Workbench& w) {
+                           Values values = hard(cast_rows * cast_columns, 1);
+                           if (v.poison != 0) values[5 * cast_columns + 7] = v.poison;
+                           CastOperation op;
+                           op.source = w.floats(storage, {cast_rows, cast_columns}, values);
+                           if (v.column_factor)
+                             op.column_factor = w.floats(DType::F32, {cast_columns}, normal(cast_columns, 2));
+                           op.out = cast_target(w, v, format, cast_rows, cast_columns);
+                           op.out.high = w.zeros(DType::BF16, {cast_rows, cast_columns});
+                           w.device().cast(op);
+                           compare_target(w, op.out);
+                         }});
+      }
+    }
+  }
+  for (const Format format : {Format::E4M3, Format::E5M2}) {  // F2
+    cases.push_back({"cast", fmt::format("all 65,536 BF16 numbers to {}", name_of(dtype_of(format))), 0,
+                     [=](Workbench& w) {
+                       std::vector<BFloat16> all(65536);
+                       for (size_t i = 0; i < all.size(); ++i) all[i] = {static_cast<uint16_t>(i)};
+                       CastOperation op;
+                       op.source = w.bytes(DType::BF16, {256, 256}, all.data());
+                       const CastVariant once{.name = "", .scaling = Scaling::Delayed, .history = 1};
+                       op.out = cast_target(w, once, format, 256, 256);
+                       w.device().cast(op);
+                       compare_target(w, op.out);
+                     }});
+  }
+}
+
+namespace {
+
+// What a producer is asked for: nothing, current, delayed with history, per row and column.
+const CastVariant producer_variants[] = {
+    {.name = "no codes"},
+    {.name = "current E4M3"},
+    {.name = "delayed E4M3", .scaling = Scaling::Delayed, .counted = false, .history = 16},
+    {.name = "delayed E4M3, first step", .scaling = Scaling::Delayed, .counted = false},
+};
+CastTarget producer_target(Workbench& w, const CastVariant& v, DType storage, int64_t rows, int64_t columns) {
+  CastTarget out;
+  if (&v != &producer_variants[0]) out = cast_target(w, v, Format::E4M3, rows, columns);
+  out.high = w.zeros(storage, {rows, columns});
+  return out;
+}
+
+// ---- norms, RoPE, SwiGLU
+
+void add_norms(std::vector<SelftestCase>& cases) {
+  for (const DType storage : {DType::F32, DType::BF16}) {
+    for (const CastVariant& v : producer_variants) {
+      for (const int64_t width : {int64_t{1}, int64_t{200}, int64_t{1031}, int64_t{2048}}) {
+        const std::string variant = with_storage(storage, fmt::format("{}, 70 x {}", v.name, width));
+        constexpr int64_t rows = 70;
+        cases.push_back({"rmsnorm forward", variant, 0, [=, &v](Workbench& w) {
+                           RmsNormForward op;
+                           op.residual = w.floats(storage, {rows, width}, normal(rows * width, 1, 3));
+                           op.branch = w.floats(storage, {rows, width}, normal(rows * width, 2));
+                           op.residual_out = w.zeros(storage, {rows, width});
+                           op.gain = w.floats(DType::F32, {width}, normal(width, 3));
+                           op.rstd = w.zeros(DType::F32, {rows});
+                           op.out = producer_target(w, v, storage, rows, width);
+                           w.device().rmsnorm_forward(op);
+                           w.output("sum", op.residual_out);
+                           w.output("rstd", op.rstd);
+                           compare_target(w, op.out);
+                         }});
+        cases.push_back(
+            {"rmsnorm backward", variant, 0, [=, &v](Workbench& w) {
+               RmsNormBackward op;
+               op.out_gradient = w.floats(storage, {rows, width}, normal(rows * width, 1, 1e-3));
+               op.residual = w.floats(storage, {rows, width}, normal(rows * width, 2));
+               op.gain = w.floats(DType::F32, {width}, normal(width, 3));
+               Values rstd = normal(rows, 4);
+               for (float& x : rstd) x = std::fabs(x) + 0.1f;
+               op.rstd = w.floats(DType::F32, {rows}, rstd);
+               op.gain_gradient = w.floats(DType::F32, {width}, normal(width, 5));
+               op.residual_gradient_in = w.floats(storage, {rows, width}, normal(rows * width, 6, 1e-3));
+               op.residual_gradient = producer_target(w, v, storage, rows, width);
+               op.residual_gradient.high = op.residual_gradient_in;
+               w.device().rmsnorm_backward(op);
+               w.output("gain gradient", op.gain_gradient);
+               compare_target(w, op.residual_gradient);
+             }});
+      }
+    }
+  }
+}
+
+Values rope_table(int64_t context, int64_t half, bool sine) {
+  Values table(static_cast<size_t>(context * half));
+  for (int64_t s = 0; s < context; ++s) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle =
+          static_cast<double>(s) * std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half));
+      table[static_cast<size_t>(s * half + i)] = static_cast<float>(sine ? std::sin(angle) : std::cos(angle));
+    }
+  }
+  return table;
+}
+
+void add_rope(std::vector<SelftestCase>& cases) {
+  constexpr int64_t windows = 2, context = 37, rows = windows * context;
+  constexpr int heads = 4, kv_heads = 2;
+  for (const DType storage : {DType::F32, DType::BF16}) {
+    for (const CastVariant& v : producer_variants) {
+      for (const int head_width : {6, 64}) {
+        for (const bool biased : {false, true}) {
+          const int64_t width = (heads + 2 * kv_heads) * head_width;
+          const std::string variant = with_storage(
+              storage, fmt::format("{}, heads of {}{}", v.name, head_width, biased ? ", bias" : ""));
+          const auto tables = [=](Workbench& w, Tensor& cosine, Tensor& sine) {
+            cosine =
+                w.floats(DType::F32, {context, head_width / 2}, rope_table(context, head_width / 2, false));
+            sine = w.floats(DType::F32, {context, head_width / 2}, rope_table(context, head_width / 2, true));
+          };
+          if (&v == &producer_variants[0]) {
+            cases.push_back({"rope forward", variant, 0, [=](Workbench& w) {
+                               RopeForward op{};
+                               op.qkv = w.floats(storage, {rows, width}, normal(rows * width, 1));
+                               if (biased) op.bias = w.floats(DType::F32, {width}, normal(width, 2));
+                               tables(w, op.cosine, op.sine);
+                               op.heads = heads;
+                               op.kv_heads = kv_heads;
+                               op.head_width = head_width;
+                               w.device().rope_forward(op);
+                               w.output("qkv", op.qkv);
+                             }});
+          }
+          cases.push_back(
+              {"rope backward", variant, 0, [=, &v](Workbench& w) {
+                 RopeBackward op{};
+                 op.qkv_gradient = w.floats(storage, {rows, width}, normal(rows * width, 1, 1e-3));
+                 if (biased) op.bias_gradient = w.floats(DType::F32, {width}, normal(width, 2));
+                 tables(w, op.cosine, op.sine);
+                 op.heads = heads;
+                 op.kv_heads = kv_heads;
+                 op.head_width = head_width;
+                 op.out = producer_target(w, v, storage, rows, width);
+                 op.out.high = op.qkv_gradient;
+                 w.device().rope_backward(op);
+                 if (biased) w.output("bias gradient", op.bias_gradient);
+                 compare_target(w, op.out);
+               }});
+        }
+      }
+    }
+  }
+}
+
+void add_swiglu(std::vector<SelftestCase>& cases) {
+  struct Mode {
+    SmoothSwiGLU mode;
+    CastVariant v;
+  };
+  const Mode modes[] = {
+      {SmoothSwiGLU::None, {.name = "none"}},
+      {SmoothSwiGLU::None,
+       {.name = "none, delayed", .scaling = Scaling::Delayed, .counted = false, .history = 16}},
+      {SmoothSwiGLU::Token, {.name = "token", .row_scales = true}},
+      {SmoothSwiGLU::Channel, {.name = "channel", .column_scales = true}},
+      {SmoothSwiGLU::Dual, {.name = "dual", .row_scales = true, .column_scales = true}},
+  };
+  constexpr int64_t rows = 70;
+  for (const DType storage : {DType::F32, DType::BF16}) {
+    for (const int64_t width : {int64_t{5}, int64_t{264}}) {
+      for (const Mode& m : modes) {
+        cases.push_back({"swiglu forward",
+                         with_storage(storage, fmt::format("{}, {} x {}", m.v.name, rows, width)), 0,
+                         [=](Workbench& w) {
+                           SwiGluForward op;
+                           Values values = normal(rows * 2 * width, 1, 4);
+                           values[0] = 200;  // an outlier in one channel
+                           values[static_cast<size_t>(width)] = 200;
+                           op.gate_up = w.floats(storage, {rows, 2 * width}, values);
+                           op.mode = m.mode;
+                           op.out = cast_target(w, m.v, Format::E4M3, rows, width);
+                           op.out.high = w.zeros(storage, {rows, width});
+                           w.device().swiglu_forward(op);
+                           compare_target(w, op.out);
+                         }});
+      }
+      for (const CastVariant& v : producer_variants) {
+        cases.push_back({"swiglu backward",
+                         with_storage(storage, fmt::format("{}, {} x {}", v.name, rows, width)), 0,
+                         [=, &v](Workbench& w) {
+                           SwiGluBackward op;
+                           op.gate_up = w.floats(storage, {rows, 2 * width}, normal(rows * 2 * width, 1, 4));
+                           op.h_gradient = w.floats(storage, {rows, width}, normal(rows * width, 2, 1e-3));
+                           op.out = producer_target(w, v, storage, rows, 2 * width);
+                           w.device().swiglu_backward(op);
+                           compare_target(w, op.out);
+                         }});
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void add_producers(std::vector<SelftestCase>& cases) {
+  add_norms(cases);
+  add_rope(cases);
+  add_swiglu(cases);
+}
+
+}  // namespace octet::selftest

@@ -1,0 +1,59 @@
+#include "analysis/selftest.h"
+
+#include <set>
+
+#include "catch.h"
+#include "device/gpu/interpreted/interpreted_backend.h"
+
+using namespace octet;
+
+namespace {
+
+// A case whose result depends on the device it runs on.
+SelftestCase one_value(double bound, Device& reference, float expected, float found) {
+  return {"planted", "one value of three", bound, [&reference, expected, found](Workbench& w) {
+            const float value = &w.device() == &reference ? expected : found;
+            w.output("out", w.floats(DType::F32, {3}, {1.0f, value, 2.0f}));
+          }};
+}
+
+}  // namespace
+
+TEST_CASE("every operation of the GPU device on the interpreter gives the CPU device's bits") {
+  const auto reference = make_cpu_device({.deterministic = true}),
+             tested = make_interpreted_device({.deterministic = true});
+  std::set<std::string> operations;
+  for (const SelftestCase& one : selftest_operations(Libraries::Same)) {
+    const SelftestRow row = run_case(one, *reference, *tested);
+    INFO(row.operation << ": " << row.variant << ": " << row.detail);
+    CHECK(row.passed);
+    operations.insert(row.operation);
+  }
+  CHECK(operations.size() == 20);
+}
+
+TEST_CASE("a model trains on the interpreter to the CPU device's bits (slow)") {
+  const auto reference = make_cpu_device({.deterministic = true}),
+             tested = make_interpreted_device({.deterministic = true});
+  const std::vector<SelftestRow> rows = selftest_training(*reference, *tested, Libraries::Same);
+  CHECK(rows.size() == 15);
+  for (const SelftestRow& row : rows) {
+    INFO(row.variant << ": " << row.detail);
+    CHECK(row.passed);
+  }
+}
+
+TEST_CASE("the selftest sees one wrong value, one too large error, and an error thrown") {
+  const auto reference = make_cpu_device({}), tested = make_cpu_device({});
+  CHECK(run_case(one_value(0, *reference, 5, 5), *reference, *tested).passed);
+  const SelftestRow wrong = run_case(one_value(0, *reference, 5, 5.0000005f), *reference, *tested);
+  CHECK_FALSE(wrong.passed);
+  CHECK(wrong.detail == "out: 1 of 3 differ, the first at 1: 5 expected, 5.000000476837158 found");
+  CHECK(run_case(one_value(1e-3, *reference, 5, 5.001f), *reference, *tested).passed);
+  CHECK_FALSE(run_case(one_value(1e-3, *reference, 5, 5.01f), *reference, *tested).passed);
+  CHECK_FALSE(run_case(one_value(1e-3, *reference, 5, NAN), *reference, *tested).passed);
+  const SelftestCase thrown{"planted", "", 0, [](Workbench&) { throw std::runtime_error("no such kernel"); }};
+  CHECK(run_case(thrown, *reference, *tested).detail == "no such kernel");
+  const SelftestCase empty{"planted", "", 0, [](Workbench&) {}};
+  CHECK_FALSE(run_case(empty, *reference, *tested).passed);
+}
