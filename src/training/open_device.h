@@ -7,7 +7,8 @@
 #include "device/device.h"
 
 namespace octet {
-// "auto", "cpu" or "cuda"; Error(Hardware) for a device this build does not have.
+// "cpu", "cuda" or "auto": a GPU where there is a driver, otherwise the CPU; a warning says why a GPU that is
+// there is not used. Error(Hardware) with the remedy when "cuda" is not to be had.
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options);
 // What a run asks of its device. Whoever plans, measures or trains a run opens the device with these, so that
 // all three have the same workspace.

@@ -62,19 +62,6 @@ RunConfig with_real_validation(RunConfig config, const Dataset* validation) {
 
 }  // namespace
 
-std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options) {
-  if (name == "auto" || name == "cpu") return make_cpu_device(options);
-  if (name == "cuda")
-    throw Error(ExitCode::Hardware, "--device cuda: this build of octet has no CUDA device",
-                "use --device cpu: the same training with the same FP8 rounding");
-  throw Error(ExitCode::Usage, fmt::format("--device {}: unknown", escape_control(name)),
-              "auto, cpu or cuda");
-}
-
-DeviceOptions device_options(const RunConfig& config) {
-  return {.deterministic = config.run.deterministic, .threads = config.run.threads};
-}
-
 TrainResult train(const TrainRequest& request) {
   const RunConfig& config = request.config;
   SignalGuard signals;

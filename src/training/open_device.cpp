@@ -1,0 +1,55 @@
+#include "training/open_device.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/text.h"
+#if defined(OCTET_HAS_CUDA)
+#include "device/cuda/cuda_device.h"
+#endif
+
+namespace octet {
+namespace {
+
+std::unique_ptr<Device> open_cuda(const DeviceOptions& options) {
+#if defined(OCTET_HAS_CUDA)
+  return make_cuda_device(options);
+#else
+  (void)options;
+  throw Error(ExitCode::Hardware, "--device cuda: this build of octet has no CUDA device",
+              "build it where the CUDA toolkit is, or use --device cpu: the same training with the same FP8 "
+              "rounding");
+#endif
+}
+
+// The driver's device file: somebody expects a GPU to be used here.
+bool driver_is_there() {
+  std::error_code ignored;
+  return std::filesystem::exists("/dev/nvidiactl", ignored);
+}
+
+}  // namespace
+
+std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options) {
+  if (name == "cpu") return make_cpu_device(options);
+  if (name == "cuda") return open_cuda(options);
+  if (name != "auto")
+    throw Error(ExitCode::Usage, fmt::format("--device {}: unknown", escape_control(name)),
+                "auto, cpu or cuda");
+  if (!driver_is_there()) return make_cpu_device(options);
+  try {
+    return open_cuda(options);
+  } catch (const Error& error) {  // never silently: the user of a GPU machine did not mean the CPU
+    log_warning("the CPU is used although there is an NVIDIA driver: {}. {}", error.what(), error.hint());
+    return make_cpu_device(options);
+  }
+}
+
+DeviceOptions device_options(const RunConfig& config) {
+  return {.deterministic = config.run.deterministic, .threads = config.run.threads};
+}
+
+}  // namespace octet
