@@ -14,6 +14,7 @@ if [ -e "$folder" ] && [ ! -f "$folder/BUNDLE" ]; then
 fi
 rm -rf "$folder"
 mkdir -p "$folder/lib"
+: >"$folder/BUNDLE"   # so that a second try knows the folder as its own
 cmake --install "$build" --prefix "$folder" >/dev/null
 
 # The C library belongs to the machine, the driver's and NVIDIA's libraries are opened on demand.
@@ -29,8 +30,7 @@ ldd "$folder/bin/octet" | awk '$2 == "=>" { print $1, $3 }' | while read -r name
       ;;
   esac
 done
-cp -r README.md configs docs data/README.md "$folder/"
-rm -rf "$folder/docs/results"
+cp -r README.md configs docs "$folder/"
 
 glibc=$(getconf GNU_LIBC_VERSION)
 "$folder/bin/octet" --version >"$folder/BUNDLE"
