@@ -96,7 +96,18 @@ double token_penalty(const RunHistory& baseline, const RunHistory& variant) {
   return std::isfinite(penalty) && penalty > 0 ? penalty : 1;
 }
 
+std::string text_at(const Json& object, const char* key) {
+  return object.is_object() ? object.value(key, std::string{}) : std::string{};
+}
+
+// On a CPU, and on the kernel interpreter there, FP8 is emulated: its speed says nothing.
+bool ran_on_gpu(const RunHistory& run) {
+  const std::string device = text_at(run.start, "device");
+  return !device.empty() && device.find("CPU (") == std::string::npos;
+}
+
 double speed_up(const RunHistory& baseline, const RunHistory& variant) {
+  if (!ran_on_gpu(baseline) || !ran_on_gpu(variant)) return std::numeric_limits<double>::quiet_NaN();
   std::vector<double> a, b;
   for (const StepRecord& step : baseline.steps) a.push_back(step.tokens_per_second);
   for (const StepRecord& step : variant.steps) b.push_back(step.tokens_per_second);
@@ -185,10 +196,6 @@ void judge(Comparison& c) {
   }
 }
 
-std::string text_at(const Json& object, const char* key) {
-  return object.is_object() ? object.value(key, std::string{}) : std::string{};
-}
-
 // Whatever the order of its keys.
 nlohmann::json model_of(const RunHistory& run) {
   return run.config.contains("model") ? nlohmann::json::parse(run.config.at("model").dump())
@@ -271,6 +278,13 @@ void require_comparable(const RunHistory& baseline, const RunHistory& variant) {
         "a paired comparison needs the same model, initial weights and batches; octet compare CONFIG makes "
         "such twins");
   };
+  for (const RunHistory* run : {&baseline, &variant}) {
+    if (!run->start.is_object())
+      throw Error(ExitCode::Data,
+                  fmt::format("{}: no records in {}: the run did not finish a step", run->name,
+                              (run->folder / metrics_file).string()),
+                  "compare it when it has trained");
+  }
   if (model_of(baseline) != model_of(variant)) {
     refuse("models", "see config.json of the first", "of the second");
   }
@@ -295,7 +309,9 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
   Paired paired = pair_steps(baseline, variant);
   c.steps = std::move(paired.steps);
   c.gap = std::move(paired.gap);
-  c.validation_gap = last_validation_gap(baseline, variant);
+  c.also_differ = other_differences(baseline, variant);
+  c.validation_gap = same_validation(c.also_differ) ? last_validation_gap(baseline, variant)
+                                                    : std::numeric_limits<double>::quiet_NaN();
   if (!c.steps.empty()) {
     c.window = window_of(c.steps.back());
     c.records = records_of_last(c.steps, c.window);
@@ -317,6 +333,9 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
   } else if (!broken.empty()) {  // whoever is better than that need not be good
     c.verdict = Verdict::Inconclusive;
     c.sentence = fmt::format("the baseline is none: {}", broken);
+  } else if (!same_schedule(c.also_differ, baseline)) {
+    c.verdict = Verdict::Inconclusive;
+    c.sentence = "at the same step the two are at different places of their schedules";
   } else if (c.steps.empty() || c.steps.back() < fewest_steps) {
     const int64_t steps = c.steps.empty() ? 0 : c.steps.back();
     c.more_steps_needed = fewest_steps - steps;
@@ -335,6 +354,8 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
   } else {
     judge(c);
   }
+  if (!c.also_differ.empty())
+    c.sentence += fmt::format("; these runs also differ in: {}", describe(c.also_differ));
   return c;
 }
 

@@ -252,12 +252,16 @@ std::string render_html(const ReportInput& input) {
   for (size_t i = 0; i < input.variants.size(); ++i) {
     const Comparison& c = input.comparisons[i];
     body += fmt::format(
-        "<div class=\"verdict {}\"><b>{}</b> — {} against {}<p>{}.</p><p class=\"soft\">validation gap {} · "
-        "tokens for the same loss ×{} · speed ×{} · "
-        "net benefit ×{}</p></div>",
+        "<div class=\"verdict {}\"><b>{}</b> — {} against {}<p>{}.</p><p class=\"soft\">{}tokens for the "
+        "same "
+        "loss ×{}{}</p></div>",
         tone_of(c.verdict), name_of(c.verdict), escape_html(input.variants[i].name),
-        escape_html(input.baseline.name), escape_html(c.sentence), number(c.validation_gap, "{:+.4f}"),
-        number(c.token_penalty, "{:.3f}"), number(c.speed_up, "{:.2f}"), number(c.net_benefit, "{:.2f}"));
+        escape_html(input.baseline.name), escape_html(c.sentence),
+        std::isfinite(c.validation_gap) ? fmt::format("validation gap {:+.4f} · ", c.validation_gap) : "",
+        number(c.token_penalty, "{:.3f}"),
+        std::isfinite(c.speed_up)
+            ? fmt::format(" · speed ×{:.2f} · net benefit ×{}", c.speed_up, number(c.net_benefit, "{:.2f}"))
+            : "");
   }
   body += "<h2>Runs</h2>" + run_table(input) + "<h2>Loss</h2>" + loss_chart(input) + gap_chart(input);
   body += "<h2>Gradient norm and throughput</h2>" +
@@ -306,6 +310,9 @@ Json render_json(const ReportInput& input) {
     entry["gap"] = finite_or_null(c.final_gap.value);
     entry["gap_half_width_95"] = finite_or_null(c.final_gap.half_width);
     entry["slope_per_1000_steps"] = finite_or_null(c.slope.value);
+    entry["also_differ"] = Json::array();
+    for (const Difference& d : c.also_differ)
+      entry["also_differ"].push_back({{"key", d.key}, {"baseline", d.baseline}, {"variant", d.variant}});
     entry["validation_gap"] = finite_or_null(c.validation_gap);
     entry["token_penalty"] = finite_or_null(c.token_penalty);
     entry["speed_up"] = finite_or_null(c.speed_up);

@@ -156,3 +156,58 @@ TEST_CASE("the windows of a comparison are steps, however many of them are logge
   sparse.noise = dense.noise = 0;
   CHECK(noise_band({synthetic_log(sparse), synthetic_log(dense)}).relative == Approx(0).margin(1e-12));
 }
+
+TEST_CASE("what two runs differ in beside the recipe is named, and what it spoils is not stated") {
+  using nlohmann::json;
+  const RunHistory baseline = [] {
+    SyntheticRun run = bf16();
+    run.config = {{"schedule", {{"learning_rate", 1e-3}}}, {"log", {{"every", 1}}}};
+    return synthetic_log(run);
+  }();
+  const auto against = [&](const json& config, const std::string& data = "train+validation") {
+    SyntheticRun run = fp8([](int64_t) { return 0.0; });
+    run.config = config;
+    run.data_fingerprint = data;
+    const RunHistory variant = synthetic_log(run);
+    require_comparable(baseline, variant);
+    return compare_runs(baseline, variant, NoiseBand{});
+  };
+  // The recipe, names, paths and logging are no differences.
+  const Comparison twins = against({{"schedule", {{"learning_rate", 1e-3}}},
+                                    {"log", {{"every", 7}}},
+                                    {"run", {{"name", "other"}, {"threads", 3}}},
+                                    {"data", {{"validation", {{{"files", {"elsewhere"}}}}}}}});
+  CHECK(twins.also_differ.empty());
+  CHECK(twins.sentence.find("also differ") == std::string::npos);
+  CHECK(std::isfinite(twins.validation_gap));
+
+  const Comparison rate = against({{"schedule", {{"learning_rate", 2e-3}}}});
+  CHECK(rate.verdict == Verdict::Equivalent);
+  CHECK(rate.sentence.find("these runs also differ in: /schedule/learning_rate (0.001 and 0.002)") !=
+        std::string::npos);
+  CHECK(std::isfinite(rate.validation_gap));
+
+  const Comparison data = against(json::object(), "train+other");
+  CHECK(data.sentence.find("validation data (validation and other)") != std::string::npos);
+  CHECK(std::isnan(data.validation_gap));
+  CHECK(std::isnan(against({{"evaluation", {{"batches", 3}}}}).validation_gap));
+
+  const Comparison horizon = against({{"run", {{"steps", 777}}}});  // of a cosine, the default
+  CHECK(horizon.verdict == Verdict::Inconclusive);
+  CHECK(horizon.sentence.find("/run/steps") != std::string::npos);
+  CHECK(against({{"schedule", {{"warmup_steps", 40}}}}).verdict == Verdict::Inconclusive);
+}
+
+TEST_CASE("a run without records is named, not compared") {
+  RunHistory empty = synthetic_log(bf16());
+  empty.start = Json();
+  empty.steps.clear();
+  empty.name = "nothing-yet";
+  try {
+    require_comparable(synthetic_log(bf16()), empty);
+    FAIL("compared");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::Data);
+    CHECK(std::string(error.what()).find("nothing-yet: no records") != std::string::npos);
+  }
+}

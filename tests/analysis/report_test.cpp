@@ -172,3 +172,27 @@ TEST_CASE("a chart of values that differ by roundings, or of steps near 2^60, co
   far.series.push_back({"s", {0x1p60, 0x1p60 + 256}, {1, 2}, 0, false, false});
   CHECK(render(far).size() < 10000);
 }
+
+TEST_CASE("speed is claimed of GPUs only") {
+  const auto page_on = [](const std::string& device) {
+    SyntheticRun base, variant;
+    variant.name = "fp8";
+    variant.fp8_share = 0.9;
+    variant.input_format = "e4m3";
+    base.device = variant.device = device;
+    ReportInput input;
+    input.baseline = synthetic_log(base);
+    input.variants.push_back(synthetic_log(variant));
+    input.comparisons.push_back(compare_runs(input.baseline, input.variants[0], NoiseBand{}));
+    const Json entry = render_json(input)["comparisons"][0];
+    CHECK(entry["speed_up"].is_null() == (device != "NVIDIA H200"));
+    CHECK(entry["net_benefit"].is_null() == (device != "NVIDIA H200"));
+    return render_html(input);
+  };
+  for (const char* device : {"CPU (some processor, 2 threads)", "kernel interpreter on CPU (x, 1 thread)"}) {
+    const std::string page = page_on(device);
+    CHECK(page.find("speed ×") == std::string::npos);
+    CHECK(page.find("net benefit") == std::string::npos);
+  }
+  CHECK(page_on("NVIDIA H200").find("speed ×0.90 · net benefit ×") != std::string::npos);
+}

@@ -27,7 +27,8 @@ std::vector<json> records_of(const SyntheticRun& run) {
       {{"kind", "start"},
        {"step", 0},
        {"init_hash", run.init_hash},
-       {"device", "synthetic"},
+       {"device", run.device},
+       {"data_fingerprint", run.data_fingerprint},
        {"environment", {{"cores", 2}}},
        {"gemm_table",
         json::array({{{"class", "fprop"}, {"a", "E4M3"}, {"b", "E4M3"}, {"out", "BF16"}, {"flops", 100}}})}});
@@ -67,8 +68,9 @@ std::vector<json> records_of(const SyntheticRun& run) {
 
 void write_synthetic_run(const SyntheticRun& run, const std::filesystem::path& folder) {
   std::filesystem::create_directories(folder);
-  std::ofstream(folder / "config.json")
-      << json{{"model", {{"width", 256}}}, {"precision", {{"input", {{"format", run.input_format}}}}}};
+  json config = {{"model", {{"width", 256}}}, {"precision", {{"input", {{"format", run.input_format}}}}}};
+  config.update(run.config);
+  std::ofstream(folder / "config.json") << config;
   std::ofstream(folder / "status.json") << json{{"state", "finished"}, {"exit_code", 0}};
   std::ofstream metrics(folder / "metrics.jsonl");
   for (const json& record : records_of(run)) metrics << record.dump() << "\n";

@@ -17,6 +17,8 @@ struct SyntheticRun {
   uint64_t noise_seed = 1;
   double fp8_share = 0;
   std::string input_format = "bf16", init_hash = "00000000000000aa", batch_salt;
+  std::string device = "NVIDIA synthetic", data_fingerprint = "train+validation";
+  nlohmann::json config = nlohmann::json::object();  // sections beside model and precision
   bool health = false;
   int64_t log_every = 1;  // steps between step records; the last is always there
 };
