@@ -5,10 +5,13 @@
 #include <algorithm>
 
 #include "analysis/report.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "numerics/recipes.h"
+#include "training/checkpoint.h"
 #include "training/progress.h"
+#include "training/run_files.h"
 #include "training/train.h"
 
 namespace octet {
@@ -20,6 +23,11 @@ struct PlannedRun {
   RunConfig config;
   fs::path folder;
 };
+
+std::string afresh(const PlannedRun& run) {
+  return fmt::format("choose another run.output, or remove {} to train it again",
+                     escape_control(run.folder.string()));
+}
 
 PlannedRun plan_run(const CompareRequest& request, const std::string& variant, int seed_index) {
   PlannedRun run{request.config, {}};
@@ -33,10 +41,47 @@ PlannedRun plan_run(const CompareRequest& request, const std::string& variant, i
   return run;
 }
 
+// What is in the folder goes on only as the very run that was planned: a change on the way, which octet train
+// records and allows, would be judged under the new label.
+void require_same_run(const PlannedRun& run) {
+  std::vector<Json> before;
+  std::error_code ignored;
+  if (fs::exists(run.folder / config_file, ignored))
+    before.push_back(Json::parse(read_text(run.folder / config_file, ExitCode::Data), nullptr, false));
+  const std::vector<CheckpointEntry> checkpoints = list_checkpoints(run.folder / checkpoint_folder);
+  if (!checkpoints.empty() && fs::exists(checkpoints.back().folder / manifest_file, ignored))
+    before.push_back(read_manifest(checkpoints.back().folder).config);
+  for (Json& config : before) {
+    std::string changes = config.is_object() ? "" : fmt::format("{} is not readable", config_file);
+    if (config.is_object()) {
+      config.erase("octet");
+      for (const ConfigChange& c : compare_configs(config.dump(), to_json(run.config)))
+        if (c.change_class != ChangeClass::Free)
+          changes += fmt::format("{}{}: {} -> {}", changes.empty() ? "" : "; ", c.pointer, c.before, c.after);
+    }
+    if (!changes.empty())
+      throw Error(ExitCode::Usage,
+                  fmt::format("{} holds another run ({})", escape_control(run.folder.string()), changes),
+                  afresh(run));
+  }
+}
+
+// octet train's hints name options that compare has not.
+TrainResult train_or_explain(const PlannedRun& run, const std::string& device) {
+  try {
+    return train({run.config, device, {ResumePolicy::Kind::Auto, {}}, false, {}});
+  } catch (const Error& error) {
+    if (error.hint().find("--overwrite") == std::string::npos &&
+        error.hint().find("--accept-changed-data") == std::string::npos)
+      throw;
+    throw Error(error.code(), error.what(), afresh(run));
+  }
+}
+
 // 0 when the run is finished; numerics failures count as finished: a diverged variant is a result.
 int train_run(const PlannedRun& run, const std::string& device) {
   Progress().note(fmt::format("\n== {} ==", run.folder.filename().string()));
-  const TrainResult result = train({run.config, device, {ResumePolicy::Kind::Auto, {}}, false, {}});
+  const TrainResult result = train_or_explain(run, device);
   if (result.code == ExitCode::Success || result.code == ExitCode::Numerics) return 0;
   if (result.code == ExitCode::Stopped)
     Progress().note(
@@ -106,11 +151,14 @@ int compare(const CompareRequest& request) {
   for (const std::string& variant : request.variants) runs.push_back(plan_run(request, variant, 0));
   for (int seed = 1; seed < request.seeds; ++seed)
     runs.push_back(plan_run(request, request.variants.front(), seed));
+  for (const PlannedRun& run : runs) require_same_run(run);  // before anything is trained
   for (const PlannedRun& run : runs) {
     if (const int code = train_run(run, request.device); code != 0) return code;
   }
   ReportInput input;
-  input.title = fmt::format("{}: {}", request.config.run.name, fmt::join(request.variants, " against "));
+  input.title = fmt::format("{}: {} against {}", request.config.run.name,
+                            fmt::join(request.variants.begin() + 1, request.variants.end(), ", "),
+                            request.variants.front());
   input.baseline = read_run_history(runs.front().folder);
   for (size_t i = 1; i < request.variants.size(); ++i)
     input.variants.push_back(read_run_history(runs[i].folder));
@@ -126,9 +174,20 @@ int compare_finished(const fs::path& baseline, const fs::path& variant, const fs
   ReportInput input;
   input.baseline = read_and_say(baseline);
   input.variants.push_back(read_and_say(variant));
-  input.title = fmt::format("{} against {}", input.baseline.name, input.variants.front().name);
-  fs::create_directories(output);
-  return judge_and_report(std::move(input), output);
+  RunHistory& other = input.variants.front();
+  if (other.name == input.baseline.name)
+    for (RunHistory* run : {&input.baseline, &other})
+      run->name = fs::weakly_canonical(run->folder).parent_path().filename().string() + "/" + run->name;
+  require_comparable(input.baseline, other);  // before a folder is made
+  input.title = fmt::format("{} against {}", other.name, input.baseline.name);
+  fs::path folder = output;
+  if (folder.empty()) {
+    std::string name = fmt::format("{}-against-{}", other.name, input.baseline.name);
+    std::replace(name.begin(), name.end(), '/', '-');
+    folder = fs::proximate(fs::weakly_canonical(variant).parent_path() / name);
+  }
+  fs::create_directories(folder);
+  return judge_and_report(std::move(input), folder);
 }
 
 }  // namespace octet

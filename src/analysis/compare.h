@@ -21,8 +21,10 @@ struct CompareRequest {
 Recipe recipe_of_variant(const RunConfig& config, const std::string& variant);
 
 // Trains what is not finished (interrupted runs go on where they stopped), writes report.html and report.json
-// into run.output. Returns the exit code of the worst verdict, or 75/76 when training was interrupted.
+// into run.output. Refuses a folder with a run of another configuration, whatever octet train would allow.
+// Returns the exit code of the worst verdict, or 75/76 when training was interrupted.
 int compare(const CompareRequest& request);
+// An empty `output`: the folder VARIANT-against-BASELINE beside the variant.
 int compare_finished(const std::filesystem::path& baseline, const std::filesystem::path& variant,
                      const std::filesystem::path& output);
 

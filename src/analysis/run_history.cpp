@@ -97,7 +97,7 @@ RunHistory read_run_history(const std::filesystem::path& folder) {
   log.folder = folder;
   log.config = read_json_object(folder / config_file);
   log.status = read_status(folder);
-  log.name = folder.filename().string();
+  log.name = std::filesystem::weakly_canonical(folder).filename().string();  // also of "runs/a/" and "."
   std::ifstream in(metrics);
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {

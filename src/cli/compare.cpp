@@ -9,7 +9,7 @@ namespace octet {
 
 void add_compare(CLI::App& app, Action& action) {
   struct Options {
-    std::string config, device = "auto", output = ".";
+    std::string config, device = "auto", output;
     std::vector<std::string> variants{"bf16", "fp8"}, overrides, from;
     int seeds = 1;
   };
@@ -34,13 +34,15 @@ void add_compare(CLI::App& app, Action& action) {
       command->add_option("--from", options->from, "compare two runs that exist: baseline and variant")
           ->expected(2)
           ->excludes(config);
-  command->add_option("--output", options->output, "with --from: the folder of the report")
-      ->needs(from)
-      ->capture_default_str();
+  command
+      ->add_option(
+          "--output", options->output,
+          "with --from: the folder of the report; by default VARIANT-against-BASELINE beside the variant")
+      ->needs(from);
   command->footer(
       "Exit code: 0 EQUIVALENT or SMALL GAP, 10 INCONCLUSIVE, 11 DEGRADED, 12 DIVERGING, 20 DIVERGED.\n"
       "Example:\n  octet compare configs/quickstart.json --variants bf16,fp8 --seeds 2\n"
-      "  octet compare --from runs/a runs/b --output runs/a-against-b");
+      "  octet compare --from runs/a runs/b           # report in runs/b-against-a");
   command->callback([options, &action] {
     action = [options] {
       std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away must not stop training (F41)

@@ -59,6 +59,48 @@ TEST_CASE("compare trains twins from the same weights on the same batches and wr
   INFO(from.output);
   CHECK(from.code == 10);
   CHECK(std::filesystem::exists(folder.path() / "elsewhere" / "report.html"));
+
+  // Without --output: beside the variant, in the verdict's order; never the current folder.
+  const CommandRun beside = run_octet("compare --from out/bf16/ out/fp8/", folder.path());
+  INFO(beside.output);
+  CHECK(beside.says("fp8 against bf16"));
+  CHECK(json_of(folder.path() / "out" / "fp8-against-bf16" / "report.json")["title"] == "fp8 against bf16");
+  CHECK(report["title"] == "twins: fp8 against bf16");
+  CHECK_FALSE(std::filesystem::exists(folder.path() / "report.html"));
+  CHECK_FALSE(beside.says("speed"));  // of a CPU
+}
+
+TEST_CASE("compare goes on with the very runs it planned, never with a changed one") {
+  const TemporaryFolder folder;
+  write_inputs(folder.path());
+  REQUIRE(run_octet("tokenize text --output data", folder.path()).code == 0);
+  // A variant that stopped on the way, as a killed comparison leaves it.
+  const std::string unfinished =
+      "train run.json --set run.output=out/fp8 --set run.name=twins-fp8 --inject kill:step=8 "
+      "--set checkpoint.asynchronous=false";
+  REQUIRE(run_octet(unfinished, folder.path()).code == 137);
+  for (const std::string change :
+       {"schedule.learning_rate=2e-2", "precision.scaling=delayed", "run.seed=4"}) {
+    const CommandRun changed = run_octet("compare run.json --set " + change, folder.path());
+    INFO(changed.output);
+    CHECK(changed.code == 2);
+    CHECK(changed.says("out/fp8 holds another run (/"));
+    CHECK(changed.says("or remove out/fp8"));
+    CHECK_FALSE(changed.says("--overwrite"));
+    CHECK_FALSE(std::filesystem::exists(folder.path() / "out" / "bf16"));  // refused before training
+  }
+  const CommandRun same = run_octet("compare run.json --set checkpoint.every=4", folder.path());
+  INFO(same.output);
+  CHECK(same.code == 10);
+  CHECK(same.says("resuming from step-0000000"));
+  // Other shards under the same name are train's refusal, in words that compare understands.
+  std::ofstream(folder.path() / "text" / "b.txt") << "more text of another kind\n";
+  REQUIRE(run_octet("tokenize text --output data --overwrite", folder.path()).code == 0);
+  const CommandRun data = run_octet("compare run.json", folder.path());
+  INFO(data.output);
+  CHECK(data.code == 3);
+  CHECK(data.says("remove out/bf16"));
+  CHECK_FALSE(data.says("--accept"));
 }
 
 TEST_CASE("a reader of the output that goes away does not stop a comparison") {
