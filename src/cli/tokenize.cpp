@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/text.h"
 #include "cli/command.h"
 #include "cli/progress_bar.h"
@@ -29,9 +30,21 @@ int run(TokenizeOptions options) {
   };
   print("train", result.train);
   print("validation", result.validation);
-  if (result.skipped_empty + result.skipped_other > 0)
+  if (options.validation > 0) {
+    fmt::print("held out    {:.1f} % of the bytes; asked for {:.1f} %\n", 100 * result.validation_share,
+               100 * options.validation);
+    // Twice what was asked for, or half of either part.
+    const double asked = options.validation, held = result.validation_share;
+    if (held > 2 * asked || held < asked / 2 || 1 - held < (1 - asked) / 2)
+      log_warning(
+          "validation holds {:.1f} % of the bytes, not {:.1f} %: whole documents are held out, and these "
+          "are too few or too uneven",
+          100 * held, 100 * asked);
+  }
+  if (result.skipped_empty + result.skipped_binary + result.skipped_other > 0)
     fmt::print(
-        "passed over {} and {} (hidden, links or devices)\n", plural(result.skipped_empty, "empty file"),
+        "passed over {}, {} (with NUL bytes) and {} (hidden, links or devices)\n",
+        plural(result.skipped_empty, "empty file"), plural(result.skipped_binary, "binary file"),
         result.skipped_other == 1 ? "1 other entry" : fmt::format("{} other entries", result.skipped_other));
   fmt::print("byte tokenizer: set model.vocabulary to 257. Done in {}.\n",
              human_duration(monotonic_seconds() - begun));
@@ -49,15 +62,18 @@ void add_tokenize(CLI::App& app, Action& action) {
       ->required();
   command->add_option("--output", options->output, "folder for train_000000.bin, validation_000000.bin, ...")
       ->required();
-  command->add_option("--validation", options->validation, "fraction of the bytes held out, by document")
+  command
+      ->add_option("--validation", options->validation,
+                   "fraction of the bytes held out: whole documents, or the tail of a single one")
       ->capture_default_str();
   command->add_option("--shard-tokens", options->shard_tokens, "tokens a shard at most")
       ->capture_default_str();
   command->add_flag("--overwrite", *overwrite, "replace the shards that the output folder holds");
   command->footer(
       "Every byte becomes an id from 0 to 255; 256 goes before each document (a file). Hidden entries of "
-      "folders are\n"
-      "passed over. The same input gives the same shards.\n\n"
+      "folders, empty\n"
+      "files and binary ones (a NUL byte near the beginning) are passed over. The same input gives the same "
+      "shards.\n\n"
       "Example:\n  octet tokenize /usr/include/c++ --output data/cpp --validation 0.05");
   command->callback([options, overwrite, &action] {
     options->existing = *overwrite ? ExistingShards::Replace : ExistingShards::Refuse;

@@ -29,9 +29,17 @@ struct Document {
 
 struct Corpus {
   std::vector<Document> documents;
-  int64_t empty = 0, other = 0;
+  int64_t empty = 0, binary = 0, other = 0;
   std::vector<std::string> problems;
 };
+
+bool is_binary(const fs::path& path, uint64_t bytes) {
+  std::array<char, 8192> head;
+  const size_t size = std::min<uint64_t>(bytes, head.size());
+  FileReader(path, ExitCode::Data).read(0, head.data(), size);
+  return std::find(head.begin(), head.begin() + static_cast<int64_t>(size), '\0') !=
+         head.begin() + static_cast<int64_t>(size);
+}
 
 void add_file(Corpus& corpus, const fs::path& path) {
   std::error_code failure;
@@ -40,6 +48,8 @@ void add_file(Corpus& corpus, const fs::path& path) {
     corpus.problems.push_back(fmt::format("{}: cannot be read", escape_control(path.string())));
   else if (bytes == 0)
     ++corpus.empty;
+  else if (is_binary(path, bytes))
+    ++corpus.binary;
   else
     corpus.documents.push_back({path.string(), 0, bytes});
 }
@@ -89,7 +99,8 @@ Corpus find_documents(const std::vector<std::string>& inputs) {
   }
   if (corpus.documents.empty())
     throw Error(ExitCode::Data,
-                fmt::format("no text in {}: no file with a byte in it", fmt::join(inputs, ", ")),
+                fmt::format("no text in {}: {}, {} (with NUL bytes)", fmt::join(inputs, ", "),
+                            plural(corpus.empty, "empty file"), plural(corpus.binary, "binary file")),
                 "name text files or folders that hold some");
   return corpus;
 }
@@ -180,6 +191,23 @@ void write_document(ShardWriter& writer, const Document& document,
   }
 }
 
+// The search passes over hidden folders, so those may hold the output.
+void require_output_outside(const TokenizeOptions& options) {
+  const fs::path output = fs::weakly_canonical(fs::absolute(options.output));
+  for (const std::string& input : options.inputs) {
+    std::error_code failure;
+    if (!fs::is_directory(input, failure)) continue;
+    const fs::path inside = output.lexically_relative(fs::canonical(input));
+    if (std::any_of(inside.begin(), inside.end(),
+                    [](const fs::path& part) { return part != "." && part.native().starts_with('.'); }))
+      continue;
+    throw Error(ExitCode::Usage,
+                fmt::format("the output folder {} lies in the input folder {}",
+                            escape_control(options.output.string()), escape_control(input)),
+                "its shards would be taken for text: name a folder beside the input");
+  }
+}
+
 void check_options(const TokenizeOptions& options) {
   if (!(options.validation >= 0 && options.validation < 1))
     throw Error(ExitCode::Usage, fmt::format("validation fraction {}", options.validation),
@@ -193,10 +221,7 @@ void check_options(const TokenizeOptions& options) {
   if (fs::exists(options.output, failure) && !fs::is_directory(options.output, failure))
     throw Error(ExitCode::Usage, fmt::format("{}: not a folder", options.output.string()),
                 "name a folder for the shards");
-  if (options.existing == ExistingShards::Refuse && fs::is_directory(options.output, failure) &&
-      holds_anything(options.output))
-    throw Error(ExitCode::Usage, fmt::format("{}: the output folder is not empty", options.output.string()),
-                "name another folder, or replace its shards with --overwrite");
+  require_output_outside(options);
 }
 
 }  // namespace
@@ -208,15 +233,18 @@ TokenizeResult tokenize(const TokenizeOptions& options) {
 
   TokenizeResult result;
   result.skipped_empty = corpus.empty;
+  result.skipped_binary = corpus.binary;
   result.skipped_other = corpus.other;
   TokenizeResult::Split* const splits[] = {&result.train, &result.validation};
-  uint64_t all_bytes = 0, done_bytes = 0;
+  uint64_t all_bytes = 0, done_bytes = 0, validation_bytes = 0;
   for (const Document& document : corpus.documents) {
     TokenizeResult::Split& split = *splits[document.validation];
     ++split.documents;
     split.tokens += 1 + static_cast<int64_t>(document.bytes);
     all_bytes += document.bytes;
+    if (document.validation) validation_bytes += document.bytes;
   }
+  result.validation_share = static_cast<double>(validation_bytes) / static_cast<double>(all_bytes);
   const fs::path work = options.output / work_folder;
   std::error_code failure;
   fs::create_directories(work, failure);
@@ -226,6 +254,13 @@ TokenizeResult tokenize(const TokenizeOptions& options) {
                 "name a folder that can be written");
   std::optional<FolderLock> lock(std::in_place, work, ExitCode::Usage);
   remove_leftovers(work);
+  // Under the lock: another call in the same folder is done with it, or has not begun.
+  if (options.existing == ExistingShards::Refuse && holds_anything(options.output)) {
+    lock.reset();
+    fs::remove(work, failure);
+    throw Error(ExitCode::Usage, fmt::format("{}: the output folder is not empty", options.output.string()),
+                "name another folder, or replace its shards with --overwrite");
+  }
   // 2 bytes a token, and room for headers.
   if (const uint64_t needed = 2 * (all_bytes + corpus.documents.size()) + (1u << 20), free = free_bytes(work);
       free < needed)
@@ -260,7 +295,7 @@ TokenizeResult tokenize(const TokenizeOptions& options) {
       file = final_path;
     }
   lock.reset();
-  fs::remove_all(work, failure);
+  fs::remove(work, failure);  // unless another call has begun in it
   return result;
 }
 

@@ -1,13 +1,13 @@
 // Text files to llm.c shards with the byte tokenizer, streaming and deterministic.
 //
-// A document is one file: <end of text> then its bytes, whatever they are. Folders are searched recursively;
-// inside them hidden entries, symbolic links and what is not a regular file are passed over. Documents come
-// in the order of the inputs, those of a folder sorted by path, byte by byte. Empty files are passed over. A
-// file that cannot be read is an error.
+// A document is one file: <end of text> then its bytes. Folders are searched recursively; inside them hidden
+// entries, symbolic links and what is not a regular file are passed over. Documents come in the order of the
+// inputs, those of a folder sorted by path, byte by byte. Passed over everywhere: empty files, and binary
+// ones, which have a NUL byte among their first 8192. A file that cannot be read is an error.
 //
 // Validation: documents are drawn in an order keyed by their number alone until they hold the fraction of the
-// bytes (at least one document, never all). A single document is cut in two at a line end instead, its tail
-// is the validation document.
+// bytes (at least one document, never all); a few large documents may miss it by far. A single document is
+// cut in two at a line end instead, its tail is the validation document.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -36,9 +36,13 @@ struct TokenizeResult {
     std::vector<std::filesystem::path> files;
   };
   Split train, validation;
-  int64_t skipped_empty = 0, skipped_other = 0;  // empty files; hidden entries, links, devices
+  double validation_share = 0;                                       // of the bytes, as achieved
+  int64_t skipped_empty = 0, skipped_binary = 0, skipped_other = 0;  // other: hidden entries, links, devices
 };
 
+// Error(Usage) when the output folder is, or lies in, a folder to be searched: the next call would take its
+// shards for text.
+//
 // Shards are written to a folder inside the output folder and moved to their names at the end, so that an
 // interrupted call leaves no part of a corpus behind under a name that training would read.
 TokenizeResult tokenize(const TokenizeOptions& options);

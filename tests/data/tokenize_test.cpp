@@ -21,12 +21,15 @@ std::string all_bytes() {
   return text;
 }
 
+// Every byte but NUL, which would make a file binary.
+std::string text_bytes() { return all_bytes().substr(1) + '\n'; }
+
 // A folder of five documents in three places, with what a search passes over.
 void make_corpus(const TemporaryFolder& folder) {
   fs::create_directories(folder / "text/b");
   fs::create_directories(folder / "text/.git");
   write_file(folder / "text/a.txt", "alpha\n");
-  write_file(folder / "text/b/inner.txt", all_bytes());
+  write_file(folder / "text/b/inner.txt", text_bytes());
   write_file(folder / "text/c.txt", std::string(1000, 'c'));
   write_file(folder / "text/d.txt", std::string(200, 'd'));
   write_file(folder / "text/B.txt", "upper case sorts first\n");
@@ -56,7 +59,7 @@ std::vector<int64_t> stream_of(const std::vector<std::string>& documents) {
   return ids;
 }
 
-const std::vector<std::string> corpus_in_order{"upper case sorts first\n", "alpha\n", all_bytes(),
+const std::vector<std::string> corpus_in_order{"upper case sorts first\n", "alpha\n", text_bytes(),
                                                std::string(1000, 'c'), std::string(200, 'd')};
 
 }  // namespace
@@ -87,6 +90,38 @@ TEST_CASE("files and folders become one stream: end of text, then the bytes, in 
   const TokenizeResult named =
       tokenize({.inputs = {folder / "text/d.txt", folder / "text/a.txt"}, .output = folder / "named"});
   CHECK(ids_of(named.train.files) == stream_of({std::string(200, 'd'), "alpha\n"}));
+}
+
+TEST_CASE("binary files are passed over and counted, named or found") {
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "text");
+  write_file(folder / "text/a.txt", "alpha\n");
+  write_file(folder / "text/shard.bin", std::string("\x01\x00\x02\x00", 4));
+  write_file(folder / "text/late.txt", std::string(8192, 'x') + '\0');  // a NUL past the first 8192 bytes
+  const TokenizeResult result = tokenize({.inputs = {folder / "text"}, .output = folder / "out"});
+  CHECK(result.skipped_binary == 1);
+  CHECK(ids_of(result.train.files) == stream_of({"alpha\n", std::string(8192, 'x') + '\0'}));
+  CHECK_THROWS_AS(tokenize({.inputs = {folder / "text/shard.bin"}, .output = folder / "none"}), Error);
+}
+
+TEST_CASE("an output folder inside the input is refused, one beside it or hidden is not") {
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "text/deep");
+  write_file(folder / "text/a.txt", "alpha\n");
+  fs::create_directory_symlink(folder / "text", folder / "link");
+  for (const char* inside : {"text", "text/out", "text/deep/../deep/out", "link/out"}) {
+    INFO(inside);
+    CHECK_THROWS_AS(
+        tokenize(
+            {.inputs = {folder / "text"}, .output = folder / inside, .existing = ExistingShards::Replace}),
+        Error);
+    CHECK(fs::exists(folder / "text/a.txt"));
+  }
+  CHECK_FALSE(fs::exists(folder / "text/out"));
+  for (const char* outside : {"text-2", "text/.out", "text/../beside"}) {
+    INFO(outside);
+    CHECK(tokenize({.inputs = {folder / "text"}, .output = folder / outside}).train.documents == 1);
+  }
 }
 
 TEST_CASE("decoding gives the text back") {
@@ -159,12 +194,13 @@ TEST_CASE("both splits have a document however small the fraction or the corpus"
   const TemporaryFolder folder;
   write_file(folder / "a", std::string(500, 'a'));
   write_file(folder / "b", std::string(400, 'b'));
-  for (const double fraction : {0.001, 0.5, 0.999}) {
+  for (const double fraction : {0.001, 0.5, 0.999}) {  // the share that came of it is said
     const TokenizeResult result = tokenize({.inputs = {folder / "a", folder / "b"},
                                             .output = folder / ("out" + std::to_string(fraction)),
                                             .validation = fraction});
     CHECK(result.train.documents == 1);
     CHECK(result.validation.documents == 1);
+    CHECK(result.validation_share == Approx(static_cast<double>(result.validation.tokens - 1) / 900));
   }
   std::string lines;
   for (int i = 0; i < 100; ++i) lines += "line " + std::to_string(i) + "\n";
@@ -199,6 +235,7 @@ TEST_CASE("an output folder that holds something is left alone unless asked, and
     CHECK(error.hint().find("--overwrite") != std::string::npos);
   }
   CHECK(fs::exists(folder / "out/train_000007.bin"));
+  CHECK_FALSE(fs::exists(folder / "out/.octet-tokenize"));
   tokenize({.inputs = {folder / "b"}, .output = folder / "out", .existing = ExistingShards::Replace});
   CHECK(read_file(folder / "out/notes.txt") == "mine");
   CHECK(read_file(folder / "out/train_final.bin") == "mine too");
