@@ -24,23 +24,40 @@ fs::path folder_named(const std::string& text) {
   return path.has_filename() || !path.has_relative_path() ? path : path.parent_path();
 }
 
+std::string describe(const RunStatus& status) {
+  if (status.state == "killed")
+    return "killed: its process ended without a word; octet train goes on from the newest";
+  return escape_control(status.state) + (status.reason.empty() ? "" : ": " + escape_control(status.reason));
+}
+
 // A run folder, its checkpoints folder, or one checkpoint.
 std::vector<CheckpointEntry> entries_at(const fs::path& path) {
   if (fs::exists(path / manifest_file)) return {{read_manifest(path).state.step, path}};
   std::vector<CheckpointEntry> entries = list_checkpoints(path / checkpoint_folder);
   if (entries.empty()) entries = list_checkpoints(path);
-  if (entries.empty())
-    throw Error(ExitCode::Checkpoint, fmt::format("{}: no checkpoints here", escape_control(path.string())),
-                "give a run's folder, its checkpoints folder or one checkpoint");
-  return entries;
+  if (!entries.empty()) return entries;
+  if (const std::optional<RunStatus> status = read_status(path)) {
+    const bool killed = status->state == "killed";
+    throw Error(ExitCode::Checkpoint,
+                fmt::format("{}: a run without a checkpoint; state: {}", escape_control(path.string()),
+                            killed ? "killed" : describe(*status)),
+                status->state == "running" ? "wait for its first, checkpoint.every steps after the start"
+                                           : "octet train starts it again");
+  }
+  throw Error(ExitCode::Checkpoint, fmt::format("{}: no checkpoints here", escape_control(path.string())),
+              "give a run's folder, its checkpoints folder or one checkpoint");
 }
 
-void print_state(const RunStatus& status) {
-  if (status.state == "killed")
-    fmt::print("state: killed: its process ended without a word; octet train goes on from the newest\n");
-  else
-    fmt::print("state: {}{}\n", escape_control(status.state),
-               status.reason.empty() ? "" : ": " + escape_control(status.reason));
+// What the sizes on disk say, without reading a byte.
+std::string damage_by_size(const CheckpointEntry& entry, const Manifest& manifest) {
+  for (const CheckpointFile& file : manifest.files) {
+    std::error_code missing;
+    const uint64_t bytes = fs::file_size(entry.folder / file.name, missing);
+    if (missing) return fmt::format("{} is missing", escape_control(file.name));
+    if (bytes != file.bytes)
+      return fmt::format("{} has {} bytes, expected {}", escape_control(file.name), bytes, file.bytes);
+  }
+  return {};
 }
 
 int list(const fs::path& path) {
@@ -51,6 +68,11 @@ int list(const fs::path& path) {
     const std::string name = escape_control(entry.folder.filename().string());
     try {
       const Manifest m = read_manifest(entry.folder);
+      const std::string damage = damage_by_size(entry, m);
+      if (!damage.empty()) {
+        fmt::print("{:<28} {:>9} DAMAGED: {}\n", name, m.state.step, damage);
+        continue;
+      }
       uint64_t bytes = 0;
       for (const CheckpointFile& f : m.files) bytes += f.bytes;
       fmt::print("{:<28} {:>9} {:>14} {:>9.4f} {:>10} {:>16}\n", name, m.state.step, m.state.tokens,
@@ -60,7 +82,7 @@ int list(const fs::path& path) {
     }
   }
   const fs::path run = fs::exists(path / status_file) ? path : path.parent_path();
-  if (const std::optional<RunStatus> status = read_status(run)) print_state(*status);
+  if (const std::optional<RunStatus> status = read_status(run)) fmt::print("state: {}\n", describe(*status));
   return 0;
 }
 
@@ -143,16 +165,35 @@ const fs::path& one_checkpoint(const fs::path& path) {
                           escape_control(list_checkpoints(path / checkpoint_folder).back().folder.string())));
 }
 
+// Every key with another value, objects entered, arrays and values as one; prints nothing about the files.
+void print_differences(const Json& a, const Json& b, const std::string& at) {
+  const auto shown = [](const Json& object, const std::string& key) {
+    if (!object.contains(key)) return std::string("nothing");
+    const std::string text = object.at(key).dump(-1, ' ', false, Json::error_handler_t::replace);
+    return text.size() > 60 ? text.substr(0, 57) + "..." : text;
+  };
+  std::vector<std::string> keys;
+  for (const Json* object : {&a, &b})
+    for (const auto& [key, value] : object->items())
+      if (std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(key);
+  for (const std::string& key : keys) {
+    const bool both = a.contains(key) && b.contains(key);
+    if ((both && a.at(key) == b.at(key)) || at + key == "/files" || at + key == "/checksum") continue;
+    if (both && a.at(key).is_object() && b.at(key).is_object())
+      print_differences(a.at(key), b.at(key), at + key + "/");
+    else
+      fmt::print("manifest {}: {} and {}\n", escape_control(at + key), escape_control(shown(a, key)),
+                 escape_control(shown(b, key)));
+  }
+}
+
 int diff(const fs::path& a, const fs::path& b) {
   const Manifest ma = verify_checkpoint(one_checkpoint(a)), mb = verify_checkpoint(one_checkpoint(b));
   if (to_text(ma) == to_text(mb)) {
     fmt::print("equal: step {}, every byte\n", ma.state.step);
     return 0;
   }
-  if (ma.state.step != mb.state.step) fmt::print("step: {} and {}\n", ma.state.step, mb.state.step);
-  if (ma.config_hash != mb.config_hash)
-    fmt::print("configuration: {} and {}\n", ma.config_hash, mb.config_hash);
-  if (ma.data_fingerprint != mb.data_fingerprint) fmt::print("data fingerprints differ\n");
+  print_differences(Json::parse(to_text(ma)), Json::parse(to_text(mb)), "/");
   bool tensors = false;
   for (const CheckpointFile& file : ma.files) {
     if (std::find(mb.files.begin(), mb.files.end(), file) != mb.files.end()) continue;
@@ -174,7 +215,7 @@ int diff(const fs::path& a, const fs::path& b) {
       fmt::print("{}: only in the second\n", file.name);
       tensors = true;
     }
-  if (!tensors) fmt::print("all tensors are equal; the manifests differ\n");
+  if (!tensors) fmt::print("all tensors are equal\n");
   return 1;
 }
 

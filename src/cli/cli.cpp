@@ -66,6 +66,10 @@ std::vector<std::string> words_of(const CLI::App& command) {
   return words;
 }
 
+bool takes_commands(const CLI::App& command) {
+  return !command.get_subcommands([](const CLI::App*) { return true; }).empty();
+}
+
 // What the parser refused, in the words of the house, with the nearest command or option.
 Error usage_error(const CLI::App& app, const CLI::ParseError& error) {
   const CLI::App* command = chosen_command(app);
@@ -76,8 +80,7 @@ Error usage_error(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> words = words_of(*command);
   const std::string near = nearest(word, words);
   if (!near.empty()) hint = fmt::format("did you mean '{} {}'? {}", full_name(app), near, hint);
-  const bool takes_commands = !command->get_subcommands([](const CLI::App*) { return true; }).empty();
-  const char* kind = left[0][0] == '-' ? "option" : takes_commands ? "command" : "argument";
+  const char* kind = left[0][0] == '-' ? "option" : takes_commands(*command) ? "command" : "argument";
   return {ExitCode::Usage, fmt::format("unknown {} \"{}\"", kind, escape_control(word)), hint};
 }
 
@@ -108,6 +111,10 @@ int run_command_line(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
+    // "octet report --help": what is asked about must be there.
+    if (const CLI::App* command = chosen_command(app); takes_commands(*command))
+      for (const std::string& word : command->remaining())
+        if (word[0] != '-') return report(usage_error(app, CLI::ExtrasError("octet", {word})));
     return finished(app.exit(success));
   } catch (const CLI::ParseError& error) {
     return report(usage_error(app, error));

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "base/error.h"
@@ -75,7 +76,7 @@ int info(const DataCommand& command) {
       const std::string documents =
           shard.documents >= 0 ? fmt::format("{}", shard.documents)
           : whole              ? fmt::format("{}", sample.documents)
-                               : "about " + human_count(static_cast<double>(sample.documents) * scale);
+                  : "about " + human_count(std::round(static_cast<double>(sample.documents) * scale));
       fmt::print("{}\n  format     {}\n  tokens     {} ({})\n  documents  {}\n", escape_control(shard.path),
                  name_of(shard.format), shard.tokens, human_bytes(shard.file_bytes), documents);
       if (sample.tokens > 0)
@@ -183,13 +184,13 @@ void add_data(CLI::App& app, Action& action) {
       add("check", "Reads everything: sizes, ids against the vocabulary, checksum; exit code 3 on a fault",
           "octet data check --vocabulary 257 'data/quickstart/*.bin'", check);
   check_command->add_option("--vocabulary", options->vocabulary, "ids allowed: 0 to VOCABULARY - 1")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   check_command->add_option("--end-of-text", options->end_of_text, documents);
   CLI::App* head_command = add("head", "The first tokens: text where the ids are bytes, numbers otherwise",
                                "octet data head --tokens 500 data/quickstart/train_000000.bin", head);
   head_command->add_option("--tokens", options->tokens, "tokens shown")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   head_command->add_flag("--ids", options->ids, "numbers, never text");
 }
 

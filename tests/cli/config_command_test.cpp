@@ -145,6 +145,19 @@ TEST_CASE("a product that cannot be written ends with exit code 74, whatever its
     CHECK(lost.code == 74);
     CHECK(lost.says("error: standard output cannot be written"));
     CHECK(run_octet(command + " >/dev/full", folder.path()).code == 74);  // standard error as well
+    CHECK(run_octet(command + " 2>&1 >&- #", folder.path()).code == 74);  // closed: nowhere to print to
   }
   CHECK(run_octet("plan absent.json >/dev/full", folder.path()).code == 2);  // the first mistake counts
+}
+
+TEST_CASE("help about a command that is not there is a usage error that names the nearest") {
+  const CommandRun typo = run_octet("pln --help");
+  INFO(typo.output);
+  CHECK(typo.code == 2);
+  CHECK(typo.says("unknown command \"pln\""));
+  CHECK(typo.says("octet plan"));
+  CHECK(run_octet("report --help").code == 2);
+  CHECK(run_octet("data inof --help").code == 2);
+  for (const char* fine : {"--help", "plan --help", "data --help", "data info --help", "plan x.json --help"})
+    CHECK(run_octet(fine).code == 0);
 }

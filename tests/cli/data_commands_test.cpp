@@ -45,6 +45,9 @@ TEST_CASE("data commands exit with the documented codes and name every fault") {
   CHECK(run_octet("data").code == 2);
   CHECK(run_octet("data info").code == 2);
   CHECK(run_octet("data info --raw-width uint64 x").code == 2);
+  const CommandRun none = run_octet("data head --tokens 0 x");
+  CHECK(none.code == 2);
+  CHECK(none.output.size() < 200);  // the limits, not 309 digits
   write_file(folder / "text", "text");
   CHECK(run_octet("tokenize " + (folder / "text") + " --output " + folder.path.string()).code ==
         2);  // not empty
@@ -56,4 +59,33 @@ TEST_CASE("data commands exit with the documented codes and name every fault") {
     CHECK(help.code == 0);
     CHECK(help.says("Example:\n  octet "));
   }
+}
+
+TEST_CASE("tokenize says the share it held out, warns when it is far off, and counts what it passed over") {
+  const shard_files::TemporaryFolder folder;
+  write_file(folder / "large", std::string(9000, 'a'));
+  write_file(folder / "small", std::string(100, 'b'));
+  write_file(folder / "binary", std::string(10, '\0'));
+  const auto call = [&](const std::string& share, const std::string& output) {
+    return run_octet("tokenize " + (folder / "large") + " " + (folder / "small") + " " + (folder / "binary") +
+                     " --validation " + share + " --output " + (folder / output));
+  };
+  const CommandRun off = call("0.5", "off"), near = call("0.01", "near");
+  INFO(off.output << near.output);
+  CHECK(off.code == 0);
+  CHECK(off.says("% of the bytes; asked for 50.0 %"));
+  CHECK(off.says("too few or too uneven"));
+  CHECK(off.says("1 binary file"));
+  CHECK(near.says("held out    1.1 % of the bytes; asked for 1.0 %"));
+  CHECK_FALSE(near.says("too few"));
+}
+
+TEST_CASE("info's estimate of documents is a whole number") {
+  const shard_files::TemporaryFolder folder;
+  std::vector<int64_t> ids((1 << 20) * 3 / 2, 7);
+  for (size_t i = 0; i < ids.size(); i += 100001) ids[i] = 256;  // 11 in the first 2^20: 16.5 in all
+  write_file(folder / "long.bin", llmc16(ids));
+  const CommandRun info = run_octet("data info " + (folder / "long.bin"));
+  INFO(info.output);
+  CHECK(info.says("documents  about 17\n"));
 }

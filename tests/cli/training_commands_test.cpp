@@ -194,3 +194,34 @@ TEST_CASE("running out of memory is said, with exit code 2 and a hint") {
   CHECK(run.says("hint:"));
 }
 #endif
+
+TEST_CASE("checkpoint names what is short, what the manifests differ in, and why a run has none") {
+  const Workplace place(10);
+  REQUIRE(place.octet("train run.json --quiet").code == 0);
+  REQUIRE(
+      place.octet("train run.json --quiet --set run.output=other --set optimizer.weight_decay=0.2").code ==
+      0);
+  const std::string a = "run/checkpoints/step-00000010", b = "other/checkpoints/step-00000010";
+  const CommandRun differ = place.octet("checkpoint diff " + a + " " + b);
+  INFO(differ.output);
+  CHECK(differ.code == 1);
+  CHECK(differ.says("manifest /config/optimizer/weight_decay: "));
+  CHECK(differ.says(" and 0.2\n"));
+  CHECK_FALSE(differ.says("learning_rate"));
+
+  CHECK_FALSE(place.octet("checkpoint list run").says("DAMAGED"));
+  const fs::path masters = place.run("checkpoints/step-00000010/masters.safetensors");
+  const auto whole = fs::file_size(masters);
+  fs::resize_file(masters, 100);
+  CHECK(place.octet("checkpoint list run")
+            .says("DAMAGED: masters.safetensors has 100 bytes, expected " + std::to_string(whole)));
+
+  REQUIRE(place.octet("train run.json --set run.output=early --inject kill:step=2").code == 137);
+  for (const char* command : {"checkpoint list early", "checkpoint verify early"}) {
+    const CommandRun none = place.octet(command);
+    INFO(none.output);
+    CHECK(none.code == 4);
+    CHECK(none.says("a run without a checkpoint; state: killed"));
+    CHECK_FALSE(none.says("give a run's folder"));
+  }
+}
