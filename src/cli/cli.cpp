@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "base/version.h"
 #include "cli/command.h"
+#include "kernels/launch_error.h"
 
 namespace octet {
 namespace {
@@ -135,6 +136,10 @@ int run_command_line(int argc, char** argv) {
     return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())), bug});
   } catch (const std::bad_alloc&) {
     return report(out_of_memory());
+  } catch (const gpu::LaunchError& error) {
+    return report({ExitCode::Hardware, escape_control(error.what()),
+                   "an earlier kernel may have failed: run 'octet selftest --device cuda', and see dmesg for "
+                   "NVRM messages"});
   } catch (const std::exception& error) {
     return report({ExitCode::Internal, fmt::format("internal error: {}", escape_control(error.what())), bug});
   }
