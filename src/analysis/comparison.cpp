@@ -24,15 +24,6 @@ constexpr double diverged_rise = 0.5;  // nats above its own minimum without com
 // The last steps of a run that decide: a fifth, 20 at least. Steps, not records: log.every changes nothing.
 int64_t window_of(int64_t steps) { return std::min(steps, std::max<int64_t>(20, (steps + 4) / 5)); }
 
-double median(std::vector<double> values) {
-  values.erase(std::remove_if(values.begin(), values.end(), [](double v) { return !std::isfinite(v); }),
-               values.end());
-  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 std::vector<double> losses_of(const RunHistory& run) {
   std::vector<double> losses;
   for (const StepRecord& step : run.steps) losses.push_back(step.loss);
@@ -108,10 +99,7 @@ bool ran_on_gpu(const RunHistory& run) {
 
 double speed_up(const RunHistory& baseline, const RunHistory& variant) {
   if (!ran_on_gpu(baseline) || !ran_on_gpu(variant)) return std::numeric_limits<double>::quiet_NaN();
-  std::vector<double> a, b;
-  for (const StepRecord& step : baseline.steps) a.push_back(step.tokens_per_second);
-  for (const StepRecord& step : variant.steps) b.push_back(step.tokens_per_second);
-  return median(b) / median(a);
+  return median_throughput(variant) / median_throughput(baseline);
 }
 
 struct Paired {

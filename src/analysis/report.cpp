@@ -82,14 +82,6 @@ double last_finite(const std::vector<double>& values) {
   return std::nan("");
 }
 
-double median_of(std::vector<double> values) {
-  std::erase_if(values, [](double v) { return !std::isfinite(v); });
-  if (values.empty()) return std::nan("");
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                   values.end());
-  return values[values.size() / 2];
-}
-
 std::string number(double value, const char* format = "{:.4f}") {
   return std::isfinite(value) ? fmt::format(fmt::runtime(format), value) : std::string("–");
 }
@@ -160,7 +152,7 @@ std::string run_table(const ReportInput& input) {
         human_count(run->steps.empty() ? 0.0 : static_cast<double>(run->steps.back().tokens)),
         number(average.empty() ? std::nan("") : average.back()),
         number(run->validations.empty() ? std::nan("") : run->validations.back().loss),
-        number(median_of(column(*run, &StepRecord::tokens_per_second)), "{:.0f}"),
+        number(median_throughput(*run), "{:.0f}"),
         std::isfinite(memory) ? human_bytes(static_cast<uint64_t>(memory)) : "–",
         number(100 * last_finite(column(*run, &StepRecord::fp8_flop_share)), "{:.1f} %"), skipped,
         escape_html(describe_state(*run)));

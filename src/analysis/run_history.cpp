@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <fstream>
 #include <limits>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/median.h"
 #include "training/json_fields.h"
 #include "training/run_files.h"
 
@@ -85,6 +87,13 @@ std::string describe_state(const RunHistory& run) {
   if (!run.status) return "?";
   if (run.status->state != "killed") return run.status->state;
   return fmt::format("killed after step {}", run.steps.empty() ? run.status->step : run.steps.back().step);
+}
+
+double median_throughput(const RunHistory& run) {
+  std::vector<double> values;
+  for (const StepRecord& step : run.steps)
+    if (std::isfinite(step.tokens_per_second)) values.push_back(step.tokens_per_second);
+  return median(std::move(values));
 }
 
 RunHistory read_run_history(const std::filesystem::path& folder) {

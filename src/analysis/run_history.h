@@ -52,5 +52,7 @@ struct RunHistory {
 RunHistory read_run_history(const std::filesystem::path& folder);
 // "finished", "killed after step 12", ...; "?" without a status.
 std::string describe_state(const RunHistory& run);
+double median_throughput(
+    const RunHistory& run);  // tokens per second, over the finite records; NaN without one
 
 }  // namespace octet

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/median.h"
 #include "base/random.h"
 #include "base/text.h"
 #include "cli/command.h"
@@ -48,12 +49,6 @@ uint64_t status_bytes(const std::string& field) {
   for (std::string line; std::getline(file, line);)
     if (line.rfind(field, 0) == 0) return std::stoull(line.substr(field.size() + 1)) * 1024;
   return 0;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n == 0 ? 0 : n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
 struct Arena {

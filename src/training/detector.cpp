@@ -4,15 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "base/median.h"
+
 namespace octet {
-namespace {
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  if (values.size() % 2 == 1) return *middle;
-  return (*middle + *std::max_element(values.begin(), middle)) / 2;
-}
-}  // namespace
 
 SpikeDetector::SpikeDetector(double deviations, int64_t window)
     : limit_(deviations), window_(static_cast<size_t>(std::max<int64_t>(window, 1))) {}
