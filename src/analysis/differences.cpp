@@ -31,11 +31,11 @@ std::string text_of(const RunHistory& run, const char* key) {
   return run.start.is_object() ? run.start.value(key, std::string{}) : std::string{};
 }
 
-// Weights of a mixture, without names and paths.
+// Weights of a mixture, without names and paths; one source alone has none.
 std::string weights_of(const RunHistory& run, const char* split) {
   const Json::json_pointer at(std::string("/data/") + split);
   std::string text;
-  if (!run.config.contains(at) || !run.config.at(at).is_array()) return text;
+  if (!run.config.contains(at) || !run.config.at(at).is_array() || run.config.at(at).size() < 2) return text;
   for (const Json& source : run.config.at(at))
     if (source.is_object() && source.contains("weight"))
       text += (text.empty() ? "weights " : ", ") + source.at("weight").dump();

@@ -173,10 +173,11 @@ TEST_CASE("what two runs differ in beside the recipe is named, and what it spoil
     return compare_runs(baseline, variant, NoiseBand{});
   };
   // The recipe, names, paths and logging are no differences.
-  const Comparison twins = against({{"schedule", {{"learning_rate", 1e-3}}},
-                                    {"log", {{"every", 7}}},
-                                    {"run", {{"name", "other"}, {"threads", 3}}},
-                                    {"data", {{"validation", {{{"files", {"elsewhere"}}}}}}}});
+  const Comparison twins =
+      against({{"schedule", {{"learning_rate", 1e-3}}},
+               {"log", {{"every", 7}}},
+               {"run", {{"name", "other"}, {"threads", 3}}},
+               {"data", {{"validation", {{{"files", {"elsewhere"}}, {"weight", 2.0}}}}}}});
   CHECK(twins.also_differ.empty());
   CHECK(twins.sentence.find("also differ") == std::string::npos);
   CHECK(std::isfinite(twins.validation_gap));
