@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "cli/command.h"
 #include "config/run_config.h"
+#include "training/checkpoint.h"
 #include "training/progress.h"
 #include "training/train.h"
 
@@ -29,6 +30,16 @@ ResumePolicy resume_policy(const std::string& text) {
     throw Error(ExitCode::Usage, fmt::format("--resume {}: no such checkpoint", escape_control(text)),
                 fmt::format("did you mean --resume {}?", near));
   return {ResumePolicy::Kind::Path, text};
+}
+
+std::string hint_of(const TrainResult& result) {
+  const bool none = result.newest_checkpoint < 0;
+  if (result.code == ExitCode::Numerics)
+    return none ? "lower schedule.learning_rate"
+                : "lower schedule.learning_rate, or go on from an earlier checkpoint with --resume PATH";
+  return none ? "free disk space; there is no checkpoint: the same command starts afresh"
+              : fmt::format("free disk space; the same command goes on from {}",
+                            checkpoint_name(result.newest_checkpoint));
 }
 
 int run_train(const TrainArguments& arguments) {
@@ -55,9 +66,7 @@ int run_train(const TrainArguments& arguments) {
       break;
     default:
       complain({result.code, fmt::format("step {}: {}", result.step, escape_control(result.reason)),
-                result.code == ExitCode::Numerics
-                    ? "lower schedule.learning_rate, or go on from an earlier checkpoint with --resume PATH"
-                    : "free disk space; the same command goes on from the newest checkpoint"});
+                hint_of(result)});
   }
   return static_cast<int>(result.code);
 }

@@ -175,7 +175,9 @@ void check_precision(const RunConfig& c, Problems& out) {
                    "found \"e5m2\" for two operands that are multiplied; a GEMM takes at most "
                    "one E5M2 operand"});
   }
-  if (r.name == "fp8" && !r.float8()) {
+  const bool no_float8 = std::none_of(std::begin(roles), std::end(roles),
+                                      [](const auto& role) { return is_float8(role.second->format); });
+  if (r.name == "fp8" && no_float8) {
     out.push_back({"/precision/recipe", section,
                    "the recipe is called \"fp8\" but the fields beside it leave no FP8 "
                    "operand; call it \"bf16\""});

@@ -151,7 +151,7 @@ void add_run(List& list) {
   list.push_back(boolean("/run/deterministic", AT(run.deterministic),
                          about("only operations whose order of sums is fixed", Recorded)));
   list.push_back(
-      integer("/run/threads", AT(run.threads), {0, 4096}, about("threads of the CPU device; 0: all", Free)));
+      integer("/run/threads", AT(run.threads), {0, 1024}, about("threads of the CPU device; 0: all", Free)));
 }
 
 void add_model(List& list) {

@@ -71,7 +71,7 @@ class Reader {
         const auto it = values_.find(field.pointer);
         if (it != values_.end()) field.set(config, *it->second);
       }
-      if (config.run.output.empty()) config.run.output = "runs/" + config.run.name;
+      if (config.run.output.empty()) config.run.output = default_output(config.run.name);
       for (const RuleProblem& problem : check_rules(config)) {
         if (!broken(problem)) violations_.push_back({problem.pointer, problem.message});
       }

@@ -82,7 +82,9 @@ struct RunConfig {
 RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides = {});
 RunConfig parse_config(const std::string& text, const std::string& source_name,
                        const std::vector<std::string>& overrides = {});
-std::string to_json(const RunConfig& config);  // fully resolved, stable key order, pretty
+std::string default_output(const std::string& run_name);  // runs/NAME
+// Fully resolved, stable key order, pretty. Only run.output stays empty where it is the default.
+std::string to_json(const RunConfig& config);
 std::string config_hash(
     const RunConfig& config);  // 16 hex digits of what decides the numbers (not names, paths, log intervals)
 std::string json_schema();

@@ -23,6 +23,8 @@ Json resolved(const RunConfig& config) {
   for (const Field& field : fields()) {
     if (!field.shorthand) at_pointer(root, field.pointer) = field.get(config);
   }
+  // The default follows the name: a run's config.json used again under another name is another run.
+  if (config.run.output == default_output(config.run.name)) at_pointer(root, "/run/output") = "";
   return root;
 }
 
@@ -77,6 +79,8 @@ std::string canonical(const Field& field, const Json& value) {
 }
 
 }  // namespace
+
+std::string default_output(const std::string& run_name) { return "runs/" + run_name; }
 
 std::string to_json(const RunConfig& config) {
   return resolved(config).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";

@@ -184,6 +184,11 @@ Dataset::Dataset(std::vector<DataSource> sources, std::string raw_width, int64_t
         complete = false;
       }
     }
+    const auto masked = std::find_if(opened.shards.begin(), opened.shards.end(),
+                                     [](const ShardInfo& info) { return info.masks; });
+    if (masked != opened.shards.end())
+      log_warning("source \"{}\": {} has token masks; they are not read, every token is a target",
+                  source.name, masked->path);
     opened.windows_before.push_back(0);
     for (const ShardInfo& info : opened.shards) {
       const int64_t here = info.tokens > 0 ? (info.tokens - 1) / context : 0;

@@ -39,6 +39,7 @@ struct ShardInfo {
   int token_bytes = 2;
   int64_t declared_vocabulary = 0;  // 0: the header does not say
   int64_t documents = -1;           // -1: the header does not say
+  bool masks = false;               // it says which tokens to train on; not read: every token is a target
 };
 
 // Opens, checks magic, size against header. Throws Error(Data) with found versus expected (F07-F09, F14).

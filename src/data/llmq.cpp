@@ -31,7 +31,6 @@ std::optional<ShardInfo> inspect_llmq(const std::string& path, const ShardHead& 
                  .file_bytes = head.file_bytes,
                  .payload_offset = shard_header_bytes,
                  .token_bytes = 4};
-  bool masks = false;
   if (version == 2) {
     const uint32_t vocabulary = head.word(20);
     if (vocabulary > INT32_MAX)
@@ -40,9 +39,9 @@ std::optional<ShardInfo> inspect_llmq(const std::string& path, const ShardHead& 
                               static_cast<int32_t>(vocabulary)),
                   "the header is damaged: tokenize again");
     info.declared_vocabulary = vocabulary;
-    masks = head.word(24) == 1;  // writers without masks left 0 or the filler here
+    info.masks = head.word(24) == 1;  // writers without masks left 0 or the filler here
   }
-  require_shard_size(info, masks ? (static_cast<uint64_t>(tokens) + 7) / 8 : 0);
+  require_shard_size(info, info.masks ? (static_cast<uint64_t>(tokens) + 7) / 8 : 0);
   return info;
 }
 

@@ -16,15 +16,19 @@ namespace fs = std::filesystem;
 
 std::string checkpoint_name(int64_t step) { return fmt::format("step-{:08}", step); }
 
+std::optional<int64_t> step_of(const std::string& name) {
+  if (name.size() < 13 || name.size() > 20 || name.rfind("step-", 0) != 0 ||
+      name.find_first_not_of("0123456789", 5) != std::string::npos)
+    return {};
+  return std::stoll(name.substr(5));
+}
+
 std::vector<CheckpointEntry> list_checkpoints(const fs::path& checkpoints) {
   std::vector<CheckpointEntry> found;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(checkpoints, ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (!entry.is_directory(ignored) || name.size() < 13 || name.size() > 20 || name.rfind("step-", 0) != 0 ||
-        name.find_first_not_of("0123456789", 5) != std::string::npos)
-      continue;
-    found.push_back({std::stoll(name.substr(5)), entry.path()});
+    const std::optional<int64_t> step = step_of(entry.path().filename().string());
+    if (step && entry.is_directory(ignored)) found.push_back({*step, entry.path()});
   }
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
   return found;
@@ -74,6 +78,17 @@ uint64_t checkpoint_bytes(std::span<const Payload> payloads) {
   for (const Payload& p : payloads)
     for (const NamedTensor& t : p.tensors) bytes += t.tensor.bytes() + 128;  // and its line in the header
   return bytes;
+}
+
+void require_disk(const fs::path& checkpoints, std::span<const Payload> payloads, ExitCode code) {
+  constexpr uint64_t reserve = 1u << 20;
+  const uint64_t bytes = checkpoint_bytes(payloads), available = free_bytes(checkpoints);
+  if (available < bytes + reserve)
+    throw Error(
+        code,
+        fmt::format("{}: {} free, a checkpoint takes {} and {} more are kept in reserve",
+                    checkpoints.string(), human_bytes(available), human_bytes(bytes), human_bytes(reserve)),
+        "free disk space, or choose a run.output on another disk");
 }
 
 namespace {
@@ -158,13 +173,7 @@ fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::s
   const int64_t step = manifest.state.step;
   for (const Payload& p : payloads)
     if (p.file == "masters.safetensors") refuse_nonfinite(p, step);
-  const uint64_t needed = checkpoint_bytes(payloads) + (1u << 20), available = free_bytes(checkpoints);
-  if (available < needed)
-    throw Error(ExitCode::Checkpoint,
-                fmt::format("{}: {} free, a checkpoint takes {}", checkpoints.string(),
-                            human_bytes(available), human_bytes(needed)),
-                "free disk space, or lower checkpoint.keep");
-
+  require_disk(checkpoints, payloads, ExitCode::Checkpoint);
   const fs::path final_path = checkpoints / checkpoint_name(step);
   const fs::path temporary =
       checkpoints / fmt::format("{}.tmp-{}-{}", checkpoint_name(step), getpid(), saves++);

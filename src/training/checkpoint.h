@@ -12,6 +12,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -68,7 +69,8 @@ struct CheckpointEntry {
 };
 // Folders called step-NNNNNNNN, oldest first; anything else is foreign and ignored.
 std::vector<CheckpointEntry> list_checkpoints(const std::filesystem::path& checkpoints);
-std::string checkpoint_name(int64_t step);  // "step-00000100"
+std::string checkpoint_name(int64_t step);                // "step-00000100"
+std::optional<int64_t> step_of(const std::string& name);  // empty: not the name of a checkpoint
 
 struct FoundCheckpoint {
   std::filesystem::path folder;  // empty: none there
@@ -98,6 +100,9 @@ struct Payload {
 std::filesystem::path write_checkpoint(const std::filesystem::path& checkpoints, Manifest manifest,
                                        std::span<const Payload> payloads);
 uint64_t checkpoint_bytes(std::span<const Payload> payloads);  // without the manifest
+// Error(`code`) unless the disk has room for one checkpoint and a reserve for the manifest and what else the
+// run writes meanwhile.
+void require_disk(const std::filesystem::path& checkpoints, std::span<const Payload> payloads, ExitCode code);
 
 // What a process that died while it replaced a checkpoint left as step-NNNNNNNN.former: it gets its name back
 // unless the new one is there and whole. Before anything else looks at the folder.

@@ -110,7 +110,14 @@ Manifest read_manifest(const std::filesystem::path& folder) {
                     ? fmt::format("{}: incomplete: no {}", folder.string(), manifest_file)
                     : fmt::format("{}: no such checkpoint", folder.string()),
                 "give --resume the folder of a whole checkpoint (octet checkpoint list)");
-  return parse_manifest(read_text(path, ExitCode::Checkpoint), path.string());
+  Manifest manifest = parse_manifest(read_text(path, ExitCode::Checkpoint), path.string());
+  const std::string name = (folder / "").parent_path().filename().string();
+  if (const std::optional<int64_t> step = step_of(name); step && *step != manifest.state.step)
+    throw Error(ExitCode::Checkpoint,
+                fmt::format("{}: the folder is called {}, its manifest is of step {}", folder.string(), name,
+                            manifest.state.step),
+                fmt::format("call the folder {} again", checkpoint_name(manifest.state.step)));
+  return manifest;
 }
 
 Manifest verify_checkpoint(const std::filesystem::path& folder) {

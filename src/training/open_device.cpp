@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -25,6 +26,14 @@ std::unique_ptr<Device> open_cuda(const DeviceOptions& options) {
 #endif
 }
 
+std::unique_ptr<Device> open_cpu(const DeviceOptions& options) {
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  if (cores > 0 && options.threads > cores)
+    log_warning("run.threads {}: this process may use {}, and threads that share one wait for each other",
+                options.threads, plural(cores, "core"));
+  return make_cpu_device(options);
+}
+
 // The driver's device file: somebody expects a GPU to be used here.
 bool driver_is_there() {
   std::error_code ignored;
@@ -34,17 +43,17 @@ bool driver_is_there() {
 }  // namespace
 
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options) {
-  if (name == "cpu") return make_cpu_device(options);
+  if (name == "cpu") return open_cpu(options);
   if (name == "cuda") return open_cuda(options);
   if (name != "auto")
     throw Error(ExitCode::Usage, fmt::format("--device {}: unknown", escape_control(name)),
                 "auto, cpu or cuda");
-  if (!driver_is_there()) return make_cpu_device(options);
+  if (!driver_is_there()) return open_cpu(options);
   try {
     return open_cuda(options);
   } catch (const Error& error) {  // never silently: the user of a GPU machine did not mean the CPU
     log_warning("the CPU is used although there is an NVIDIA driver: {}. {}", error.what(), error.hint());
-    return make_cpu_device(options);
+    return open_cpu(options);
   }
 }
 

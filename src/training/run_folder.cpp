@@ -20,6 +20,20 @@ bool holds_a_run(const fs::path& folder) {
          !list_checkpoints(folder / checkpoint_folder).empty();
 }
 
+// An entry that no run, launcher (*.log, *.out, *.err) or editor (hidden files) put there; empty: none.
+std::string foreign_entry(const fs::path& folder) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string(), end = entry.path().extension().string();
+    bool known =
+        name[0] == '.' || name == checkpoint_folder || end == ".log" || end == ".out" || end == ".err";
+    for (const char* own : {config_file, status_file, metrics_file, "events.out.tfevents."})
+      known = known || name.rfind(own, 0) == 0;  // and their temporary names
+    if (!known) return name;
+  }
+  return {};
+}
+
 bool was_killed(const fs::path& folder) {
   try {
     const std::optional<RunStatus> status = read_status(folder);
@@ -61,8 +75,7 @@ std::string describe(const std::vector<ConfigChange>& changes, ChangeClass wante
 }  // namespace
 
 fs::path run_output(const RunConfig& config) {
-  return fs::absolute(config.run.output.empty() ? fs::path("runs") / config.run.name
-                                                : fs::path(config.run.output))
+  return fs::absolute(config.run.output.empty() ? default_output(config.run.name) : config.run.output)
       .lexically_normal();
 }
 
@@ -103,6 +116,9 @@ void RunFolder::settle() { claim_.settled = true; }
 
 void RunFolder::prepare(const TrainRequest& request) {
   std::error_code error;
+  if (const std::string name = foreign_entry(path_); !name.empty() && !holds_a_run(path_))
+    throw Error(ExitCode::Usage, fmt::format("{} is not empty and holds no run: {}", path_.string(), name),
+                "a run has a folder of its own: choose another run.output");
   for (fs::path path = checkpoints(); !path.empty() && !fs::exists(path, error); path = path.parent_path())
     claim_.made.insert(claim_.made.begin(), path);
   fs::create_directories(checkpoints(), error);
@@ -146,6 +162,8 @@ void RunFolder::clear() {
       files.push_back(entry.path());
   }
   for (const CheckpointEntry& entry : list_checkpoints(checkpoints())) files.push_back(entry.folder);
+  for (const auto& entry : fs::directory_iterator(checkpoints()))
+    if (entry.path().filename().string().rfind("superseded-step-", 0) == 0) files.push_back(entry.path());
   for (const fs::path& file : files) remove_durably(file, ExitCode::Checkpoint);
 }
 

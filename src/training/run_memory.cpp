@@ -1,9 +1,11 @@
 #include "training/run_memory.h"
 
+#include <fmt/format.h>
+
 #include <cstring>
 
+#include "base/error.h"
 #include "base/hash.h"
-#include "base/log.h"
 #include "base/text.h"
 
 namespace octet {
@@ -120,27 +122,14 @@ void Snapshot::put_back(Device& device) const {
   device.synchronize();
 }
 
-void Snapshot::load(const std::filesystem::path& checkpoint) {
+void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
   for (const Payload& payload : payloads_) {
     if (payload.tensors.empty()) continue;
-    const std::filesystem::path path = checkpoint / payload.file;
-    std::error_code ignored;
-    try {
-      if (&payload == &payloads_[2] && !std::filesystem::exists(path, ignored))
-        throw Error(ExitCode::Checkpoint, fmt::format("{}: missing", path.string()));
-      load(payload, path);
-    } catch (const Error& error) {
-      if (&payload != &payloads_[2]) throw;
-      // The recipe of the casts may change on resume (compare_configs records it); masters and moments do not
-      // depend on it, and the scales of other sites mean nothing here.
-      log_warning("{}: the scale table starts afresh, as in the first step of a run", error.what());
-      forget_scales();
-    }
+    if (scales == Scales::Forget && &payload == &payloads_[2])
+      for (const NamedTensor& t : payload.tensors) std::memset(t.tensor.data, 0, t.tensor.bytes());
+    else
+      load(payload, checkpoint / payload.file);
   }
-}
-
-void Snapshot::forget_scales() const {
-  for (const NamedTensor& t : payloads_[2].tensors) std::memset(t.tensor.data, 0, t.tensor.bytes());
 }
 
 void Snapshot::load(const Payload& payload, const std::filesystem::path& path) {

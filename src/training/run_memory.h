@@ -19,10 +19,12 @@ namespace octet {
 class Snapshot {
  public:
   Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& host_plan);
-  void take(Device& device);                           // device -> host
-  void put_back(Device& device) const;                 // host -> device (resume, rollback)
-  void load(const std::filesystem::path& checkpoint);  // files -> host; names, types and shapes must match
-  void forget_scales() const;                          // host: every site without history
+  void take(Device& device);            // device -> host
+  void put_back(Device& device) const;  // host -> device (resume, rollback)
+  // Files -> host; names, types and shapes must match. Scales belong to the precision they were made with:
+  // with Scales::Forget their file is not read, and every site is without history.
+  enum class Scales : uint8_t { Restore, Forget };
+  void load(const std::filesystem::path& checkpoint, Scales scales);
   const std::vector<Payload>& payloads() const { return payloads_; }
   std::string masters_hash() const;  // XXH3 of the masters in their order
 

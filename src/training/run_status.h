@@ -14,7 +14,7 @@ struct RunStatus {
   std::string state;
   int exit_code = 0;
   std::string reason;
-  int64_t step = 0;  // of a running or killed run: the one it began with
+  int64_t step = 0;  // of a running or killed run: where it was at its newest save, or began
 };
 
 // Empty where there is no status.json. Error(Data) names the file and the key that is not what a run writes.

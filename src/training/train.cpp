@@ -60,6 +60,29 @@ RunConfig with_real_validation(RunConfig config, const Dataset* validation) {
   return config;
 }
 
+// The same shard in validation and training, or in two sources, is hardly ever meant.
+void warn_of_shared_shards(const Dataset& train, const Dataset* validation) {
+  std::map<std::string, std::string> places;  // file -> where it was seen first
+  std::string first;
+  int64_t files = 0;
+  const auto collect = [&](const Dataset& data, const char* role) {
+    for (size_t s = 0; s < data.sources().size(); ++s) {
+      const std::string here = fmt::format("{} source \"{}\"", role, data.sources()[s].name);
+      for (const ShardInfo& shard : data.shards(static_cast<int>(s))) {
+        std::error_code ignored;
+        const auto [seen, is_new] =
+            places.emplace(std::filesystem::weakly_canonical(shard.path, ignored).string(), here);
+        if (!is_new && files++ == 0)
+          first = fmt::format("{} is in {} and in {}", shard.path, seen->second, here);
+      }
+    }
+  };
+  collect(train, "training");
+  if (validation) collect(*validation, "validation");
+  if (files > 1) first += fmt::format(", and {} more", plural(files - 1, "shard"));
+  if (files > 0) log_warning("{}: the same tokens are read in both", first);
+}
+
 }  // namespace
 
 TrainResult train(const TrainRequest& request) {
@@ -75,6 +98,7 @@ TrainResult train(const TrainRequest& request) {
   if (!config.data.validation.empty())
     validation = std::make_unique<Dataset>(config.data.validation, config.data.raw_width,
                                            config.model.context, config.model.vocabulary);
+  warn_of_shared_shards(data, validation.get());
   check_epochs(data, SampleOrder(data, config.run.seed, window_order(config)),
                config.run.steps * global_batch(config), config.data.epochs);
   const RunConfig planned = with_real_validation(config, validation.get());

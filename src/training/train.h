@@ -25,8 +25,10 @@ struct TrainRequest {
 struct TrainResult {
   ExitCode code = ExitCode::Success;
   int64_t step = 0;
-  double final_loss = 0, validation_loss = 0;
+  double final_loss = 0;
+  double validation_loss = 0;  // of this very step; 0: it was not evaluated
   std::string folder, reason;
+  int64_t newest_checkpoint = -1;  // step of the newest one of this folder known whole; -1: none
 };
 
 // Returns with Success, Stopped, StoppedUnsaved, Numerics (diverged) or Checkpoint (finished, last save

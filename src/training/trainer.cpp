@@ -254,8 +254,7 @@ bool Trainer::roll_back(double loss, double deviation) {
   if (found.folder.empty()) return false;
   const int64_t next_sample = state_.next_sample + global_batch(config_), rollbacks = state_.rollbacks + 1,
                 skipped = next_sample - found.manifest.state.next_sample;
-  memory_.snapshot.load(found.folder);
-  memory_.snapshot.put_back(device_);
+  restore(found);
   state_ = found.manifest.state;
   set_aside_later(folder_.checkpoints(), state_.step);  // damaged ones that were passed over
   saver_.go_back_to(state_.step);
@@ -329,9 +328,11 @@ void Trainer::save_if_due() {
     if (!outcome) return;
     finish_save(*outcome);
     if (!outcome->error.empty() && config_.checkpoint.on_error == "exit")
-      throw Error(ExitCode::Checkpoint,
-                  fmt::format("the save of step {} failed: {}", outcome->step, outcome->error),
-                  "free the disk and start again; the run goes on from the newest checkpoint");
+      throw Error(
+          ExitCode::Checkpoint, fmt::format("the save of step {} failed: {}", outcome->step, outcome->error),
+          saver_.newest() >= 0 ? fmt::format("free disk space; the same command goes on from {}",
+                                             checkpoint_name(saver_.newest()))
+                               : "free disk space; there is no checkpoint: the same command starts afresh");
   };
   finish(saver_.take_outcome());
   const int64_t every = config_.checkpoint.every;
@@ -379,6 +380,7 @@ void Trainer::finish_save(const SaveOutcome& outcome) {
     const std::string text =
         fmt::format("{} saved in {:.2f} s", checkpoint_name(outcome.step), outcome.seconds);
     log_.event(outcome.step, "checkpoint", text);
+    folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
     if (!request_.quiet) progress_.note(text);
     return;
   }
@@ -391,82 +393,8 @@ void Trainer::finish_save(const SaveOutcome& outcome) {
   log_.event(outcome.step, "checkpoint", text);
 }
 
-// ---- beginning and end
+// ---- the end
 // ---------------------------------------------------------------------------------------------------
-
-void Trainer::begin() {
-  const FoundCheckpoint& found = folder_.resume();
-  load_validation_windows();
-  if (found.folder.empty()) {
-    state_ = {};
-    count_casts(1);
-    memory_.model.initialize();
-    memory_.snapshot.take(device_);
-    state_.init_hash = memory_.snapshot.masters_hash();
-    log_info("starting fresh in {}: initial weights {}", folder_.path().string(), state_.init_hash);
-  } else {
-    memory_.snapshot.load(found.folder);
-    // Scales belong to the formats and rules they were made for; without them a site starts as in step 1.
-    if (found.manifest.config.value("precision", Json()) != Json::parse(to_json(config_)).at("precision"))
-      memory_.snapshot.forget_scales();
-    memory_.snapshot.put_back(device_);
-    count_casts(state_.step + 1);
-    memory_.model.refresh_working_weights(state_.step);
-    detector_.restore(state_.spike_history);
-    const std::string text = fmt::format("from {}", found.folder.filename().string());
-    log_info("resuming {} in {}", text, folder_.path().string());
-    log_.event(state_.step, "resume", text);
-    // A process that died between its save and the removal of older ones left too many.
-    if (saver_.newest() >= 0) saver_.retire();
-  }
-  for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
-  injector_.enter(Phase::Startup, state_.step);
-  const uint64_t needed =
-      static_cast<uint64_t>(config_.checkpoint.keep + 1) * checkpoint_bytes(memory_.snapshot.payloads());
-  if (const uint64_t available = free_bytes(folder_.checkpoints()); available < needed)
-    log_warning("{}: {} free, but {} checkpoints take {}", folder_.path().string(), human_bytes(available),
-                config_.checkpoint.keep + 1, human_bytes(needed));
-  folder_.settle();
-  folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
-  open_loader();
-}
-
-void Trainer::open_loader() {
-  LoaderOptions o;
-  o.seed = config_.run.seed;
-  o.windows = window_order(config_);
-  o.micro_batch = config_.batch.micro;
-  o.global_batch = global_batch(config_);
-  o.first_sample = state_.next_sample;
-  loader_.reset();
-  loader_ = std::make_unique<Loader>(data_, o);
-}
-
-// The first windows of the validation order, which has a seed of its own: the same for every run that names
-// these shards. A set smaller than the windows asked for is read once; what is left of the last batch is
-// ignored.
-void Trainer::load_validation_windows() {
-  if (!validation_ || config_.evaluation.every <= 0 || config_.evaluation.batches <= 0) return;
-  int64_t windows = 0;
-  for (size_t s = 0; s < validation_->sources().size(); ++s)
-    windows += validation_->windows(static_cast<int>(s));
-  const int64_t micro = config_.batch.micro, context = config_.model.context;
-  validation_windows_ = std::min(windows, config_.evaluation.batches * micro);
-  validation_batches_ = (validation_windows_ + micro - 1) / micro;
-  const SampleOrder order(*validation_, 0, WindowOrder::Shuffled);
-  std::vector<int32_t> window(static_cast<size_t>(context) + 1);
-  int32_t* tokens = memory_.validation_tokens.as<int32_t>();
-  int32_t* targets = memory_.validation_targets.as<int32_t>();
-  for (int64_t i = 0; i < validation_batches_ * micro; ++i, tokens += context, targets += context) {
-    const SampleLocation at = order.locate(std::min(i, validation_windows_ - 1));
-    validation_->read(at.source, at.window, window);
-    std::copy(window.begin(), window.end() - 1, tokens);
-    if (i < validation_windows_)
-      std::copy(window.begin() + 1, window.end(), targets);
-    else
-      std::fill(targets, targets + context, -1);
-  }
-}
 
 TrainResult Trainer::stop() {
   const std::string signal = signals_.stop_reason();
@@ -483,7 +411,13 @@ TrainResult Trainer::result(ExitCode code, const std::string& reason) {
                        : stopped                 ? RunFolder::State::Stopped
                                                  : RunFolder::State::Failed,
                        code, reason);
-  return {code, state_.step, state_.loss, state_.validation_loss, folder_.path().string(), reason};
+  return {code,
+          state_.step,
+          state_.loss,
+          state_.validated_step == state_.step ? state_.validation_loss : 0,
+          folder_.path().string(),
+          reason,
+          saver_.newest()};
 }
 
 }  // namespace octet

@@ -66,12 +66,14 @@ class Trainer {
   bool roll_back(double loss, double deviation);
   std::string diagnosis(const StepReport& report);
 
+  void restore(const FoundCheckpoint& found);
   bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();
   bool save_now();  // waits; false when it failed
   void start_save();
   void finish_save(const SaveOutcome& outcome);  // says how it ended
 
+  void check_first_step();  // Error(Usage) of the disk, Error(Data) of the ids
   void open_loader();
   void load_validation_windows();
   TrainResult result(ExitCode code, const std::string& reason);

@@ -145,6 +145,28 @@ TEST_CASE("what a run refuses has its exit code and a hint") {
   CHECK(place.octet("checkpoint list .").code == 4);
 }
 
+TEST_CASE("the hint after a last save that failed names the checkpoint there is, or none") {
+  const Workplace place(5);
+  const std::string full = " --quiet --inject enospc:write=1,count=100000";
+  const CommandRun none = place.octet("train run.json" + full);
+  CHECK(none.code == 4);
+  CHECK(none.says("there is no checkpoint: the same command starts afresh"));
+  CHECK(place.octet("train run.json --quiet").code == 0);
+  const CommandRun some = place.octet("train run.json --set run.steps=7" + full);
+  CHECK(some.code == 4);
+  CHECK(some.says("the same command goes on from step-00000005"));
+}
+
+TEST_CASE("a validation loss is printed with the step it is of only") {
+  const Workplace place(10);
+  CHECK(place.octet("train run.json --quiet").says("finished: step 10, loss "));
+  const CommandRun again = place.octet("train run.json --quiet");
+  CHECK(again.says("validation loss"));
+  const CommandRun longer = place.octet("train run.json --quiet --set run.steps=12 --set evaluation.every=0");
+  CHECK(longer.says("finished: step 12, loss "));
+  CHECK_FALSE(longer.says("validation loss"));
+}
+
 TEST_CASE("bench prints numbers a script can read") {
   const Workplace place(5);
   const CommandRun step = place.octet("bench step run.json --variants bf16,fp8 --steps 2 --json");

@@ -292,8 +292,9 @@ TEST_CASE("a recipe cannot claim a precision its operands do not have") {
             .has("/precision/recipe: the recipe is called \"bf16\""));
   CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"format": "e5m2"}}})")
             .has("at most one E5M2"));
-  CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"format": "bf16"}}})")
-            .has("both or neither"));
+  const auto half = complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"format": "bf16"}}})");
+  CHECK(half.has("both or neither"));
+  CHECK_FALSE(half.has("leave no FP8"));  // input and grad are FP8 still
   CHECK(complaint_of(
             R"({"model": {"layers": 4}, "precision": {"recipe": "fp8", "first_blocks_bf16": 3,
                                                       "last_blocks_bf16": 1}})")

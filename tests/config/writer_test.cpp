@@ -69,6 +69,14 @@ TEST_CASE("the config.json of a run, with what the run added, is a configuration
   CHECK(parse_config(root.dump(), "t") == parse_config(rich_file, "t"));
 }
 
+TEST_CASE("a resolved file under another name is a run with a folder of its own") {
+  const std::string resolved = to_json(parse_config(R"({"run": {"name": "ref"}})", "t"));
+  CHECK(parse_config(resolved, "t").run.output == "runs/ref");
+  CHECK(parse_config(resolved, "t", {"run.name=ref2"}).run.output == "runs/ref2");
+  const std::string elsewhere = to_json(parse_config(R"({"run": {"name": "ref", "output": "o"}})", "t"));
+  CHECK(parse_config(elsewhere, "t", {"run.name=ref2"}).run.output == "o");
+}
+
 TEST_CASE("the resolved file holds every field once and no shorthand") {
   const Json root = Json::parse(to_json(default_config()));
   for (const Field& field : fields())

@@ -7,8 +7,11 @@
 #include "data/dataset.h"
 #include "data/scan.h"
 #include "data/shard_files.h"
+#include "standard_error.h"
 
 using namespace octet;
+using octet::testing::count_of;
+using octet::testing::warnings_of;
 using namespace shard_files;
 
 namespace {
@@ -97,6 +100,17 @@ TEST_CASE("all problems of all files are reported at once") {
   CHECK(mentions(error_of([&] { open({folder / "good.bin"}, 9); }), "no shard has the 10 tokens"));
   CHECK(open({folder / "good.bin"}, 8).windows(0) == 1);
   CHECK_THROWS_AS(Dataset({}, "", 4, 1000), Error);
+}
+
+TEST_CASE("token masks that are not read are said, once a source") {
+  const TemporaryFolder folder;
+  for (const char* name : {"plain", "masked_0", "masked_1"})
+    write_file(folder / (std::string(name) + ".bin"), llmq(ramp(0, 9), 1000, name[0] == 'm'));
+  const auto said = [&](const std::string& pattern) {
+    return count_of(warnings_of([&] { open({folder / pattern}, 4); }), "has token masks; they are not read");
+  };
+  CHECK(said("plain.bin") == 0);
+  CHECK(said("masked_*.bin") == 1);
 }
 
 TEST_CASE("a Megatron pair found by a pattern counts once") {

@@ -4,6 +4,7 @@
 
 #include "base/files.h"
 #include "base/hash.h"
+#include "base/text.h"
 #include "standard_error.h"
 #include "training/helpers.h"
 #include "training/saver.h"
@@ -53,6 +54,20 @@ TEST_CASE("one changed byte anywhere in any file is found and the file is named"
     put_bytes(checkpoint / file, original);
     CHECK_NOTHROW(verify_checkpoint(checkpoint));  // whole again
   }
+}
+
+TEST_CASE("a checkpoint under the name of another step is refused, and both steps named") {
+  const TemporaryFolder folder;
+  const SmallState state;
+  const fs::path saved = write_checkpoint(folder.path, small_manifest(3), state.payloads);
+  const fs::path wrong = folder.path / "step-00000009", other = folder.path / "kept";
+  fs::rename(saved, wrong);
+  for (const fs::path& path : {wrong, wrong / ""}) {
+    const std::string error = error_of([&] { verify_checkpoint(path); });
+    CHECK(error.find("is called step-00000009, its manifest is of step 3") != std::string::npos);
+  }
+  fs::rename(wrong, other);  // a name that claims no step
+  CHECK(verify_checkpoint(other).state.step == 3);
 }
 
 TEST_CASE("a checkpoint of a newer format is named as such") {
@@ -126,7 +141,8 @@ TEST_CASE("a save is refused before it writes when the disk has too little room"
   assume_file_system({needed - 1, true});
   const std::string error =
       error_of([&] { write_checkpoint(folder.path, small_manifest(1), state.payloads); });
-  CHECK(error.find("1.00 MiB free, a checkpoint takes 1.00 MiB") != std::string::npos);
+  CHECK(error.find(fmt::format("1.00 MiB free, a checkpoint takes {} and 1.00 MiB more are kept",
+                               human_bytes(checkpoint_bytes(state.payloads)))) != std::string::npos);
   CHECK(operations == 0);
   CHECK(fs::is_empty(folder.path));
   assume_file_system({needed, true});

@@ -1,4 +1,6 @@
 // Who may use a folder, how a run goes on, and what a signal does in every phase.
+#include <thread>
+
 #include "base/files.h"
 #include "standard_error.h"
 #include "training/run_memory.h"
@@ -78,6 +80,7 @@ TEST_CASE("resume policies: never, require, auto, a path, and overwrite") {
   CHECK(run.go({"signal:name=TERM,phase=step,step=2"}).step == 1);
   CHECK(run.records("step").size() == 1);
   CHECK(list_checkpoints(run.path() / "checkpoints").size() == 1);
+  CHECK_FALSE(fs::exists(run.path() / "checkpoints" / "superseded-step-00000008"));
   CHECK(bytes_of(run.path() / "notes.txt") == "mine");
 }
 
@@ -188,9 +191,12 @@ TEST_CASE("a log that cannot be written does not stop the run") {
 TEST_CASE("faults that do not exist and devices that are not there are refused by name") {
   const TinyData data;
   TinyRun run(data);
-  for (const char* spec :
-       {"explode", "kill", "kill:stp=3", "nan:step=x", "signal:name=HUP,phase=step", "nan:step=1,"})
+  for (const char* spec : {"explode", "kill", "kill:stp=3", "nan:step=x", "signal:name=HUP,phase=step",
+                           "nan:step=1,", "signal:name=TERM,phase=later"})
     CHECK(error_of([&] { run.go({spec}); }).find(spec) != std::string::npos);
+  CHECK(error_of([&] {
+          run.go({"signal:name=TERM,phase=evalution"});
+        }).find("no phase 'evalution': did you mean evaluation?") != std::string::npos);
   run.request.device = "cuda";
   if (!fs::exists("/dev/nvidiactl")) {  // a build without the CUDA device, or a machine without a driver
     const std::string error = error_of([&] { run.go(); });
@@ -232,7 +238,7 @@ TEST_CASE("a run that is refused leaves nothing of its own behind") {
   // In a folder that was there, what was there stays; a run that is refused later stays too.
   run.request.config = config;
   fs::create_directories(run.path());
-  put_bytes(run.path() / "notes.txt", "mine");
+  put_bytes(run.path() / "slurm.out", "mine");
   CHECK_FALSE(refused({ResumePolicy::Kind::Require, {}}).empty());
   CHECK(std::distance(fs::directory_iterator(run.path()), fs::directory_iterator()) == 1);
   run.request.resume = {};
@@ -241,6 +247,59 @@ TEST_CASE("a run that is refused leaves nothing of its own behind") {
   CHECK_FALSE(refused({}).empty());
   CHECK_NOTHROW(verify_checkpoint(run.checkpoint(8)));
   CHECK(run.status()["state"] == "finished");
+}
+
+TEST_CASE("a folder that is not empty and holds no run is not made one") {
+  const TinyData data;
+  TinyRun run(data);
+  fs::create_directories(run.path());
+  put_bytes(run.path() / "quickstart.json", "{}");
+  CHECK(error_of([&] { run.go(); }).find("holds no run: quickstart.json") != std::string::npos);
+  CHECK(std::distance(fs::directory_iterator(run.path()), fs::directory_iterator()) == 1);
+  fs::remove(run.path() / "quickstart.json");
+  CHECK(run.go().code == ExitCode::Success);
+  put_bytes(run.path() / "notes.txt", "");  // a run's folder may hold more
+  CHECK(run.go().code == ExitCode::Success);
+}
+
+TEST_CASE("what would end the first step or its save is found before the folder is made") {
+  const TinyData data;  // every window has ids above 15
+  TinyRun narrow(data, {"model.vocabulary=16", "evaluation.every=0"});
+  CHECK(error_of([&] { narrow.go(); }).find("the vocabulary has 16") != std::string::npos);
+  CHECK_FALSE(fs::exists(narrow.path()));
+  narrow.request.config.model.vocabulary = 64;  // as the hint says
+  CHECK(narrow.go().code == ExitCode::Success);
+
+  TinyRun run(data);
+  try {
+    run.go({"file-system:free=1000"});
+    FAIL("no checkpoint fits, and the run was started");
+  } catch (const Error& error) {
+    CHECK(error.code() == ExitCode::Usage);
+    CHECK(std::string(error.what()).find("1000 B free, a checkpoint takes ") != std::string::npos);
+  }
+  CHECK_FALSE(fs::exists(run.path()));
+  CHECK(run.go({"file-system:free=4000000"}).code == ExitCode::Success);
+  CHECK(run.go({"file-system:free=1000"}).code == ExitCode::Success);  // finished: nothing to save
+}
+
+TEST_CASE("a shard that is read twice is named in one warning") {
+  const TinyData data;
+  TinyRun apart(data), shared(data);
+  CHECK(count_of(warnings_of([&] { apart.go(); }), "the same tokens") == 0);
+  shared.request.config.data.validation = shared.request.config.data.train;
+  const std::string said = warnings_of([&] { shared.go(); });
+  CHECK(count_of(said, "the same tokens") == 1);
+  CHECK(count_of(said, "train_000000.bin is in training source \"default\" and in validation source") == 1);
+  CHECK(count_of(said, "and 1 shard more") == 1);
+}
+
+TEST_CASE("more threads than cores are used, with a warning") {
+  const TinyData data;
+  TinyRun one(data), many(data);
+  many.request.config.run.threads = static_cast<int>(std::thread::hardware_concurrency()) + 1;
+  CHECK(count_of(warnings_of([&] { one.go(); }), "run.threads") == 0);
+  CHECK(count_of(warnings_of([&] { many.go(); }), "run.threads") == 1);
 }
 
 TEST_CASE("mistakes of the command line are reported before those of the data") {

@@ -82,6 +82,36 @@ TEST_CASE("the bytes do not depend on asynchronous saving, recomputation or what
         bytes_of(plain.checkpoint(8) / "moments.safetensors"));
 }
 
+TEST_CASE("a scale table that is gone is an error, unless the casts changed") {
+  const TinyData data;
+  TinyRun run(data);
+  run.go({"signal:name=TERM,phase=step,step=4"});
+  Manifest manifest = read_manifest(run.checkpoint(3));
+  std::erase_if(manifest.files, [](const auto& file) { return file.name == "scale_table.safetensors"; });
+  std::filesystem::remove(run.checkpoint(3) / "scale_table.safetensors");
+  put_bytes(run.checkpoint(3) / manifest_file, to_text(manifest));
+  CHECK(error_of([&] { run.go(); }).find("scale_table.safetensors") != std::string::npos);
+  run.request.config.precision.grad.rounding = Rounding::Stochastic;
+  CHECK(run.go().code == ExitCode::Success);
+}
+
+TEST_CASE("scales are kept when a manifest does not spell out what is the default") {
+  const TinyData data;
+  TinyRun whole(data, {"precision.scaling=delayed"}), parts(data, {"precision.scaling=delayed"}),
+      changed(data, {"precision.scaling=delayed"});
+  whole.go();
+  for (TinyRun* run : {&parts, &changed}) {
+    run->go({"signal:name=TERM,phase=step,step=4"});
+    Manifest manifest = read_manifest(run->checkpoint(3));
+    manifest.config["precision"].erase("first_blocks_bf16");
+    if (run == &changed) manifest.config["precision"]["grad"]["rounding"] = "stochastic";
+    put_bytes(run->checkpoint(3) / manifest_file, to_text(manifest));
+    run->go();
+  }
+  CHECK(masters_of(parts, 8) == masters_of(whole, 8));
+  CHECK_FALSE(masters_of(changed, 8) == masters_of(whole, 8));  // its scales started afresh
+}
+
 TEST_CASE("a finished run is not trained again") {
   const TinyData data;
   TinyRun run(data);

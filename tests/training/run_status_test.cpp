@@ -39,7 +39,8 @@ TEST_CASE("a run that was killed is not called running, and one that runs is") {
   for (const std::vector<std::string>& inject : ends) {
     INFO(inject[0]);
     train_in_child(run, inject);
-    CHECK(run.status()["state"] == "running");  // the file cannot know
+    CHECK(run.status()["state"] == "running");                    // the file cannot know
+    CHECK(run.status()["step"] == (inject.size() == 1 ? 2 : 4));  // its newest save
     CHECK(read_status(run.path())->state == "killed");
     {
       const FolderLock lock(run.path(), ExitCode::Usage);  // somebody is at work there

@@ -1,0 +1,102 @@
+// Before the first step: initial weights or those of a checkpoint, and what refuses a run while that leaves
+// no folder.
+#include <algorithm>
+
+#include "base/files.h"
+#include "base/log.h"
+#include "base/text.h"
+#include "training/trainer.h"
+
+namespace octet {
+
+void Trainer::begin() {
+  const FoundCheckpoint& found = folder_.resume();
+  load_validation_windows();
+  if (found.folder.empty()) {
+    state_ = {};
+    count_casts(1);
+    memory_.model.initialize();
+    memory_.snapshot.take(device_);
+    state_.init_hash = memory_.snapshot.masters_hash();
+    log_info("starting fresh in {}: initial weights {}", folder_.path().string(), state_.init_hash);
+  } else {
+    restore(found);
+    count_casts(state_.step + 1);
+    memory_.model.refresh_working_weights(state_.step);
+    detector_.restore(state_.spike_history);
+    const std::string text = fmt::format("from {}", found.folder.filename().string());
+    log_info("resuming {} in {}", text, folder_.path().string());
+    log_.event(state_.step, "resume", text);
+    // A process that died between its save and the removal of older ones left too many.
+    if (saver_.newest() >= 0) saver_.retire();
+  }
+  for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
+  injector_.enter(Phase::Startup, state_.step);
+  if (state_.step < config_.run.steps) check_first_step();
+  const uint64_t needed =
+      static_cast<uint64_t>(config_.checkpoint.keep + 1) * checkpoint_bytes(memory_.snapshot.payloads());
+  if (const uint64_t available = free_bytes(folder_.checkpoints()); available < needed)
+    log_warning("{}: {} free, but {} checkpoints take {}", folder_.path().string(), human_bytes(available),
+                config_.checkpoint.keep + 1, human_bytes(needed));
+  folder_.settle();
+  folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
+  open_loader();
+}
+
+// What would end the run in its first step or at its first save is found while refusing it leaves no folder.
+void Trainer::check_first_step() {
+  require_disk(folder_.checkpoints(), memory_.snapshot.payloads(), ExitCode::Usage);
+  std::vector<int32_t> window(static_cast<size_t>(config_.model.context) + 1);
+  for (int64_t i = 0; i < global_batch(config_); ++i) {
+    const SampleLocation at = order_.locate(state_.next_sample + i);
+    data_.read(at.source, at.window, window);
+  }
+}
+
+// Masters, moments and scales. After a change of the precision a site starts as in step 1.
+void Trainer::restore(const FoundCheckpoint& found) {
+  bool same = true;
+  for (const ConfigChange& change : compare_configs(found.manifest.config.dump(), to_json(config_)))
+    same = same && change.pointer.rfind("/precision/", 0) != 0;
+  memory_.snapshot.load(found.folder, same ? Snapshot::Scales::Restore : Snapshot::Scales::Forget);
+  memory_.snapshot.put_back(device_);
+}
+
+void Trainer::open_loader() {
+  LoaderOptions o;
+  o.seed = config_.run.seed;
+  o.windows = window_order(config_);
+  o.micro_batch = config_.batch.micro;
+  o.global_batch = global_batch(config_);
+  o.first_sample = state_.next_sample;
+  loader_.reset();
+  loader_ = std::make_unique<Loader>(data_, o);
+}
+
+// The first windows of the validation order, which has a seed of its own: the same for every run that names
+// these shards. A set smaller than the windows asked for is read once; what is left of the last batch is
+// ignored.
+void Trainer::load_validation_windows() {
+  if (!validation_ || config_.evaluation.every <= 0 || config_.evaluation.batches <= 0) return;
+  int64_t windows = 0;
+  for (size_t s = 0; s < validation_->sources().size(); ++s)
+    windows += validation_->windows(static_cast<int>(s));
+  const int64_t micro = config_.batch.micro, context = config_.model.context;
+  validation_windows_ = std::min(windows, config_.evaluation.batches * micro);
+  validation_batches_ = (validation_windows_ + micro - 1) / micro;
+  const SampleOrder order(*validation_, 0, WindowOrder::Shuffled);
+  std::vector<int32_t> window(static_cast<size_t>(context) + 1);
+  int32_t* tokens = memory_.validation_tokens.as<int32_t>();
+  int32_t* targets = memory_.validation_targets.as<int32_t>();
+  for (int64_t i = 0; i < validation_batches_ * micro; ++i, tokens += context, targets += context) {
+    const SampleLocation at = order.locate(std::min(i, validation_windows_ - 1));
+    validation_->read(at.source, at.window, window);
+    std::copy(window.begin(), window.end() - 1, tokens);
+    if (i < validation_windows_)
+      std::copy(window.begin() + 1, window.end(), targets);
+    else
+      std::fill(targets, targets + context, -1);
+  }
+}
+
+}  // namespace octet
