@@ -45,7 +45,7 @@ case $verdict in 0 | 10 | 11 | 12 | 20) ;; *) exit "$verdict" ;; esac
 step "done: open runs/quickstart/report.html in a browser"
 cat <<TEXT
 What to try next:
-  $octet train configs/quickstart.json --set run.name=mine --set run.output=runs/mine --set schedule.learning_rate=4e-3
+  $octet train configs/quickstart.json --set run.name=mine --set schedule.learning_rate=4e-3
   $octet plan configs/8b-fp8.json          # memory, FLOPs and schedule of a large model, without a device
   $octet tokenize YOUR_TEXT --output data/mine --validation 0.05
   $octet doctor                            # what this machine can train

@@ -118,7 +118,7 @@ void RunFolder::prepare(const TrainRequest& request) {
   std::error_code error;
   if (const std::string name = foreign_entry(path_); !name.empty() && !holds_a_run(path_))
     throw Error(ExitCode::Usage, fmt::format("{} is not empty and holds no run: {}", path_.string(), name),
-                "a run has a folder of its own: choose another run.output");
+                "a run has a folder of its own: another run.name (--set run.name=mine) or run.output");
   for (fs::path path = checkpoints(); !path.empty() && !fs::exists(path, error); path = path.parent_path())
     claim_.made.insert(claim_.made.begin(), path);
   fs::create_directories(checkpoints(), error);
