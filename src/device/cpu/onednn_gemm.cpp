@@ -181,9 +181,7 @@ class Implementation final : public OneDnnGemm {
     const memory::desc out({m, n}, type_of(key.out), memory::dims{n, 1});
     dnnl::primitive_attr attributes;
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-#if DNNL_VERSION_MAJOR > 2 || DNNL_VERSION_MINOR >= 6       // older ones know no other mode
     attributes.set_fpmath_mode(dnnl::fpmath_mode::strict);  // F32 stays F32, whatever the environment says
-#endif
     if (key.accumulate) {
       dnnl::post_ops sum;
       sum.append_sum(1.0f);
