@@ -270,6 +270,7 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
            op.out = w.floats(p.out, {m, n}, normal(m * n, 3));
            op.accumulate = p.accumulate;
            op.gemm_class = p.gemm_class;
+           op.fast_accumulation = size_of(p.a) == 1 && p.gemm_class == GemmClass::Fprop;  // as the recipe fp8
            w.device().matmul(op);
            w.output("out", op.out);
          }});

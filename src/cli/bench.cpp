@@ -238,6 +238,7 @@ int bench_matmul(const MatmulArguments& arguments) {
     matmul.a.values = left.tensor;
     matmul.b.values = right.tensor;
     if (codes) matmul.a.inverse_scale = matmul.b.inverse_scale = &one;
+    matmul.fast_accumulation = codes && a == b;  // fprop of the recipe fp8; E5M2 is a gradient
     matmul.out = out.tensor;
     std::vector<char> workspace(device->workspace_bytes({.matmuls = {&matmul, 1}}) + MemoryPlan::alignment);
     const auto misaligned = reinterpret_cast<uintptr_t>(workspace.data()) % MemoryPlan::alignment;

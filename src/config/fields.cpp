@@ -275,6 +275,15 @@ void add_precision(List& list) {
                                             {SmoothSwiGLU::Dual, "dual"},
                                             {SmoothSwiGLU::BF16, "bf16"}},
                         about("how the input of the down projection is scaled", Recorded)));
+  list.push_back(
+      boolean("/precision/fast_accumulation/fprop", AT(precision.fast_accumulation.fprop),
+              about("FP8 outputs: sums in the tensor cores' 14 bits, faster on Hopper and Ada", Recorded)));
+  list.push_back(
+      boolean("/precision/fast_accumulation/dgrad", AT(precision.fast_accumulation.dgrad),
+              about("FP8 input gradients: the same; false adds runs of products in FP32", Recorded)));
+  list.push_back(
+      boolean("/precision/fast_accumulation/wgrad", AT(precision.fast_accumulation.wgrad),
+              about("FP8 weight gradients: the same; false adds runs of products in FP32", Recorded)));
   list.push_back(choice("/precision/weight_gradient", AT(precision.weight_gradient), wide_formats,
                         about("accumulator of weight gradients across micro-batches", Recorded)));
   list.push_back(integer("/precision/first_blocks_bf16", AT(precision.first_blocks_bf16), {0, 1024},

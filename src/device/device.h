@@ -71,6 +71,8 @@ struct Matmul {
   Operand a, b;
   Tensor out;               // F32 or BF16 [M, N]
   bool accumulate = false;  // out += (an F32 or BF16 accumulator)
+  // Codes only: partial sums may stay in the tensor cores' own precision. The CPU's are FP32 either way.
+  bool fast_accumulation = false;
   GemmClass gemm_class = GemmClass::Fprop;
 };
 

@@ -59,6 +59,7 @@ LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear wh
   linear.input = recipe.input;
   linear.weight = recipe.weight;
   linear.grad = recipe.grad;
+  linear.fast_accumulation = recipe.fast_accumulation;
   if (down) linear.smooth = recipe.smooth_swiglu;
   return linear;
 }

@@ -172,6 +172,7 @@ void Linear::fold(const Pass& pass, const CastBuffers& input) const {
 Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) const {
   Matmul matmul;
   matmul.gemm_class = GemmClass::Fprop;
+  matmul.fast_accumulation = fprop_float8() && options_.fast_accumulation.fprop;
   matmul.a = as_stored(fprop_float8() ? input.row : input.high);
   matmul.b = as_stored(fprop_float8() ? weight_row_ : storage_weight_.values());
   matmul.out = output;
@@ -183,6 +184,7 @@ Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) co
 Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradient) const {
   Matmul matmul;
   matmul.gemm_class = GemmClass::Dgrad;
+  matmul.fast_accumulation = dgrad_float8() && options_.fast_accumulation.dgrad;
   matmul.a = as_stored(dgrad_float8() ? grad.row : grad.high);
   matmul.b = dgrad_float8() ? as_stored(weight_column_) : transposed(storage_weight_.values());
   matmul.out = input_gradient;
@@ -192,6 +194,7 @@ Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradi
 Matmul Linear::wgrad_operands(const CastBuffers& grad, const CastBuffers& input) const {
   Matmul matmul;
   matmul.gemm_class = GemmClass::Wgrad;
+  matmul.fast_accumulation = wgrad_float8() && options_.fast_accumulation.wgrad;
   matmul.a = wgrad_float8() ? as_stored(grad.column) : transposed(grad.high);
   matmul.b = wgrad_float8() ? as_stored(input.column) : transposed(input.high);
   matmul.out = parameter_.gradient;

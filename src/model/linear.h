@@ -36,6 +36,7 @@ struct LinearOptions {
   DType storage = DType::BF16;
   Cast input, weight, grad;                  // a format that is not FP8 means storage precision
   SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled (down projection)
+  FastAccumulation fast_accumulation;        // of the GEMMs that run in FP8
   Initial initial;
 };
 

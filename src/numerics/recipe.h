@@ -52,6 +52,13 @@ enum class SmoothSwiGLU : uint8_t {
   BF16,     // the down projection runs in BF16 (Fishman's diagnostic)
 };
 
+// Where FP8 products may leave partial sums in the tensor cores' own precision, which on Ada and Hopper is
+// about 14 bits, instead of adding runs of them in FP32 (docs/numerics.md, "Accumulation in FP8 products").
+struct FastAccumulation {
+  bool fprop = true, dgrad = false, wgrad = false;
+  bool operator==(const FastAccumulation&) const = default;
+};
+
 struct Moments {
   Format first = Format::E4M3;
   Format second = Format::E5M2;
@@ -65,6 +72,7 @@ struct Recipe {
   Cast input, weight, grad;       // the three roles of every block linear
   DelayedScaling delayed;
   SmoothSwiGLU smooth_swiglu = SmoothSwiGLU::None;
+  FastAccumulation fast_accumulation;
   Format weight_gradient = Format::FP32;            // accumulator across micro-batches: FP32 or BF16
   int first_blocks_bf16 = 0, last_blocks_bf16 = 0;  // blocks whose linears stay in BF16
   Moments moments;

@@ -234,6 +234,21 @@ TEST_CASE("a preset or recipe is expanded first and the fields beside it overrid
   CHECK(c.precision == recipe);
 }
 
+TEST_CASE("fast accumulation is chosen for each GEMM; without a word it is fprop's alone") {
+  const auto of = [](const std::string& precision) {
+    return parse_config(R"({"precision": )" + precision + "}", "t").precision.fast_accumulation;
+  };
+  CHECK(of(R"({"recipe": "fp8"})") == FastAccumulation{true, false, false});
+  CHECK(of(R"({"recipe": "fp8", "fast_accumulation": {"fprop": false, "wgrad": true}})") ==
+        FastAccumulation{false, false, true});
+  const RunConfig all =
+      load_config(OCTET_SOURCE_DIR "/configs/1b-fp8.json", {"precision.fast_accumulation.dgrad=true"});
+  CHECK(all.precision.fast_accumulation == FastAccumulation{true, true, false});
+  CHECK(parse_config(to_json(all), "resolved") == all);
+  CHECK(config_hash(all) != config_hash(load_config(OCTET_SOURCE_DIR "/configs/1b-fp8.json")));
+  CHECK(complaint_of(R"({"precision": {"fast_accumulation": {"fprop": "yes"}}})").has("true or false"));
+}
+
 TEST_CASE("scaling sets input and grad; a role beside it overrides") {
   const Recipe r =
       parse_config(

@@ -92,6 +92,23 @@ TEST_CASE("products of codes are TN on every GPU, and only fprop accumulates fas
   }
 }
 
+TEST_CASE("each class of GEMM accumulates as it is told, codes alone, and the text says which") {
+  for (const GemmClass c : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad}) {
+    const DType a = c == GemmClass::Fprop ? DType::E4M3 : DType::E5M2;
+    Matmul codes = product(c, a, DType::E4M3, DType::BF16),
+           wide = product(c, DType::BF16, DType::BF16, DType::BF16);
+    codes.fast_accumulation = wide.fast_accumulation = false;
+    const MatmulPlanKey slow = route(codes, hopper).key, wide_slow = route(wide, hopper).key;
+    CHECK_FALSE(slow.fast_accumulation);
+    codes.fast_accumulation = wide.fast_accumulation = true;
+    const MatmulPlanKey fast = route(codes, hopper).key;
+    CHECK(fast.fast_accumulation);
+    CHECK_THAT(to_string(fast), contains_text(" fast"));
+    CHECK(to_string(fast) != to_string(slow));
+    CHECK(route(wide, hopper).key == wide_slow);  // BF16 has no such choice
+  }
+}
+
 TEST_CASE("outer scales ride in the library on Hopper, with the other operand's scale as a vector") {
   Matmul m = product(GemmClass::Fprop, DType::E4M3, DType::E4M3, DType::BF16);
   m.a.granularity = ScaleGranularity::Outer;

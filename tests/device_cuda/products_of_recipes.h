@@ -28,6 +28,7 @@ inline Matmul product(GemmClass c, DType a, DType b, DType out, ProductShape s =
   m.b = operand(b, s.n, s.k, wide && (dgrad || wgrad));
   m.out = {nullptr, out, {s.m, s.n}};
   m.accumulate = wgrad;
+  m.fast_accumulation = c == GemmClass::Fprop;  // whatever the formats: the key must not care
   return m;
 }
 

@@ -1,5 +1,8 @@
 // What ran in which format, as the matrix products counted it.
+#include <array>
+
 #include "catch.h"
+#include "model/block.h"
 #include "model/tiny_model.h"
 
 using namespace octet;
@@ -155,4 +158,37 @@ TEST_CASE("evaluation gives the training losses and touches nothing") {
     tiny.train(test::random_batch(options, 2));
     CHECK(tiny.scale_hashes()[4] != scales[4]);
   }
+}
+
+namespace {
+
+// [fprop, dgrad, wgrad] of every linear of the first block that asks for fast accumulation.
+std::array<int, 3> fast_products(const TransformerOptions& options) {
+  MemoryPlan plan;
+  ParameterList parameters(plan, DType::F32);
+  ScaleTable scales;
+  RopeTable rope = plan_rope(options.spec, plan);
+  const Blueprint blueprint{options, plan, parameters, scales, rope};
+  const Block block(blueprint, 0);
+  std::array<int, 3> count{};
+  for (const Linear* linear : block.linears())
+    for (const Matmul& m : linear->matmul_shapes(options.micro_batch * options.spec.context))
+      count.at(static_cast<size_t>(m.gemm_class)) += m.fast_accumulation;
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("fast accumulation is asked for by the products the recipe names, and by no BF16 product") {
+  TransformerOptions options = test::tiny("fp8");
+  CHECK(fast_products(options) == std::array{4, 0, 0});  // the default of the field
+  CHECK(fast_products(test::tiny("bf16")) == std::array{0, 0, 0});
+  options.recipe.fast_accumulation = {.fprop = false, .dgrad = true, .wgrad = false};
+  CHECK(fast_products(options) == std::array{0, 4, 0});
+  options.recipe.fast_accumulation = {.fprop = false, .dgrad = false, .wgrad = true};
+  CHECK(fast_products(options) == std::array{0, 0, 4});
+  options.recipe.smooth_swiglu = SmoothSwiGLU::BF16;  // the down projection has no FP8 product left
+  CHECK(fast_products(options) == std::array{0, 0, 3});
+  options.recipe.first_blocks_bf16 = 1;
+  CHECK(fast_products(options) == std::array{0, 0, 0});
 }

@@ -165,7 +165,7 @@ MatmulRoute route(const Matmul& m, const GemmCapabilities& gpu) {
   const bool kernel = made.outer == OuterScales::Kernel;  // it also accumulates and rounds
   key.out = matrix(kernel ? DType::F32 : m.out.dtype, key.m, key.n);
   key.accumulate = m.accumulate && !kernel;
-  key.fast_accumulation = is_code(m.a) && m.gemm_class == GemmClass::Fprop;
+  key.fast_accumulation = is_code(m.a) && m.fast_accumulation;
   if (m.a.values.dtype == DType::F32 && m.out.dtype == DType::BF16)
     throw Error(ExitCode::Hardware,
                 fmt::format("cuBLASLt has no F32 product with a BF16 result: {}", to_string(key)),

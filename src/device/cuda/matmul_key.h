@@ -54,8 +54,8 @@ struct GemmCapabilities {
   size_t cublaslt_version = 130000;  // 13.0.0
 };
 
-// Reads shapes and types, no data; scales by their granularity. Fast accumulation in fprop only: gradients
-// sum over more and smaller terms (docs/numerics.md).
+// Reads shapes and types, no data; scales by their granularity. Fast accumulation is a matter of codes: it is
+// not in the key of any other product.
 // Error(Hardware) for what the GPU or the library cannot do, Error(Usage) for FP8 shapes that are not
 // aligned.
 MatmulRoute route(const Matmul& matmul, const GemmCapabilities& gpu);
