@@ -5,7 +5,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache nlohmann-json3-dev libcli11-dev libfmt-dev libspdlog-dev libxxhash-dev libdnnl-dev catch2)
-if [ "${1:-}" = "--test" ]; then packages+=(git clang-format-14); fi
+if [ "${1:-}" = "--test" ]; then packages+=(git clang-format-14 openmpi-bin mpich iproute2); fi
 
 if ! command -v apt-get >/dev/null; then
   echo "This script knows Debian 12 and Ubuntu 22.04 / 24.04. Elsewhere, install the equivalents of: ${packages[*]}" >&2
