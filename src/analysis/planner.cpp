@@ -35,11 +35,13 @@ std::string fold_numbers(const std::string& name) {
   return out;
 }
 
-void add_memory(const RunConfig& config, RunPlan& plan) {
-  // The CPU device is there on every machine. Its workspace depends on the run's options, so those it gets.
-  const std::unique_ptr<Device> planned_for = make_cpu_device(device_options(config));
+void add_memory(const RunConfig& config, const PlanTarget& target, RunPlan& plan) {
+  // The workspace of a device depends on the run's options, so those it gets.
+  const PlannedGpu gpu = target.gpu ? plan_gpu(*target.gpu, device_options(config)) : PlannedGpu{};
+  const std::unique_ptr<Device> cpu = make_cpu_device(device_options(config));
+  Device* const planned_for = target.open ? target.open : gpu.device ? gpu.device.get() : cpu.get();
   MemoryPlan device, host;
-  const RunMemory memory(planned_for.get(), config, device, host);
+  const RunMemory memory(planned_for, config, device, host);
   plan.device_bytes = device.peak_bytes();
   plan.host_bytes = host.peak_bytes();
   plan.checkpoint_bytes = checkpoint_bytes(memory.snapshot.payloads());
@@ -78,6 +80,7 @@ void add_memory(const RunConfig& config, RunPlan& plan) {
     }
   }
   plan.bytes_per_parameter.push_back({"sum", sum});
+  if (target.gpu) plan.gpu = gpu_fit(config, *target.gpu, *gpu.workspace, plan.device_bytes);
 }
 
 // FP8 GEMMs on H100-class GPUs against BF16 by size, casts included: no gain up to 2048, about 1.2 at
@@ -118,6 +121,17 @@ void add_learning_rates(const RunConfig& config, RunPlan& plan) {
   }
 }
 
+void warn_of_the_machine(const RunPlan& plan, std::vector<std::string>& warnings) {
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+  const uint64_t memory =
+      pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page) : 0;
+  const uint64_t wanted = plan.device_bytes + plan.host_bytes;
+  if (memory > 0 && wanted > memory) {
+    warnings.push_back(fmt::format("{} on the CPU device is more than this machine's {} of memory",
+                                   human_bytes(wanted), human_bytes(memory)));
+  }
+}
+
 void add_warnings(const RunConfig& config, RunPlan& plan) {
   const auto warn = [&](std::string text) { plan.warnings.push_back(std::move(text)); };
   const Recipe& recipe = config.precision;
@@ -143,19 +157,11 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
     warn("/data/train is empty: this configuration can be planned but not trained");
   if (config.evaluation.every > 0 && config.data.validation.empty())
     warn("/data/validation is empty: no validation loss will be measured");
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
-  const uint64_t memory =
-      pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page) : 0;
-  const uint64_t wanted = plan.device_bytes + plan.host_bytes;
-  if (memory > 0 && wanted > memory) {
-    warn(fmt::format("{} on the CPU device is more than this machine's {} of memory", human_bytes(wanted),
-                     human_bytes(memory)));
-  }
 }
 
 }  // namespace
 
-RunPlan plan_run(const RunConfig& config) {
+RunPlan plan_run(const RunConfig& config, const PlanTarget& target) {
   RunPlan plan;
   plan.parameters = config.model.parameters();
   plan.matmul_parameters = config.model.matmul_parameters();
@@ -168,7 +174,7 @@ RunPlan plan_run(const RunConfig& config) {
   plan.flops_per_step = plan.flops_per_token * static_cast<double>(plan.tokens_per_step);
   plan.flops_total = plan.flops_per_token * static_cast<double>(plan.tokens_total);
   plan.float8_flop_share = float8_share(config);
-  add_memory(config, plan);
+  add_memory(config, target, plan);
   add_gemms(config, plan);
   add_learning_rates(config, plan);
 
@@ -178,6 +184,7 @@ RunPlan plan_run(const RunConfig& config) {
   const int64_t permanent = c.keep_every > 0 ? plan.steps / c.keep_every : 0;
   plan.disk_bytes = plan.checkpoint_bytes * static_cast<uint64_t>(kept + permanent);
   add_warnings(config, plan);
+  if (!target.gpu && !target.open) warn_of_the_machine(plan, plan.warnings);
   return plan;
 }
 

@@ -1,10 +1,12 @@
-// What a run will need and do, computed without a device: the trainer's own memory plan, FLOPs, tokens,
+// What a run will need and do, computed without running it: the trainer's own memory plan, FLOPs, tokens,
 // learning rates, disk.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "analysis/gpu_fit.h"
 #include "config/run_config.h"
 #include "tensor/memory_plan.h"
 
@@ -43,6 +45,7 @@ struct RunPlan {
   int64_t unlisted_bytes = 0;      // device_bytes - sum of by_category: alignment, less what shares memory
   std::vector<PlannedItem> items;  // device plan, largest first
   std::vector<BytesPerParameter> bytes_per_parameter;  // states; the last row is the sum
+  std::optional<GpuFit> gpu;                           // when the plan is for a GPU
 
   std::vector<PlannedGemm> gemms;
   std::vector<std::pair<int64_t, double>> learning_rates;  // (step from 0, rate)
@@ -51,7 +54,9 @@ struct RunPlan {
   std::vector<std::string> warnings;
 };
 
-RunPlan plan_run(const RunConfig& config);
+// Without a target: on the CPU device, which is there on every machine. Error for a run that the GPU cannot
+// do.
+RunPlan plan_run(const RunConfig& config, const PlanTarget& target = {});
 
 // Training-state layouts of other systems, item by item, so that a number such as "6 bytes a parameter" can
 // be compared with ours: publications count different items.

@@ -4,18 +4,73 @@
 #include <memory>
 
 #include "analysis/planner.h"
+#include "base/error.h"
 #include "base/text.h"
 #include "cli/command.h"
 #include "config/document.h"
+#include "training/open_device.h"
 
 namespace octet {
 namespace {
 
 struct Options {
-  std::string path;
+  std::string path, device = "cpu", gpu;
   std::vector<std::string> overrides;
   bool json = false, items = false;
 };
+
+// What is planned for, and what there is to say about that choice.
+struct Target {
+  PlanTarget plan;
+  std::unique_ptr<Device> open;
+  std::string title = "the CPU device", note;
+};
+
+constexpr const char* gpu_without_one = "h200";
+
+Target target_of(const Options& options, const RunConfig& config) {
+  Target target;
+  if (options.gpu.empty() && options.device == "cpu") return target;
+  if (options.gpu.empty()) {
+    try {
+      target.open = open_device("cuda", device_options(config));
+      target.plan.open = target.open.get();
+      target.title = target.open->info().name;
+      target.plan.gpu = find_gpu_model(target.title);
+      return target;
+    } catch (const Error& error) {
+      target.note = fmt::format("no GPU can be asked here ({}): planned for the {}; --gpu names another",
+                                error.what(), gpu_model(gpu_without_one).name);
+    }
+  }
+  target.plan.gpu = &gpu_model(options.gpu.empty() ? gpu_without_one : options.gpu);
+  target.title = fmt::format("the GPU {}, planned without it", target.plan.gpu->name);
+  return target;
+}
+
+Json to_json(const GpuFit& fit) {
+  const GpuWorkspace& w = fit.workspace;
+  Json root = {{"name", fit.gpu->name},
+               {"compute_capability", fit.gpu->capability},
+               {"memory_bytes", fit.gpu->memory_bytes()},
+               {"planned_bytes", fit.planned_bytes},
+               {"outside_the_plan_bytes_assumed", fit.outside_bytes},
+               {"fits", fit.fits()}};
+  if (w.bytes() > 0) {
+    root["workspace"] = {{"kernels_bytes", w.kernels},
+                         {"products_bytes_bound", w.products},
+                         {"attention_bytes_estimate", w.attention.bytes()},
+                         {"attention_score_matrix_bytes", w.attention.score_matrix},
+                         {"attention_bytes_estimate_if_deterministic", w.deterministic.bytes()}};
+  }
+  root["changes"] = Json::array();
+  for (const FitChange& change : fit.changes)
+    root["changes"].push_back({{"key", change.key},
+                               {"value", change.value},
+                               {"planned_bytes", change.device_bytes},
+                               {"fits", change.fits}});
+  return root;
+}
 
 Json to_json(const RunPlan& plan, const RunConfig& config) {
   Json root = Json::object();
@@ -47,6 +102,7 @@ Json to_json(const RunPlan& plan, const RunConfig& config) {
                                {"bytes", item.bytes}});
   }
   root["memory"] = memory;
+  if (plan.gpu) root["gpu"] = to_json(*plan.gpu);
   for (const BytesPerParameter& row : plan.bytes_per_parameter)
     root["bytes_per_parameter"][row.item] = row.bytes;
   root["reference_bytes_per_parameter"] = Json::array();
@@ -72,8 +128,45 @@ Json to_json(const RunPlan& plan, const RunConfig& config) {
   return root;
 }
 
-void print_memory(const RunPlan& plan, const Options& options) {
-  fmt::print("\nMemory on the device\n");
+void print_fit(const GpuFit& fit) {
+  const GpuWorkspace& w = fit.workspace;
+  if (w.bytes() > 0) {
+    fmt::print("\nWorkspace (device.workspace): the largest of\n");
+    fmt::print("  {:<22} {:>12}  exact\n", "kernels", human_bytes(w.kernels));
+    fmt::print("  {:<22} {:>12}  upper bound: {} for cuBLASLt, and what outer scales take\n", "products",
+               human_bytes(w.products), human_bytes(product_workspace_limit(fit.gpu->capability)));
+    fmt::print("  {:<22} {:>12}  estimate: the plans of cuDNN 9.19\n", "attention",
+               human_bytes(w.attention.bytes()));
+    const bool deterministic = w.attention.score_matrix > 0;
+    const std::string scores = human_bytes(w.deterministic.score_matrix);
+    if (w.deterministic.score_matrix > 0)
+      fmt::print("  {:<22} {:>12}  {}\n", deterministic ? "  deterministic" : "  if deterministic",
+                 human_bytes(w.deterministic.bytes()),
+                 fmt::format("backward keeps scores: 2 x batch x heads x context^2 = {}", scores));
+  }
+  fmt::print("\n{}: {} of memory (data sheet), compute capability {}.{}\n", fit.gpu->name,
+             human_bytes(fit.gpu->memory_bytes()), fit.gpu->capability / 10, fit.gpu->capability % 10);
+  fmt::print("  {:<22} {:>12}\n", "planned peak", human_bytes(fit.planned_bytes));
+  fmt::print("  {:<22} {:>12}  assumed: CUDA's context, the code of libraries and kernels\n",
+             "outside the plan", human_bytes(fit.outside_bytes));
+  const uint64_t memory = fit.gpu->memory_bytes(), needed = fit.needed_bytes();
+  if (fit.fits()) {
+    fmt::print("  {:<22} {:>12}  {} are left\n", "fits", human_bytes(needed), human_bytes(memory - needed));
+    return;
+  }
+  fmt::print("  {:<22} {:>12}  {} too much\n", "DOES NOT FIT", human_bytes(needed),
+             human_bytes(needed - memory));
+  if (!fit.changes.empty()) fmt::print("  what to change, each on top of the one before:\n");
+  for (const FitChange& change : fit.changes)
+    fmt::print("    --set {:<38} {:>12}{}\n", change.key + "=" + change.value,
+               human_bytes(change.device_bytes), change.fits ? "  fits" : "");
+  if (fit.changes.empty() || !fit.changes.back().fits)
+    fmt::print("    {}: a shorter model.context, a smaller model, or a larger GPU\n",
+               fit.changes.empty() ? "nothing of batch or precision helps" : "that is not enough");
+}
+
+void print_memory(const RunPlan& plan, const Target& target, const Options& options) {
+  fmt::print("\nMemory on {}\n", target.title);
   for (const auto& [category, bytes] : plan.by_category)
     fmt::print("  {:<22} {:>12}  {:5.1f} %\n", name_of(category), human_bytes(bytes),
                100.0 * static_cast<double>(bytes) / static_cast<double>(plan.device_bytes));
@@ -86,6 +179,7 @@ void print_memory(const RunPlan& plan, const Options& options) {
              human_bytes(plan.device_bytes));
   fmt::print("  {:<22} {:>12}  checkpoint snapshot, validation windows\n", "and on the host",
              human_bytes(plan.host_bytes));
+  if (plan.gpu) print_fit(*plan.gpu);
 
   const size_t shown = options.items ? plan.items.size() : std::min<size_t>(plan.items.size(), 12);
   fmt::print("\nLargest items{}\n", shown < plan.items.size() ? " (all: --items)" : "");
@@ -107,7 +201,7 @@ void print_memory(const RunPlan& plan, const Options& options) {
   }
 }
 
-void print(const RunPlan& plan, const RunConfig& config, const Options& options) {
+void print(const RunPlan& plan, const RunConfig& config, const Target& target, const Options& options) {
   const TransformerSpec& s = config.model;
   fmt::print("{}: {}, recipe {}\n\n", config.run.name, s.preset, config.precision.name);
   fmt::print(
@@ -123,7 +217,7 @@ void print(const RunPlan& plan, const RunConfig& config, const Options& options)
              plan.flops_per_token, plan.flops_per_step, plan.flops_total, 100 * plan.float8_flop_share);
   fmt::print("Disk      {} a checkpoint, {} for all that are kept\n", human_bytes(plan.checkpoint_bytes),
              human_bytes(plan.disk_bytes));
-  print_memory(plan, options);
+  print_memory(plan, target, options);
 
   fmt::print("\nGEMMs of a micro-batch (tokens x outputs x inputs){}\n",
              config.precision.float8() ? " and the gain of FP8 to expect on a GPU" : "");
@@ -132,17 +226,19 @@ void print(const RunPlan& plan, const RunConfig& config, const Options& options)
                config.precision.float8() ? gemm.expected_gain : "");
   fmt::print("\nLearning rate\n");
   for (const auto& [step, rate] : plan.learning_rates) fmt::print("  step {:>10}  {:.4e}\n", step, rate);
-  if (!plan.warnings.empty()) fmt::print("\n");
+  if (!plan.warnings.empty() || !target.note.empty()) fmt::print("\n");
+  if (!target.note.empty()) fmt::print("note: {}\n", target.note);
   for (const std::string& warning : plan.warnings) fmt::print("note: {}\n", warning);
 }
 
 int run(const Options& options) {
   const RunConfig config = load_config(options.path, options.overrides);
-  const RunPlan plan = plan_run(config);
+  const Target target = target_of(options, config);
+  const RunPlan plan = plan_run(config, target.plan);
   if (options.json)
     fmt::print("{}\n", to_json(plan, config).dump(2));
   else
-    print(plan, config, options);
+    print(plan, config, target, options);
   return 0;
 }
 
@@ -155,9 +251,15 @@ void add_plan(CLI::App& app, Action& action) {
   command->add_option("CONFIG", options->path, "configuration file")->required();
   command->add_option("--set", options->overrides, "override a key: section.key=value (repeatable)")
       ->allow_extra_args(false);
+  command->add_option("--device", options->device, "cpu, or cuda: the GPU here, or one that --gpu names")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  command->add_option("--gpu", options->gpu,
+                      "plan for this GPU, which need not be here: h200, a100, rtx4090, ...");
   command->add_flag("--json", options->json, "print JSON");
   command->add_flag("--items", options->items, "list every item of the memory plan");
-  command->footer("Example:\n  octet plan configs/8b-fp8.json --set batch.micro=2");
+  command->footer(
+      "Example:\n  octet plan configs/8b-fp8.json --set batch.micro=2\n  octet plan configs/3b-fp8.json "
+      "--gpu rtx4090");
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

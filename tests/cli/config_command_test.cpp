@@ -161,3 +161,26 @@ TEST_CASE("help about a command that is not there is a usage error that names th
   for (const char* fine : {"--help", "plan --help", "data --help", "data info --help", "plan x.json --help"})
     CHECK(run_octet(fine).code == 0);
 }
+
+TEST_CASE("octet plan --gpu plans for a GPU that is not here, and says what is exact and what is not") {
+  const CommandRun run = run_octet("plan '" + configs + "8b-fp8.json' --gpu h200");
+  INFO(run.output);
+  CHECK(run.code == 0);
+  for (const char* text : {"Memory on the GPU H200, planned without it", "exact", "upper bound", "estimate",
+                           "2 x batch x heads x context^2 = 4.00 GiB", "assumed: CUDA's context", "fits "})
+    CHECK(run.says(text));
+  const CommandRun small = run_octet("plan '" + configs + "8b-fp8.json' --gpu rtx4090");
+  CHECK(small.code == 0);
+  CHECK(small.says("DOES NOT FIT"));
+  CHECK(small.says("what to change"));
+  const Json json = Json::parse(run_octet("plan '" + configs + "8b-fp8.json' --gpu h100 --json").output);
+  CHECK(json["gpu"]["fits"] == false);
+  CHECK(json["gpu"]["memory_bytes"] == 80000000000);
+  CHECK(json["gpu"]["planned_bytes"] == json["memory"]["device_bytes"]);
+  CHECK(json["gpu"]["workspace"]["kernels_bytes"].get<int64_t>() > 0);
+  // Without a GPU in question there is none.
+  CHECK_FALSE(Json::parse(run_octet("plan '" + configs + "8b-fp8.json' --json").output).contains("gpu"));
+  const CommandRun unknown = run_octet("plan '" + configs + "8b-fp8.json' --gpu h20o");
+  CHECK(unknown.code == 2);
+  CHECK(unknown.says("did you mean h200?"));
+}

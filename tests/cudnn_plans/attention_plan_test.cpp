@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "catch.h"
+#include "device/nvidia/library_scratch.h"
 
 using namespace octet;
 
@@ -78,13 +79,27 @@ int64_t build(const Cudnn& library, const Gpu& gpu, const AttentionKey& key) {
       .get_integer(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
 }
 
+// `octet plan` counts with at least what cuDNN asks for, and with no more than 64 KiB beyond it.
+void check_estimate(const AttentionKey& key, int capability, int64_t asked) {
+  if (!key.backward) {
+    CHECK(asked <= static_cast<int64_t>(attention_scratch_estimate(key, capability).forward));
+    return;
+  }
+  const AttentionScratch own = attention_scratch(key);
+  const auto counted =
+      static_cast<int64_t>(attention_scratch_estimate(key, capability).backward -
+                           align_workspace(own.out_products) - align_workspace(own.query_accumulator));
+  CHECK(asked <= counted);
+  CHECK(counted - asked <= (64 << 10) + 256);
+}
+
 void build_all(const Gpu& gpu, int64_t kv_heads, int64_t head_width) {
   const Cudnn* library = cudnn();
   if (library == nullptr) return;
   for (const Pass pass : {Pass::Forward, Pass::Backward, Pass::DeterministicBackward}) {
     const AttentionKey key = key_of(pass, kv_heads, head_width);
     INFO(gpu.name << ", " << to_string(key));
-    CHECK(build(*library, gpu, key) >= 0);
+    check_estimate(key, gpu.capability, build(*library, gpu, key));
   }
 }
 

@@ -48,6 +48,22 @@ TEST_CASE("an inner size of zero gives zeros, or leaves an accumulator as it was
   check_all(engine, {{5, 9, 0}, {5, 9, 0, DType::BF16, DType::BF16, DType::BF16, false, false, true}});
 }
 
+TEST_CASE("fast accumulation is a GPU's: the CPU device gives the same bits") {
+  GemmEngine engine(fixed_order(), 2);
+  const Case c{33,    37,    4096,  DType::E4M3,    DType::E4M3,   DType::F32,
+               false, false, false, Scales::Tensor, Scales::Tensor};
+  Problem slow(c), fast(c);
+  engine.run(slow.matmul());
+  Matmul m = fast.matmul();
+  m.fast_accumulation = true;
+  engine.run(m);
+  bool same = true;
+  for (int64_t i = 0; i < 33 * 37; ++i) same = same && slow.out.get(i) == fast.out.get(i);
+  CHECK(same);
+  CHECK(slow.worst() <= 1);
+  CHECK(slow.out.get(0) != slow.out.get(1));  // there is something to compare
+}
+
 TEST_CASE("the bound of these tests detects a wrong scale, a swapped operand and a missing k") {
   GemmEngine engine(fixed_order(), 1);
   const Case c{33,    33,    64,    DType::E4M3,    DType::E4M3,  DType::BF16,

@@ -18,45 +18,6 @@ AttentionForward attention(DType storage, int heads, int kv_heads, int head_widt
 
 }  // namespace
 
-TEST_CASE("the key of an attention is its shape, and what the GPU has no attention for is refused") {
-  const AttentionKey key = attention_key(attention(DType::BF16, 8, 2, 64));
-  CHECK(key.batch == 2);
-  CHECK(to_string(key) == "attention forward batch 2 context 128 heads 8:2 x 64");
-  CHECK(to_string(backward_of(key, {.deterministic = true})) ==
-        "attention backward deterministic batch 2 context 128 heads 8:2 x 64");
-
-  const Error storage = error_of([] { attention_key(attention(DType::F32, 8, 8, 64)); });
-  CHECK(storage.code() == ExitCode::Usage);
-  CHECK_THAT(storage.what(), contains_text("F32"));
-  CHECK_THAT(storage.hint(), contains_text("precision.recipe to bf16 or fp8"));
-  CHECK_THAT(storage.hint(), contains_text("--device cpu"));
-  for (const int width : {32, 68, 264}) {
-    const Error error = error_of([&] { attention_key(attention(DType::BF16, 4, 4, width)); });
-    CHECK(error.code() == ExitCode::Usage);
-    CHECK_THAT(error.what(), contains_text("not " + std::to_string(width)));
-    CHECK_THAT(error.hint(), contains_text("model.head_width"));
-  }
-  for (const int width : {64, 72, 256}) CHECK_NOTHROW(attention_key(attention(DType::BF16, 4, 4, width)));
-}
-
-TEST_CASE("keys and values begin behind the query heads, at 16 bytes") {
-  const AttentionKey key = attention_key(attention(DType::BF16, 8, 2, 72));
-  const PackedOffsets offsets = packed_offsets(key);
-  CHECK(offsets.key == 8 * 72 * 2);
-  CHECK(offsets.value == (8 + 2) * 72 * 2);
-  CHECK(offsets.key % 16 == 0);
-  CHECK(offsets.value % 16 == 0);
-}
-
-TEST_CASE("scratch of the backward pass: a number a row, and query gradients in FP32 unless deterministic") {
-  const AttentionKey forward = attention_key(attention(DType::BF16, 8, 2, 64));
-  CHECK(attention_scratch(forward).out_products == 0);
-  const AttentionScratch backward = attention_scratch(backward_of(forward, {}));
-  CHECK(backward.out_products == 2 * 8 * 128 * 4);
-  CHECK(backward.query_accumulator == 2 * 8 * 128 * 64 * 4);
-  CHECK(attention_scratch(backward_of(forward, {.deterministic = true})).query_accumulator == 0);
-}
-
 TEST_CASE("cuDNN takes every operation of the graphs, without a GPU") {
   const auto library = installed(open_cudnn);
   if (!library) return;

@@ -1,7 +1,7 @@
 #include "device/cuda/cublaslt_descriptors.h"
 
+#include "device/products_of_recipes.h"
 #include "libraries.h"
-#include "products_of_recipes.h"
 
 using namespace octet;
 

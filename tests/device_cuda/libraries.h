@@ -3,9 +3,9 @@
 #pragma once
 #include <optional>
 
-#include "base/error.h"
 #include "catch.h"
 #include "device/cuda/library.h"
+#include "error_of.h"
 
 namespace octet {
 
@@ -17,18 +17,6 @@ std::optional<Table> installed(Table (*open)()) {
     WARN("skipped: " << error.what());
     return std::nullopt;
   }
-}
-
-// The error that `call` throws; none is a failure of the test.
-template <class Call>
-Error error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error;
-  }
-  FAIL("nothing was thrown");
-  return Error(ExitCode::Internal, "");
 }
 
 }  // namespace octet

@@ -3,7 +3,7 @@
 #include <cublasLt.h>
 
 #include "device/cuda/library.h"
-#include "device/cuda/matmul_key.h"
+#include "device/nvidia/matmul_key.h"
 
 namespace octet {
 

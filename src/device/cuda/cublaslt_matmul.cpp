@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "device/nvidia/library_scratch.h"
 #include "device/products.h"
 #include "kernels/outer_scales.h"
 
@@ -22,9 +23,6 @@ static_assert(sizeof(MatmulChoice) == sizeof(cublasLtMatmulAlgo_t),
 constexpr int most_candidates = 8;
 // One run to load the kernel, then the best of some short series: other users of the machine only slow down.
 constexpr int timed_series = 3, runs_in_series = 4;
-
-// What NVIDIA recommends: 32 MiB from Hopper on, 4 MiB before.  [cuBLAS documentation, 2.1.11]
-size_t recommended_workspace(int capability) { return (capability >= 90 ? size_t{32} : size_t{4}) << 20; }
 
 std::string machine_of(const GpuFacts& gpu, size_t version) {
   return fmt::format("{}, CUDA driver {}.{}, cuBLASLt {}", gpu.name, gpu.driver_version / 1000,
@@ -89,7 +87,7 @@ CublasLtMatmul::CublasLtMatmul(const GpuFacts& gpu, const DeviceOptions& options
       scratch_(scratch),
       deterministic_(options.deterministic),
       capabilities_{.capability = gpu.capability, .cublaslt_version = library_.cublasLtGetVersion()},
-      workspace_limit_(recommended_workspace(gpu.capability)),
+      workspace_limit_(product_workspace_limit(gpu.capability)),
       cache_(deterministic_ ? std::filesystem::path()
                             : matmul_plan_file(machine_of(gpu, capabilities_.cublaslt_version)),
              machine_of(gpu, capabilities_.cublaslt_version)) {

@@ -13,9 +13,9 @@
 #include "device/cuda/cublaslt_descriptors.h"
 #include "device/cuda/gpu_facts.h"
 #include "device/cuda/library.h"
-#include "device/cuda/matmul_key.h"
 #include "device/cuda/matmul_plan_cache.h"
 #include "device/cuda/runtime.h"
+#include "device/nvidia/matmul_key.h"
 
 namespace octet {
 

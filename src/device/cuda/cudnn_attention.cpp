@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "device/nvidia/library_scratch.h"
 
 namespace octet {
 

@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "device/cuda/runtime.h"
+#include "device/nvidia/gpu_models.h"
 
 namespace octet {
 
@@ -32,27 +33,6 @@ bool runs_on(const std::string& architecture, int capability) {
   const char last = architecture.back();
   if (last == 'a') return capability == built;
   return capability / 10 == built / 10 && capability >= built;
-}
-
-struct Board {
-  const char* name;  // part of cudaDeviceProp::name, the more special first
-  double tera_flops;
-};
-// Data sheets of NVIDIA: dense BF16 with FP32 accumulation.
-constexpr Board boards[] = {{"H100 PCIe", 756}, {"H100 NVL", 835}, {"H100", 989.4},    {"H200 NVL", 835},
-                            {"H200", 989.4},    {"GH200", 989.4},  {"H800", 989.4},    {"H20", 148},
-                            {"A100", 312},      {"A800", 312},     {"A30", 165},       {"A40", 149.7},
-                            {"A10", 125},       {"L40S", 362},     {"L4", 121},        {"RTX 4090", 165.2},
-                            {"RTX 3090", 71},   {"B200", 2250},    {"RTX 5090", 209.5}};
-
-// The name holds `part` as whole words: an A100 is no A10, and an L40S no L4.
-bool names(const std::string& name, const std::string& part) {
-  const auto letter = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; };
-  for (size_t at = name.find(part); at != std::string::npos; at = name.find(part, at + 1)) {
-    const size_t end = at + part.size();
-    if ((at == 0 || !letter(name[at - 1])) && (end == name.size() || !letter(name[end]))) return true;
-  }
-  return false;
 }
 
 // Dense BF16 FLOP a multiprocessor does in a cycle with FP32 accumulation. Consumer boards of one generation
@@ -127,10 +107,9 @@ GpuFacts open_gpu() {
 DeviceInfo device_info(const GpuFacts& facts) {
   DeviceInfo info;
   info.name = facts.name;
-  for (const Board& board : boards) {
-    if (!names(facts.name, board.name)) continue;
-    info.peak_flops = board.tera_flops * 1e12;
-    info.peak_source = fmt::format("NVIDIA's data sheet of the {}, dense BF16", board.name);
+  if (const GpuModel* model = find_gpu_model(facts.name)) {
+    info.peak_flops = model->bfloat16_tera_flops * 1e12;
+    info.peak_source = fmt::format("NVIDIA's data sheet of the {}, dense BF16", model->name);
     return info;
   }
   const int per_cycle = flops_per_cycle(facts);

@@ -76,6 +76,4 @@ class LibraryScratch {
   size_t own_bytes_ = 0;
 };
 
-inline size_t align_workspace(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 }  // namespace octet

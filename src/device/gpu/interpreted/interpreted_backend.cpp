@@ -10,7 +10,8 @@ namespace {
 
 class InterpretedBackend final : public GpuBackend {
  public:
-  explicit InterpretedBackend(const DeviceOptions& options) : cpu_(make_cpu_device(options)) {}
+  InterpretedBackend(const DeviceOptions& options, LibraryScratchBytes planned_as)
+      : cpu_(make_cpu_device(options)), planned_as_(std::move(planned_as)) {}
 
   DeviceInfo info() const override {
     DeviceInfo info = cpu_->info();
@@ -33,7 +34,9 @@ class InterpretedBackend final : public GpuBackend {
   void clear(void* pointer, size_t bytes) override { std::memset(pointer, 0, bytes); }
   void synchronize() override {}
 
-  size_t workspace_bytes(const DeviceWork& work) const override { return cpu_->workspace_bytes(work); }
+  size_t workspace_bytes(const DeviceWork& work) const override {
+    return planned_as_ ? planned_as_(work) : cpu_->workspace_bytes(work);
+  }
   void set_workspace(const Tensor& workspace) override { cpu_->set_workspace(workspace); }
 
   std::string matmul(const Matmul& m) override {
@@ -58,12 +61,14 @@ class InterpretedBackend final : public GpuBackend {
   }
 
   std::unique_ptr<Device> cpu_;
+  LibraryScratchBytes planned_as_;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> make_interpreted_device(const DeviceOptions& options) {
-  return std::make_unique<GpuDevice>(std::make_unique<InterpretedBackend>(options));
+std::unique_ptr<Device> make_interpreted_device(const DeviceOptions& options,
+                                                LibraryScratchBytes planned_as) {
+  return std::make_unique<GpuDevice>(std::make_unique<InterpretedBackend>(options, std::move(planned_as)));
 }
 
 }  // namespace octet

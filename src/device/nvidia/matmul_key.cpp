@@ -1,4 +1,4 @@
-#include "device/cuda/matmul_key.h"
+#include "device/nvidia/matmul_key.h"
 
 #include <fmt/format.h>
 

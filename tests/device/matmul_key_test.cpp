@@ -1,9 +1,9 @@
-#include "device/cuda/matmul_key.h"
+#include "device/nvidia/matmul_key.h"
 
 #include <vector>
 
-#include "libraries.h"
-#include "products_of_recipes.h"
+#include "device/products_of_recipes.h"
+#include "error_of.h"
 
 using namespace octet;
 

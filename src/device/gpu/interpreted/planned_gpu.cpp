@@ -1,0 +1,39 @@
+#include "device/gpu/interpreted/planned_gpu.h"
+
+#include <algorithm>
+
+#include "device/gpu/interpreted/interpreted_backend.h"
+#include "device/gpu/scratch_bytes.h"
+
+namespace octet {
+
+namespace {
+
+void take_larger(AttentionScratchEstimate& most, const AttentionScratchEstimate& one) {
+  if (one.bytes() > most.bytes()) most = one;
+}
+
+}  // namespace
+
+size_t GpuWorkspace::bytes() const { return std::max({kernels, products, attention.bytes()}); }
+
+PlannedGpu plan_gpu(const GpuModel& gpu, const DeviceOptions& options) {
+  auto workspace = std::make_shared<GpuWorkspace>();
+  const GemmCapabilities gemm{.capability = gpu.capability};
+  auto library_bytes = [=](const DeviceWork& work) {
+    *workspace = {};
+    workspace->kernels = scratch_bytes(work);
+    workspace->products = products_scratch_bound(work.matmuls, gemm);
+    for (const AttentionForward& attention : work.attentions) {
+      const auto estimate = [&](const DeviceOptions& of) {
+        return attention_scratch_estimate(backward_of(attention_key(attention), of), gpu.capability);
+      };
+      take_larger(workspace->attention, estimate(options));
+      take_larger(workspace->deterministic, estimate({.deterministic = true}));
+    }
+    return std::max(workspace->products, workspace->attention.bytes());
+  };
+  return {make_interpreted_device(options, std::move(library_bytes)), workspace};
+}
+
+}  // namespace octet

@@ -1,0 +1,97 @@
+// Plans for GPUs that are not here.
+#include "analysis/gpu_fit.h"
+
+#include "analysis/planner.h"
+#include "error_of.h"
+
+using namespace octet;
+
+namespace {
+
+const std::string configs = OCTET_SOURCE_DIR "/configs/";
+
+RunPlan planned(const std::string& name, const char* gpu, const std::vector<std::string>& overrides = {}) {
+  PlanTarget target;
+  target.gpu = &gpu_model(gpu);
+  return plan_run(load_config(configs + name, overrides), target);
+}
+uint64_t workspace_item(const RunPlan& plan) {
+  for (const PlannedItem& item : plan.items)
+    if (item.name == "device.workspace") return item.bytes;
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("8B with FP32 masters and FP8 moments fits 141 GB at context 8192, without offload") {
+  const RunPlan plan = planned("8b-fp8.json", "h200");
+  const RunConfig config = load_config(configs + "8b-fp8.json");
+  REQUIRE(config.model.context == 8192);
+  REQUIRE(config.precision.moments == Moments{Format::E4M3, Format::E5M2, 128});
+  REQUIRE(plan.gpu.has_value());
+  CHECK(plan.gpu->gpu->memory_bytes() == 141'000'000'000);
+  CHECK(plan.gpu->fits());
+  CHECK(plan.gpu->changes.empty());
+  CHECK(plan.gpu->planned_bytes == plan.device_bytes);
+  // By hand: masters and gradients 4 + 4, moments 2 (1 + 4/128), codes of the blocks' weights in both
+  // layouts, BF16 of the token table and the head. 12 GB above these states hold the rest.
+  const auto parameters = static_cast<double>(plan.parameters);
+  const double table = 128256.0 * 4096;
+  const double states = parameters * (8 + 2 * (1 + 4.0 / 128)) + 2 * (parameters - 2 * table) + 2 * 2 * table;
+  CHECK(static_cast<double>(plan.device_bytes) > states);
+  CHECK(static_cast<double>(plan.device_bytes) < states + 12e9);
+  // A deterministic backward pass takes 2 B H S^2 = 4 GiB more, and that fits too.
+  const RunPlan deterministic = planned("8b-fp8.json", "h200", {"run.deterministic=true"});
+  CHECK(deterministic.gpu->workspace.attention.score_matrix == 2ull * 32 * 8192 * 8192);
+  CHECK(deterministic.gpu->fits());
+  // Negative controls: neither BF16 with FP32 moments nor a board with 80 GB.
+  CHECK_FALSE(planned("8b-bf16.json", "h200").gpu->fits());
+  CHECK_FALSE(planned("8b-fp8.json", "h100").gpu->fits());
+}
+
+TEST_CASE("the planned workspace of a GPU is the largest of its parts") {
+  for (const char* gpu : {"l40s", "h200", "b200"}) {
+    const RunPlan plan = planned("1b-fp8.json", gpu);
+    const GpuWorkspace& w = plan.gpu->workspace;
+    INFO(gpu);
+    CHECK(w.kernels > 0);
+    CHECK(workspace_item(plan) == w.bytes());
+    CHECK(w.bytes() == std::max({w.kernels, w.products, w.attention.bytes()}));
+  }
+  // Outer scales ride in the library on Hopper. Elsewhere the FP32 product is kept beside the library's 32
+  // MiB; the down projection's weight gradient [2048, 5632] is one.
+  CHECK(planned("1b-fp8.json", "b200").gpu->workspace.products >= (32ull << 20) + 2048 * 5632 * 4);
+  CHECK(planned("1b-fp8.json", "h200").gpu->workspace.products < (33ull << 20));
+}
+
+TEST_CASE("a run that does not fit is told what to change, and each change is planned like the run") {
+  std::vector<std::string> overrides = {"batch.micro=8", "batch.recompute=none"};
+  const RunPlan large = planned("1b-bf16.json", "rtx4090", overrides);
+  const GpuFit& fit = *large.gpu;
+  REQUIRE_FALSE(fit.fits());
+  REQUIRE_FALSE(fit.changes.empty());
+  uint64_t before = fit.planned_bytes;
+  for (const FitChange& change : fit.changes) {
+    INFO(change.key << "=" << change.value);
+    CHECK(change.device_bytes < before);
+    before = change.device_bytes;
+    overrides.push_back(change.key + "=" + change.value);
+    const RunPlan changed = planned("1b-bf16.json", "rtx4090", overrides);
+    // The arena is rounded up to whole alignments, the plan's peak is not.
+    CHECK(change.device_bytes - changed.device_bytes < MemoryPlan::alignment);
+    CHECK(changed.gpu->fits() == change.fits);
+    CHECK(change.fits == (&change == &fit.changes.back()));
+  }
+  // Nothing of this makes an 8B fit 24 GB.
+  const RunPlan hopeless = planned("8b-bf16.json", "rtx4090");
+  REQUIRE_FALSE(hopeless.gpu->changes.empty());
+  CHECK_FALSE(hopeless.gpu->changes.back().fits);
+}
+
+TEST_CASE("what a GPU cannot do is an error, not a plan") {
+  const Error float8 = error_of([] { planned("1b-fp8.json", "a100"); });
+  CHECK(float8.code() == ExitCode::Hardware);
+  CHECK_THAT(float8.what(), contains_text("8.9"));
+  CHECK_NOTHROW(planned("1b-bf16.json", "a100"));
+  CHECK(error_of([] { planned("quickstart.json", "h200"); }).code() == ExitCode::Usage);  // heads of 32
+}
