@@ -11,7 +11,7 @@
 namespace octet {
 
 // What a plan is for: nothing set means the CPU device.
-struct PlanTarget {
+struct PlannedFor {
   const GpuModel* gpu = nullptr;  // a board of the table; it need not be in this machine
   Device* open = nullptr;         // the device itself where it is: its workspace is then no estimate
 };

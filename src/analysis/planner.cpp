@@ -35,7 +35,7 @@ std::string fold_numbers(const std::string& name) {
   return out;
 }
 
-void add_memory(const RunConfig& config, const PlanTarget& target, RunPlan& plan) {
+void add_memory(const RunConfig& config, const PlannedFor& target, RunPlan& plan) {
   // The workspace of a device depends on the run's options, so those it gets.
   const PlannedGpu gpu = target.gpu ? plan_gpu(*target.gpu, device_options(config)) : PlannedGpu{};
   const std::unique_ptr<Device> cpu = make_cpu_device(device_options(config));
@@ -161,7 +161,7 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
 
 }  // namespace
 
-RunPlan plan_run(const RunConfig& config, const PlanTarget& target) {
+RunPlan plan_run(const RunConfig& config, const PlannedFor& target) {
   RunPlan plan;
   plan.parameters = config.model.parameters();
   plan.matmul_parameters = config.model.matmul_parameters();

@@ -56,7 +56,7 @@ struct RunPlan {
 
 // Without a target: on the CPU device, which is there on every machine. Error for a run that the GPU cannot
 // do.
-RunPlan plan_run(const RunConfig& config, const PlanTarget& target = {});
+RunPlan plan_run(const RunConfig& config, const PlannedFor& target = {});
 
 // Training-state layouts of other systems, item by item, so that a number such as "6 bytes a parameter" can
 // be compared with ours: publications count different items.

@@ -21,7 +21,7 @@ struct Options {
 
 // What is planned for, and what there is to say about that choice.
 struct Target {
-  PlanTarget plan;
+  PlannedFor plan;
   std::unique_ptr<Device> open;
   std::string title = "the CPU device", note;
 };

@@ -11,7 +11,7 @@ namespace {
 const std::string configs = OCTET_SOURCE_DIR "/configs/";
 
 RunPlan planned(const std::string& name, const char* gpu, const std::vector<std::string>& overrides = {}) {
-  PlanTarget target;
+  PlannedFor target;
   target.gpu = &gpu_model(gpu);
   return plan_run(load_config(configs + name, overrides), target);
 }
