@@ -28,11 +28,11 @@ class Communicator {
   virtual int ranks() const = 0;
 
   // buffer = reduction over the ranks, the same bits on every rank. Sum: F32, F64 and BF16 (CPU ranks add in
-  // FP32 in rank order and round once; NCCL rounds at every hop). Max: F32, and U32 (bits of floats that are not
-  // negative); NaN wins a maximum.
+  // FP32 in rank order and round once; NCCL rounds at every hop). Max: F32, and U32 (bits of floats that are
+  // not negative); NaN wins a maximum.
   virtual Ticket all_reduce(const Tensor& buffer, Reduction reduction) = 0;
-  // part [n] = piece `rank` of the reduction of whole [ranks * n]; `part` may be that piece of `whole` itself,
-  // the rest of which is then unspecified.
+  // part [n] = piece `rank` of the reduction of whole [ranks * n]; `part` may be that piece of `whole`
+  // itself, the rest of which is then unspecified.
   virtual Ticket reduce_scatter(const Tensor& part, const Tensor& whole, Reduction reduction) = 0;
   // whole [ranks * n] = the parts [n] in rank order; any type. `part` may be its piece of `whole` itself.
   virtual Ticket all_gather(const Tensor& whole, const Tensor& part) = 0;
