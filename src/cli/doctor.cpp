@@ -13,6 +13,7 @@
 #include "base/version.h"
 #include "cli/command.h"
 #include "cli/machine.h"
+#include "comm/launch.h"
 #include "config/document.h"
 #include "numerics/recipes.h"
 #include "training/open_device.h"
@@ -28,6 +29,21 @@ std::string onednn_version() {
 #else
   return {};
 #endif
+}
+
+// Which rank octet train would be here, and what is wrong with that. A process manager is not asked for the
+// meeting place: it answers once, and that is for training.
+struct LaunchFacts {
+  std::string line, problem, hint;
+};
+LaunchFacts launch_facts() {
+  Environment environment = process_environment();
+  environment.meet = nullptr;
+  try {
+    return {describe(detect_launch({}, environment)), "", ""};
+  } catch (const Error& error) {
+    return {"", error.what(), error.hint()};
+  }
 }
 
 struct Verdict {
@@ -135,6 +151,8 @@ Json to_json(const MachineFacts& facts) {
   for (const Verdict& v : verdicts(facts))
     root["verdicts"].push_back(
         {{"recipe", v.recipe}, {"device", v.device}, {"trains", v.state}, {"reason", v.reason}});
+  const LaunchFacts launch = launch_facts();
+  root["launch"] = {{"line", launch.line}, {"problem", launch.problem}, {"hint", launch.hint}};
   root["problems"] = complaints(facts);
   return root;
 }
@@ -156,6 +174,8 @@ void print(const MachineFacts& facts) {
              or_unlimited(facts.locked_memory), human_bytes(facts.shared_memory_bytes));
   fmt::print("Disk      {}: {} free, {}\n", escape_control(facts.folder), human_bytes(facts.disk_free_bytes),
              facts.write_problem.empty() ? "write, sync and remove work" : "NOT writable");
+  const LaunchFacts launch = launch_facts();
+  fmt::print("Launch    {}\n", launch.problem.empty() ? launch.line : launch.problem + "; " + launch.hint);
   const NvidiaDriver& nvidia = facts.nvidia;
   if (!nvidia.present) {
     fmt::print("NVIDIA    no driver (libcuda.so.1 not found)\n");

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "comm/launch.h"
 #include "config/run_config.h"
 
 namespace octet {
@@ -21,6 +22,7 @@ struct TrainRequest {
   bool accept_changed_data = false;      // resume although the shards are not those of the checkpoint (F11)
   std::vector<std::string> inject = {};  // tests and drills: faults on demand, training/inject.h
   bool quiet = false;                    // no progress lines
+  Launch launch = {};                    // which of how many ranks this process is
 };
 struct TrainResult {
   ExitCode code = ExitCode::Success;

@@ -15,17 +15,21 @@ struct CommandRun {
   bool says(const std::string& text) const { return output.find(text) != std::string::npos; }
 };
 
-// `arguments` go through the shell; `folder` is where the command runs.
-inline CommandRun run_octet(const std::string& arguments, const std::filesystem::path& folder = ".") {
-  const std::string command = "cd '" + folder.string() + "' && '" OCTET_BINARY "' " + arguments + " 2>&1";
+// `command` goes through the shell; `folder` is where it runs.
+inline CommandRun run_command(const std::string& command, const std::filesystem::path& folder = ".") {
+  const std::string whole = "cd '" + folder.string() + "' && " + command + " 2>&1";
   CommandRun run;
-  FILE* pipe = popen(command.c_str(), "r");
+  FILE* pipe = popen(whole.c_str(), "r");
   if (!pipe) throw octet::Error(octet::ExitCode::Internal, "popen failed");
   std::array<char, 4096> buffer;
   for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) run.output.append(buffer.data(), n);
   const int status = pclose(pipe);
   run.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return run;
+}
+
+inline CommandRun run_octet(const std::string& arguments, const std::filesystem::path& folder = ".") {
+  return run_command("'" OCTET_BINARY "' " + arguments, folder);
 }
 
 // An empty folder that goes away.
