@@ -27,6 +27,7 @@
   T* const name = reinterpret_cast<T*>(gpu_dynamic_shared_bytes)
 #else
 #include "kernels/interpreter/interpreter.h"
+#include "kernels/interpreter/queue.h"
 #endif
 
 namespace gpu {
@@ -106,20 +107,26 @@ void launch(void (*kernel)(Parameters...), const Launch& launch, Arguments&&... 
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
-  } const call{kernel, {static_cast<Arguments&&>(arguments)...}};
-  run_grid({.grid = launch.grid,
-            .block = launch.block,
-            .shared_bytes = launch.shared_bytes,
-            .run_thread =
-                [](const void* erased) {
-                  const Call& c = *static_cast<const Call*>(erased);
-                  std::apply(c.kernel, c.arguments);
-                },
-            .call = &call,
-            .kernel = reinterpret_cast<const void*>(kernel),
-            .launcher = launch.launcher,
-            .file = launch.file,
-            .line = launch.line});
+  };
+  const auto run = [call = Call{kernel, {static_cast<Arguments&&>(arguments)...}}, launch] {
+    run_grid({.grid = launch.grid,
+              .block = launch.block,
+              .shared_bytes = launch.shared_bytes,
+              .run_thread =
+                  [](const void* erased) {
+                    const Call& c = *static_cast<const Call*>(erased);
+                    std::apply(c.kernel, c.arguments);
+                  },
+              .call = &call,
+              .kernel = reinterpret_cast<const void*>(call.kernel),
+              .launcher = launch.launcher,
+              .file = launch.file,
+              .line = launch.line});
+  };
+  if (launch.stream)
+    static_cast<Queue*>(launch.stream)->add(run);
+  else
+    run();
 }
 
 // A misaligned access ends the program with its place, as it ends a kernel on a GPU.

@@ -98,10 +98,25 @@ struct Finish {
   Control* control;
 };
 
-__device__ __forceinline__ bool is_finite(float x) { return x - x == 0.0f; }
+template <class T>
+__device__ __forceinline__ bool is_finite(T x) {
+  return x - x == T{0};
+}
 
 __global__ void __launch_bounds__(threads) finish_kernel(Finish args) {
+  GPU_SHARED(uint32_t, nonfinite_piece, 1);  // 1 + the first, or 0
   const double sum = sum_by_block(args.partial, args.count);
+  if (threadIdx.x == 0) *nonfinite_piece = is_finite(sum) ? 0u : ~0u;
+  __syncthreads();
+  if (*nonfinite_piece != 0) {  // a sum of squares of floats does not overflow: some piece is not finite
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < args.count; i += threads) {
+      if (is_finite(args.partial[i])) continue;
+      atomicMin(nonfinite_piece, static_cast<uint32_t>(i + 1));
+      break;
+    }
+    __syncthreads();
+  }
   if (threadIdx.x != 0) return;
   const float norm = static_cast<float>(sqrt(sum));
   const float loss = static_cast<float>(*args.loss_sum / args.loss_divisor);
@@ -110,6 +125,7 @@ __global__ void __launch_bounds__(threads) finish_kernel(Finish args) {
   args.control->gradient_norm = norm;
   args.control->loss = loss;
   args.control->apply = apply ? 1u : 0u;
+  args.control->nonfinite_piece = *nonfinite_piece;
   args.control->scale = !apply ? 0.0f : clip ? args.clip_norm / norm : 1.0f;
 }
 

@@ -22,7 +22,7 @@ int64_t norm_pieces(int64_t count);
 // What device/device.h calls UpdateControl, as the kernels see it.
 struct Control {
   float gradient_norm, scale, loss;
-  uint32_t apply;
+  uint32_t apply, nonfinite_piece;
 };
 struct FinishNormArguments {
   const double* partial;   // the pieces of all gradients, in order

@@ -13,7 +13,7 @@
 // clang-format on
 
 namespace gpu {
-using Stream = void*;  // a cudaStream_t; the interpreter has none and runs a launch at once
+using Stream = void*;  // a cudaStream_t; to the interpreter a gpu::Queue*, or null: a launch runs at once
 }
 namespace octet::kernels {
 using gpu::Stream;

@@ -1,6 +1,6 @@
-// history[newest, i] = amax[i];  amax[i] = 0;  scale[i] = delayed_scale(history[:, i]) of delayed FP8 sites.
-// A thread a site. Reads and writes at most 4 (window + 7) bytes a site, some hundred sites: bound by the
-// latency of a launch and of the loads, a few microseconds once a step.
+// history[newest, i] = amax[i] (unless *apply is 0);  amax[i] = 0;  scale[i] = delayed_scale(history[:, i])
+// of delayed FP8 sites. A thread a site. Reads and writes at most 4 (window + 7) bytes a site, some hundred
+// sites: bound by the latency of a launch and of the loads, a few microseconds once a step.
 #include "kernels/scale_table.h"
 
 #include "kernels/gpu.h"
@@ -17,13 +17,16 @@ struct Table {
   octet::DelayedScaling options;
   int64_t newest;
   float *amax_history, *amax, *scale, *inverse_scale;
+  const uint32_t* apply;
 };
 
 __global__ void __launch_bounds__(threads) update_kernel(Table table) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= table.sites) return;
-  table.amax_history[table.newest * table.sites + i] = table.amax[i];
+  const float amax = table.amax[i];
   table.amax[i] = 0.0f;
+  if (table.apply != nullptr && *table.apply == 0) return;
+  table.amax_history[table.newest * table.sites + i] = amax;
   const octet::Cast cast = table.casts[i];
   if (cast.scaling != Scaling::Delayed || (cast.format != Format::E4M3 && cast.format != Format::E5M2))
     return;
@@ -48,7 +51,8 @@ void update_scale_table(const ScaleTableArguments& args) {
                     .amax_history = args.amax_history,
                     .amax = args.amax,
                     .scale = args.scale,
-                    .inverse_scale = args.inverse_scale});
+                    .inverse_scale = args.inverse_scale,
+                    .apply = args.apply});
 }
 
 OCTET_KERNELS_END

@@ -15,6 +15,7 @@ struct ScaleTableArguments {
   int64_t newest;                       // step % window
   float* amax_history;                  // [window, sites]
   float *amax, *scale, *inverse_scale;  // [sites]
+  const uint32_t* apply = nullptr;      // device memory [1]; 0: only amax is cleared; null: applied
   Stream stream = nullptr;
 };
 void update_scale_table(const ScaleTableArguments&);

@@ -100,7 +100,7 @@ void add_update(std::vector<SelftestCase>& cases) {
                                                      w.floats(storage, {16384}, normal(16384, 3, scale))};
                          const double loss = 12.5;
                          const Tensor sum = w.bytes(DType::F64, {1}, &loss);
-                         const Tensor control = w.zeros(DType::U32, {4});
+                         const Tensor control = w.zeros(DType::U32, {sizeof(UpdateControl) / 4});
                          w.device().gradient_norm({.gradients = gradients,
                                                    .loss_sum = sum,
                                                    .loss_divisor = 4,
@@ -183,8 +183,8 @@ void add_update(std::vector<SelftestCase>& cases) {
                op.beta2 = 0.95f;
                op.epsilon = 1e-8f;
                op.weight_decay = 0.1f;
-               const UpdateControl control{1, 0.5f, 1, apply};
-               op.control = static_cast<const UpdateControl*>(w.bytes(DType::U32, {4}, &control).data);
+               const UpdateControl control{1, 0.5f, 1, apply, 0};
+               op.control = static_cast<const UpdateControl*>(w.bytes(DType::U32, {5}, &control).data);
                for (op.step = 1; op.step <= 3; ++op.step) {
                  op.gradient = w.floats(gradient, {n}, hard(n, static_cast<uint64_t>(op.step)));
                  w.device().adamw(op);

@@ -151,6 +151,9 @@ void add_run(List& list) {
   list.push_back(boolean("/run/deterministic", AT(run.deterministic),
                          about("only operations whose order of sums is fixed", Recorded)));
   list.push_back(
+      boolean("/run/cuda_graphs", AT(run.cuda_graphs),
+              about("replay forward and backward as a CUDA graph; off to look for a fault", Free)));
+  list.push_back(
       integer("/run/threads", AT(run.threads), {0, 1024}, about("threads of the CPU device; 0: all", Free)));
 }
 

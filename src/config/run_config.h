@@ -20,6 +20,7 @@ struct RunOptions {
   int64_t steps = 100;
   bool deterministic = false;
   int threads = 0;  // CPU device; 0 = all
+  bool cuda_graphs = true;
   bool operator==(const RunOptions&) const = default;
 };
 struct BatchOptions {

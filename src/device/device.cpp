@@ -1,6 +1,20 @@
 #include "device/device.h"
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
 namespace octet {
+
+void* Device::allocate_host(size_t bytes) {
+  constexpr size_t alignment = 256;
+  const size_t rounded = std::max((bytes + alignment - 1) / alignment * alignment, alignment);
+  void* const memory = std::aligned_alloc(alignment, rounded);
+  if (!memory) throw std::bad_alloc();
+  return std::memset(memory, 0, rounded);
+}
+void Device::free_host(void* pointer) { std::free(pointer); }
 
 const char* name_of(GemmClass c) {
   switch (c) {

@@ -14,6 +14,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -196,6 +197,9 @@ struct UpdateControl {
   float scale;          // what gradients are multiplied by (clipping)
   float loss;           // mean loss of the step
   uint32_t apply;       // 0: loss or norm is not finite, the update changes nothing
+  // 0: every gradient is finite. Else 1 + the first piece with a value that is not, of the pieces of
+  // norm_piece values (numerics/sums.h) of all gradients in their order.
+  uint32_t nonfinite_piece;
 };
 // control->loss = loss_sum[0] / loss_divisor; apply = both are finite.
 struct GradientNorm {
@@ -225,11 +229,13 @@ struct AdamWUpdate {
 };
 
 // Pushes this step's amaxes into the history and refreshes the scales of delayed sites; clears `amax`.
+// With a control that says 0 only `amax` is cleared: a step that was not applied leaves no trace.
 // [numerics/scaling.h]
 struct ScaleTableUpdate {
   ScaleTable* table;
   DelayedScaling options;
   int64_t step;
+  const UpdateControl* control = nullptr;  // device memory; null: applied
 };
 
 // The work a device will be given that may need scratch memory, as shapes and types without data.
@@ -245,11 +251,24 @@ struct DeviceInfo {
   double peak_flops = 0;          // dense BF16 FLOP/s the progress line's percentage refers to; 0 = unknown
   std::string peak_source;        // one sentence: where that number comes from
   bool uses_host_memory = false;  // its arena and the host's come out of the same memory
+  bool asynchronous = false;      // operations are enqueued: the host runs ahead of them
 };
 
 struct DeviceOptions {
   bool deterministic = false;  // only implementations with a fixed summation order
   int threads = 0;             // CPU: 0 = all
+  bool graphs = true;          // GPU: replay() records CUDA graphs
+};
+
+// One piece of work that is enqueued again and again, for Device::replay(). Whoever owns its tensors owns it.
+struct Replay {
+  struct Recording {
+    virtual ~Recording() = default;
+  };
+  std::unique_ptr<Recording> recording;
+  uint64_t recorded = 0, newest = 0;  // signatures
+  bool any = false;                   // there is a newest
+  MatmulCounts counts;                // of the recording's products
 };
 
 class Device {
@@ -262,6 +281,29 @@ class Device {
   virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;    // synchronous
   virtual void copy_from_host(void* device, const void* host, size_t bytes) = 0;  // synchronous
   virtual void synchronize() = 0;
+
+  // Copies on the device's queue, without waiting for it. upload(): `host` may be reused at once. download():
+  // `host`, of allocate_host(), has the bytes after wait() for a later mark().
+  virtual void* allocate_host(size_t bytes);  // zeroed; page-locked where that matters
+  virtual void free_host(void* pointer);
+  virtual void upload(void* device, const void* host, size_t bytes) { copy_from_host(device, host, bytes); }
+  virtual void download(void* host, const void* device, size_t bytes) { copy_to_host(host, device, bytes); }
+  // A place in the queue, and the wait for everything before it. The newest `marks` places are remembered.
+  static constexpr uint64_t marks = 8;
+  virtual uint64_t mark() { return 0; }
+  virtual void wait(uint64_t place) {
+    (void)place;
+    synchronize();
+  }
+
+  // Enqueues `work`. A device that can (CUDA graphs) records it when the same signature comes twice in a row
+  // and from then on plays the recording, `work` not called. So equal signatures promise equal work: the same
+  // operations with the same tensors and scalars. `work` waits for nothing and copies nothing from or to the
+  // host.
+  virtual void replay(Replay& replay, uint64_t signature, const std::function<void()>& work) {
+    (void)replay, (void)signature;
+    work();
+  }
 
   virtual void zero(const Tensor& tensor) = 0;
   virtual void copy(const Tensor& to, const Tensor& from) = 0;

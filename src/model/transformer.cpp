@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "model/block.h"
 #include "model/blueprint.h"
 #include "model/head.h"
@@ -48,6 +49,7 @@ struct Transformer::Implementation {
   void backward(const Pass& pass);
   void refresh(int64_t step);
   void reset_scales();
+  uint64_t training_signature(uint64_t position, float gradient_scale) const;
 
   // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
   // backward recomputes forward.
@@ -68,6 +70,8 @@ struct Transformer::Implementation {
   Tensor losses;           // F32 [T]
   Tensor loss_sum;         // F64 [1]
   Tensor constants;        // F32 [2]: one, and where unrecorded amaxes go
+
+  Replay training_work, evaluation_work;
 
   BlockActivations shared;
   BlockGradients gradients;
@@ -174,8 +178,8 @@ Pass Transformer::Implementation::pass(PassKind kind, uint64_t position) {
 }
 
 void Transformer::Implementation::upload(const int32_t* host_tokens, const int32_t* host_targets) {
-  device->copy_from_host(tokens.data, host_tokens, tokens.bytes());
-  device->copy_from_host(targets.data, host_targets, targets.bytes());
+  device->upload(tokens.data, host_tokens, tokens.bytes());
+  device->upload(targets.data, host_targets, targets.bytes());
 }
 
 void Transformer::Implementation::forward(const Pass& pass) {
@@ -203,6 +207,21 @@ void Transformer::Implementation::refresh(int64_t step) {
   embedding.weight.refresh(*device);
   for (const Block& block : blocks) block.refresh(casting);
   head->refresh(casting);
+}
+
+// What two micro-batches with the same work have in common (Device::replay). Their place in the run counts
+// only where random numbers do.
+uint64_t Transformer::Implementation::training_signature(uint64_t position, float gradient_scale) const {
+  const Recipe& recipe = options.recipe;
+  const bool stochastic = recipe.input.rounding == Rounding::Stochastic ||
+                          recipe.weight.rounding == Rounding::Stochastic ||
+                          recipe.grad.rounding == Rounding::Stochastic;
+  const struct {
+    uint64_t position;
+    float gradient_scale;
+    uint32_t count;
+  } varying{stochastic ? position : 0, gradient_scale, scales.count ? 1u : 0u};
+  return hash64(&varying, sizeof varying);
 }
 
 void Transformer::Implementation::reset_scales() {
@@ -240,28 +259,33 @@ void Transformer::zero_gradients() {
 void Transformer::forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale,
                                    MicroStep where) {
   Implementation& self = *implementation_;
-  const Pass pass = self.pass(PassKind::Training, position_of(where));
+  const uint64_t position = position_of(where);
   self.upload(tokens, targets);
-  self.forward(pass);
-  self.head->loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
-  self.device->accumulate_sum(self.loss_sum, self.losses);
-  self.backward(pass);
+  self.device->replay(self.training_work, self.training_signature(position, gradient_scale), [&] {
+    const Pass pass = self.pass(PassKind::Training, position);
+    self.forward(pass);
+    self.head->loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
+    self.device->accumulate_sum(self.loss_sum, self.losses);
+    self.backward(pass);
+  });
 }
 
 void Transformer::forward(const int32_t* tokens, const int32_t* targets) {
   Implementation& self = *implementation_;
-  const Pass pass = self.pass(PassKind::Evaluation, 0);
   self.upload(tokens, targets);
-  self.forward(pass);
-  self.head->loss(pass, {.targets = self.targets, .losses = self.losses});
-  self.device->accumulate_sum(self.loss_sum, self.losses);
+  self.device->replay(self.evaluation_work, 0, [&] {
+    const Pass pass = self.pass(PassKind::Evaluation, 0);
+    self.forward(pass);
+    self.head->loss(pass, {.targets = self.targets, .losses = self.losses});
+    self.device->accumulate_sum(self.loss_sum, self.losses);
+  });
 }
 
-void Transformer::update_scales(int64_t step) {
+void Transformer::update_scales(int64_t step, const UpdateControl* control) {
   Implementation& self = *implementation_;
   if (self.scales.sites.empty()) return;
   self.device->scale_table_update(
-      {.table = &self.scales, .options = self.options.recipe.delayed, .step = step});
+      {.table = &self.scales, .options = self.options.recipe.delayed, .step = step, .control = control});
 }
 
 }  // namespace octet

@@ -65,7 +65,8 @@ class Transformer {
 
   // Once a step, after the optimizer and before refresh_working_weights(): a resumed run, which can only
   // refresh with the scales it finds, then makes the same codes.
-  void update_scales(int64_t step);
+  // Not when `control` (device memory) says that the step was not applied.
+  void update_scales(int64_t step, const UpdateControl* control = nullptr);
 
  private:
   struct Implementation;

@@ -57,7 +57,13 @@ double AdamW::decay_of(const Parameter& parameter) const {
 
 void AdamW::step(std::span<const Parameter> parameters, double learning_rate, int64_t t,
                  const Tensor& loss_sum, double loss_divisor) {
-  auto* control = reinterpret_cast<UpdateControl*>(control_.data);
+  decide(parameters, loss_sum, loss_divisor);
+  update(parameters, learning_rate, t);
+}
+
+const UpdateControl* AdamW::control() const { return static_cast<const UpdateControl*>(control_.data); }
+
+void AdamW::decide(std::span<const Parameter> parameters, const Tensor& loss_sum, double loss_divisor) {
   gradients_.clear();
   for (const Parameter& parameter : parameters) gradients_.push_back(parameter.gradient);
 
@@ -66,9 +72,11 @@ void AdamW::step(std::span<const Parameter> parameters, double learning_rate, in
   norm.loss_sum = loss_sum;
   norm.loss_divisor = loss_divisor;
   norm.clip_norm = static_cast<float>(options_.clip_norm);
-  norm.control = control;
+  norm.control = static_cast<UpdateControl*>(control_.data);
   device_->gradient_norm(norm);
+}
 
+void AdamW::update(std::span<const Parameter> parameters, double learning_rate, int64_t t) {
   for (size_t i = 0; i < parameters.size(); ++i) {
     AdamWUpdate update;
     update.master = parameters[i].master;
@@ -81,7 +89,7 @@ void AdamW::step(std::span<const Parameter> parameters, double learning_rate, in
     update.epsilon = static_cast<float>(options_.epsilon);
     update.weight_decay = static_cast<float>(decay_of(parameters[i]));
     update.step = t;
-    update.control = control;
+    update.control = control();
     device_->adamw(update);
   }
 }

@@ -28,9 +28,14 @@ class AdamW {
   };
   std::vector<State>& states() { return states_; }  // in the parameters' order
 
-  // Norm, clipping and update of every parameter; t from 1. loss_sum and divisor as in GradientNorm.
+  // decide(), then update().
   void step(std::span<const Parameter> parameters, double learning_rate, int64_t t, const Tensor& loss_sum,
             double loss_divisor);
+  // The norm of the gradients, clipping, and whether the step is applied; loss_sum and divisor as in
+  // GradientNorm.
+  void decide(std::span<const Parameter> parameters, const Tensor& loss_sum, double loss_divisor);
+  void update(std::span<const Parameter> parameters, double learning_rate, int64_t t);  // t from 1
+  const UpdateControl* control() const;                                                 // device memory
   UpdateControl read_control() const;  // waits for the device
 
  private:

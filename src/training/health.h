@@ -1,12 +1,19 @@
 // FP8 cast statistics: what each site's tensor looked like and what the cast did to it.
 #pragma once
-#include "device/device.h"
+#include <span>
+
+#include "device/scale_table.h"
 #include "training/metrics.h"
 
 namespace octet {
 
-// The fields of a "health" record from this step's amaxes and counters; then the counters are zero again.
-// Call before the scales are updated, which clears the amaxes.
-Json collect_health(Device& device, ScaleTable& table);
+// Of one step, by site: copies of the scale table's tensors before its update.
+struct ScaleStatistics {
+  std::span<const float> amax, scale, inverse_scale;
+  std::span<const CastCounters> counters;
+};
+
+// The fields of a "health" record.
+Json health_record(const ScaleTable& table, const ScaleStatistics& statistics);
 
 }  // namespace octet

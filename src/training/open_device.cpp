@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "device/gpu/interpreted/interpreted_backend.h"
 #if defined(OCTET_HAS_CUDA)
 #include "device/cuda/cuda_device.h"
 #endif
@@ -45,9 +46,10 @@ bool driver_is_there() {
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options) {
   if (name == "cpu") return open_cpu(options);
   if (name == "cuda") return open_cuda(options);
+  if (name == "interpreter") return make_interpreted_device(options);
   if (name != "auto")
     throw Error(ExitCode::Usage, fmt::format("--device {}: unknown", escape_control(name)),
-                "auto, cpu or cuda");
+                "auto, cpu, cuda, or interpreter (the CUDA kernels on this CPU: slow, for tests)");
   if (!driver_is_there()) return open_cpu(options);
   try {
     return open_cuda(options);
@@ -58,7 +60,9 @@ std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions
 }
 
 DeviceOptions device_options(const RunConfig& config) {
-  return {.deterministic = config.run.deterministic, .threads = config.run.threads};
+  return {.deterministic = config.run.deterministic,
+          .threads = config.run.threads,
+          .graphs = config.run.cuda_graphs};
 }
 
 }  // namespace octet

@@ -165,8 +165,6 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, MemoryPlan& device_plan
                                       {validation_batches(c), c.batch.micro * c.model.context})),
       validation_targets(
           host_plan.add("validation.targets", Category::Batch, DType::I32, validation_tokens.shape)),
-      update_control(device_plan.add("trainer.update_control", Category::Other, DType::U8,
-                                     {static_cast<int64_t>(sizeof(UpdateControl))})),
       snapshot(model, optimizer, host_plan) {}
 
 }  // namespace octet

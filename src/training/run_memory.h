@@ -52,7 +52,6 @@ struct RunMemory {
   Tensor
       validation_tokens;  // I32 [batches, micro * context] on the host, the same windows at every evaluation
   Tensor validation_targets;
-  Tensor update_control;  // U8 [sizeof(UpdateControl)]: the norm of a step the detector skips
   Snapshot snapshot;
 };
 

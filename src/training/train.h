@@ -16,7 +16,7 @@ struct ResumePolicy {
 };
 struct TrainRequest {
   RunConfig config;
-  std::string device = "auto";  // auto, cpu, cuda
+  std::string device = "auto";  // auto, cpu, cuda, interpreter
   ResumePolicy resume;
   bool overwrite = false;                // start afresh in a folder that holds another run (F05)
   bool accept_changed_data = false;      // resume although the shards are not those of the checkpoint (F11)

@@ -34,7 +34,10 @@ Trainer::Trainer(const TrainerParts& p)
       saver_(
           folder_.checkpoints(), {config_.checkpoint.keep, config_.checkpoint.keep_every},
           folder_.resume().folder == folder_.checkpoints() / checkpoint_name(state_.step) ? state_.step : -1),
-      epochs_(p.train.sources().size(), -1) {}
+      epochs_(p.train.sources().size(), -1),
+      readback_(device_, {static_cast<int64_t>(memory_.model.scales().sites.size()),
+                          p.train.sources().size() > 1 ? accumulation(config_) : 0,
+                          config_.batch.micro * config_.model.context}) {}
 
 TrainResult Trainer::run() {
   begin();
@@ -43,6 +46,7 @@ TrainResult Trainer::run() {
   } catch (const Error& error) {
     if (error.code() != ExitCode::Data) throw;
     // A shard shrank or vanished under the run (F12): what was learned so far is kept.
+    settle();
     log_error("{}: saving step {} before stopping", error.what(), state_.step);
     save_now();
     log_.event(state_.step, "stop", error.what());
@@ -54,16 +58,14 @@ TrainResult Trainer::loop() {
   // What a stop cut short is made up for before the first step, as an uninterrupted run would have done it.
   if (!evaluate_if_due()) return stop();
   if (evaluated_late_ == state_.step && state_.step < config_.run.steps) save_if_due();
-  while (state_.step < config_.run.steps) {
-    if (signals_.stop_requested()) return stop();
-    switch (step()) {
-      case Outcome::Done:
-        break;
-      case Outcome::Interrupted:
-        return stop();
-      case Outcome::Diverged:
-        return result(ExitCode::Numerics, failure_);
-    }
+  while (launched() < config_.run.steps) {
+    Outcome outcome = signals_.stop_requested() ? Outcome::Interrupted : launch();
+    const bool ahead = outcome == Outcome::Done && runs_ahead();
+    if (!ahead && settle() == Outcome::Diverged) outcome = Outcome::Diverged;
+    if (outcome == Outcome::Diverged) return result(ExitCode::Numerics, failure_);
+    if (outcome == Outcome::Interrupted) return stop();
+    poll_saver();
+    if (ahead) continue;
     if (!evaluate_if_due()) return stop();
     save_if_due();
   }
@@ -75,22 +77,124 @@ TrainResult Trainer::loop() {
 // ---- the step
 // ---------------------------------------------------------------------------------------------------
 
-Trainer::Outcome Trainer::step() {
+int64_t Trainer::launched() const { return in_flight_ ? in_flight_->step : state_.step; }
+
+// Whether the next step may be launched before this one is settled: nobody needs its result, or the state as
+// it leaves it.
+bool Trainer::runs_ahead() {
+  const int64_t step = launched(), save = config_.checkpoint.every;
+  save_asked_ = signals_.take_save_request() || save_asked_;
+  return device_info_.asynchronous && config_.health.on_spike == SpikePolicy::Log &&
+         step < config_.run.steps && !save_asked_ && !signals_.stop_requested() &&
+         (save <= 0 || step % save != 0) && !evaluation_due(step);
+}
+
+// Enqueues a step, then settles the one before: the host waits while the device has work.
+Trainer::Outcome Trainer::launch() {
   StepReport report;
-  report.step = state_.step + 1;
+  report.step = launched() + 1;
   report.begin = monotonic_seconds();
-  report.learning_rate = learning_rate(config_.schedule, state_.step, config_.run.steps);
+  report.learning_rate = learning_rate(config_.schedule, report.step - 1, config_.run.steps);
   injector_.enter(Phase::Step, report.step);
   device_.reset_matmul_counts();
 
   if (!gradients(report)) return Outcome::Interrupted;
-  if (config_.health.on_spike == SpikePolicy::Rollback && report.spike) {
-    const int64_t from = state_.step;
-    if (roll_back(report.loss, detector_.deviation(report.loss))) return Outcome::Done;
-    if (!failure_.empty()) return Outcome::Diverged;
-    log_.event(from, "spike", "no checkpoint to roll back to: the run goes on");
+  if (config_.health.on_spike != SpikePolicy::Log) {  // decided before the update, so the host waits
+    double sum = 0;
+    device_.synchronize();
+    device_.copy_to_host(&sum, memory_.model.loss_sum().data, sizeof(sum));
+    const double loss = sum / static_cast<double>(config_.batch.tokens);
+    const bool spike = std::isfinite(loss) && detector_.is_spike(loss);
+    report.skip = spike && config_.health.on_spike == SpikePolicy::Skip;
+    if (spike && config_.health.on_spike == SpikePolicy::Rollback) {
+      const int64_t from = state_.step;
+      if (roll_back(loss, detector_.deviation(loss))) return Outcome::Done;
+      if (!failure_.empty()) return Outcome::Diverged;
+      log_.event(from, "spike", "no checkpoint to roll back to: the run goes on");
+    }
   }
-  const bool goes_on = update(report);
+  update(report);
+  report.matmuls = device_.matmul_counts();
+  if (settle() == Outcome::Diverged) return Outcome::Diverged;  // what was just enqueued is given up
+  in_flight_ = std::move(report);
+  return Outcome::Done;
+}
+
+bool Trainer::gradients(StepReport& report) {
+  const int64_t micros = accumulation(config_);
+  const double tokens = static_cast<double>(config_.batch.tokens);
+  std::vector<uint64_t> hashes;
+
+  memory_.model.zero_gradients();
+  device_.zero(memory_.model.loss_sum());
+  for (int64_t micro = 0; micro < micros; ++micro) {
+    // A partial step leaves no trace in the state: what is saved now is the end of the step before.
+    if (signals_.stop_requested()) return false;
+    const MicroBatch& batch = loader_->next();
+    note_epochs(batch, report);
+    hashes.push_back(batch.hash);
+    memory_.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
+                                   {report.step - 1, micro});
+    if (data_.sources().size() > 1) {
+      readback_.take_token_losses(report.step, micro, memory_.model.token_losses());
+      report.sources.insert(report.sources.end(), batch.sources.begin(), batch.sources.end());
+    }
+  }
+  report.batch_hash = hash64(hashes.data(), hashes.size() * sizeof(uint64_t));
+
+  if (const double extra = injector_.spike(report.step); extra > 0) {
+    double sum = 0;
+    device_.synchronize();
+    device_.copy_to_host(&sum, memory_.model.loss_sum().data, sizeof(sum));
+    sum += extra * tokens;
+    device_.copy_from_host(memory_.model.loss_sum().data, &sum, sizeof(sum));
+  }
+  if (injector_.nan(report.step)) {
+    const Tensor& gradient = memory_.model.parameters().front().gradient;
+    const uint32_t nan32 = 0x7fc00000u;
+    const uint16_t nan16 = 0x7fc0u;
+    const bool narrow = gradient.dtype == DType::BF16;
+    device_.upload(gradient.data, narrow ? static_cast<const void*>(&nan16) : &nan32, narrow ? 2 : 4);
+  }
+  return true;
+}
+
+// Scales first, working weights second: the codes are then a function of what a checkpoint holds. After a
+// step that is not applied the scales stay, and its amaxes (which may be NaN) are forgotten. Whether it is
+// applied the device decides for itself.
+void Trainer::update(const StepReport& report) {
+  RunMemory& m = memory_;
+  m.optimizer.decide(m.model.parameters(), m.model.loss_sum(), static_cast<double>(config_.batch.tokens));
+  ScaleTable& scales = m.model.scales();
+  if (scales.count) {
+    readback_.take_statistics(report.step, scales);
+    device_.zero(scales.counters);
+  }
+  readback_.take_outcome(report.step, m.model.loss_sum(), m.optimizer.control());
+  if (report.skip) {
+    if (!scales.sites.empty()) device_.zero(scales.amax);
+  } else {
+    m.model.update_scales(report.step - 1, m.optimizer.control());
+    m.optimizer.update(m.model.parameters(), report.learning_rate, report.step);
+  }
+  count_casts(report.step + 1);
+  m.model.refresh_working_weights(report.step);
+}
+
+// Waits for the step in flight and does the books: `state_` is the device's again.
+Trainer::Outcome Trainer::settle() {
+  if (!in_flight_) return Outcome::Done;
+  StepReport report = std::move(*in_flight_);
+  in_flight_.reset();
+  readback_.wait(report.step);
+  const UpdateControl& control = readback_.control(report.step);
+  report.loss = readback_.loss_sum(report.step) / static_cast<double>(config_.batch.tokens);
+  report.gradient_norm = control.gradient_norm;
+  report.applied = !report.skip && control.apply != 0;
+  report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
+  if (statistics_due(report.step) && !memory_.model.scales().sites.empty())
+    report.health = health_record(memory_.model.scales(), readback_.statistics(report.step));
+  const bool goes_on = judge(report, control);
   detector_.observe(report.loss);
   state_.step = report.step;
   folder_.set_step(state_.step);
@@ -102,104 +206,28 @@ Trainer::Outcome Trainer::step() {
   return goes_on ? Outcome::Done : Outcome::Diverged;
 }
 
-bool Trainer::gradients(StepReport& report) {
-  const int64_t micros = accumulation(config_), micro_tokens = config_.batch.micro * config_.model.context;
-  const double tokens = static_cast<double>(config_.batch.tokens);
-  const size_t sources = data_.sources().size();
-  report.source_loss.resize(sources);
-  report.source_tokens.resize(sources);
-  std::vector<float> losses(sources > 1 ? static_cast<size_t>(micro_tokens) : 0);
-  std::vector<uint64_t> hashes;
-
-  memory_.model.zero_gradients();
-  device_.zero(memory_.model.loss_sum());
-  for (int64_t micro = 0; micro < micros; ++micro) {
-    // A partial step leaves no trace in the state: what is saved now is the end of the step before.
-    if (signals_.stop_requested()) return false;
-    const MicroBatch& batch = loader_->next();
-    note_epochs(batch);
-    hashes.push_back(batch.hash);
-    memory_.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
-                                   {state_.step, micro});
-    if (sources > 1) {
-      device_.synchronize();
-      device_.copy_to_host(losses.data(), memory_.model.token_losses().data, losses.size() * sizeof(float));
-      for (size_t i = 0; i < losses.size(); ++i) {
-        const auto source =
-            static_cast<size_t>(batch.sources[i / static_cast<size_t>(config_.model.context)]);
-        report.source_loss[source] += losses[i];
-        report.source_tokens[source] += 1;
-      }
-    }
-  }
-  report.batch_hash = hash64(hashes.data(), hashes.size() * sizeof(uint64_t));
-
-  double sum = 0;
-  device_.synchronize();
-  device_.copy_to_host(&sum, memory_.model.loss_sum().data, sizeof(sum));
-  if (const double extra = injector_.spike(report.step); extra > 0) {
-    sum += extra * tokens;
-    device_.copy_from_host(memory_.model.loss_sum().data, &sum, sizeof(sum));
-  }
-  if (injector_.nan(report.step)) {
-    const Tensor& gradient = memory_.model.parameters().front().gradient;
-    const uint32_t nan32 = 0x7fc00000u;
-    const uint16_t nan16 = 0x7fc0u;
-    const bool narrow = gradient.dtype == DType::BF16;
-    device_.copy_from_host(gradient.data, narrow ? static_cast<const void*>(&nan16) : &nan32, narrow ? 2 : 4);
-  }
-  report.loss = sum / tokens;
-  report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
-  return true;
-}
-
-bool Trainer::update(StepReport& report) {
-  RunMemory& m = memory_;
-  const double tokens = static_cast<double>(config_.batch.tokens);
-  const bool skip = report.spike && config_.health.on_spike == SpikePolicy::Skip;
-  UpdateControl control{};
-  if (skip) {
-    std::vector<Tensor> all;
-    for (const Parameter& p : m.model.parameters()) all.push_back(p.gradient);
-    GradientNorm norm{};
-    norm.gradients = all;
-    norm.loss_sum = m.model.loss_sum();
-    norm.loss_divisor = tokens;
-    norm.clip_norm = static_cast<float>(config_.optimizer.clip_norm);
-    norm.control = static_cast<UpdateControl*>(m.update_control.data);
-    device_.gradient_norm(norm);
-    device_.synchronize();
-    device_.copy_to_host(&control, m.update_control.data, sizeof(control));
-  } else {
-    m.optimizer.step(m.model.parameters(), report.learning_rate, report.step, m.model.loss_sum(), tokens);
-    control = m.optimizer.read_control();
-  }
-  report.gradient_norm = control.gradient_norm;
-  report.applied = !skip && control.apply != 0;
-  if (m.model.scales().count) report.health = collect_health(device_, m.model.scales());
-
-  const bool finite = control.apply != 0;
-  std::string why;
-  if (!finite) why = diagnosis(report);  // before the amaxes go
-  refresh(report.applied ? Scales::Update : Scales::Keep, report.step);
-
+// What a spike, or a loss or norm that is not finite, means for the run; false when it has to end.
+bool Trainer::judge(const StepReport& report, const UpdateControl& control) {
+  for (const std::string& note : report.epochs) log_.event(report.step - 1, "epoch", note);
   if (report.spike) {
     const std::string text = fmt::format(
         "loss {:.4f} is {:.1f} robust deviations above the median of {} steps{}", report.loss,
-        detector_.deviation(report.loss), detector_.history().size(), skip ? ": update skipped" : "");
+        detector_.deviation(report.loss), detector_.history().size(), report.skip ? ": update skipped" : "");
     log_warning("step {}: {}", report.step, text);
     log_.event(report.step, "spike", text);
   }
+  const bool finite = control.apply != 0;
   state_.consecutive_nonfinite = finite ? 0 : state_.consecutive_nonfinite + 1;
   if (report.applied) return true;
   ++state_.skipped_steps;
-  if (!finite) {
-    log_warning("step {}: {}; the update was not applied ({} in a row)", report.step, why,
-                state_.consecutive_nonfinite);
-    log_.event(report.step, "skipped", why);
-  } else {
+  if (finite) {
     log_.event(report.step, "skipped", "loss spike");
+    return true;
   }
+  const std::string why = diagnosis(report, control);
+  log_warning("step {}: {}; the update was not applied ({} in a row)", report.step, why,
+              state_.consecutive_nonfinite);
+  log_.event(report.step, "skipped", why);
   if (config_.health.stop_after_nonfinite <= 0 ||
       state_.consecutive_nonfinite < config_.health.stop_after_nonfinite)
     return true;
@@ -208,32 +236,24 @@ bool Trainer::update(StepReport& report) {
   return false;
 }
 
-// Scales first, working weights second: the codes are then a function of what a checkpoint holds. After a
-// skipped step the scales stay, and the amaxes of that step (which may be NaN) are forgotten.
-void Trainer::refresh(Scales after, int64_t step) {
-  ScaleTable& scales = memory_.model.scales();
-  if (after == Scales::Update)
-    memory_.model.update_scales(step - 1);
-  else if (!scales.sites.empty())
-    device_.zero(scales.amax);
-  count_casts(step + 1);
-  memory_.model.refresh_working_weights(step);
+bool Trainer::statistics_due(int64_t step) const {
+  return config_.health.every > 0 && step % config_.health.every == 0;
 }
 
 // The statistics of a step begin with the casts of its working weights, at the end of the step before.
 void Trainer::count_casts(int64_t next_step) {
-  const int64_t every = config_.health.every;
-  memory_.model.scales().count = every > 0 && next_step % every == 0 && !memory_.model.scales().sites.empty();
+  ScaleTable& scales = memory_.model.scales();
+  scales.count = statistics_due(next_step) && !scales.sites.empty();
 }
 
-void Trainer::note_epochs(const MicroBatch& batch) {
+void Trainer::note_epochs(const MicroBatch& batch, StepReport& report) {
   for (const int64_t sample : batch.samples) {
     const SampleLocation at = order_.locate(sample);
     int64_t& newest = epochs_[static_cast<size_t>(at.source)];
     if (newest >= 0 && at.epoch > newest)
-      log_.event(state_.step, "epoch",
-                 fmt::format("source {}: epoch {} begins, in an order of its own",
-                             data_.sources()[static_cast<size_t>(at.source)].name, at.epoch + 1));
+      report.epochs.push_back(fmt::format("source {}: epoch {} begins, in an order of its own",
+                                          data_.sources()[static_cast<size_t>(at.source)].name,
+                                          at.epoch + 1));
     newest = std::max(newest, at.epoch);
   }
 }
@@ -281,11 +301,15 @@ bool Trainer::roll_back(double loss, double deviation) {
 // ---- evaluation
 // ---------------------------------------------------------------------------------------------------
 
+bool Trainer::evaluation_due(int64_t step) const {
+  const int64_t every = config_.evaluation.every;
+  return validation_batches_ > 0 && step > 0 && every > 0 &&
+         (step % every == 0 || step == config_.run.steps) && state_.validated_step != step;
+}
+
 bool Trainer::evaluate_if_due() {
-  const int64_t every = config_.evaluation.every, step = state_.step;
-  const bool due = validation_batches_ > 0 && step > 0 && every > 0 &&
-                   (step % every == 0 || step == config_.run.steps) && state_.validated_step != step;
-  if (!due) return true;
+  const int64_t step = state_.step;
+  if (!evaluation_due(step)) return true;
   ScaleTable& scales = memory_.model.scales();
   const bool count = scales.count;
   scales.count = false;
@@ -323,20 +347,24 @@ bool Trainer::evaluate_if_due() {
 
 bool Trainer::saved() const { return saver_.newest() == state_.step && evaluated_late_ != state_.step; }
 
+void Trainer::poll_saver() { finish(saver_.take_outcome()); }
+
+void Trainer::finish(const std::optional<SaveOutcome>& outcome) {
+  if (!outcome) return;
+  finish_save(*outcome);
+  if (!outcome->error.empty() && config_.checkpoint.on_error == "exit")
+    throw Error(
+        ExitCode::Checkpoint, fmt::format("the save of step {} failed: {}", outcome->step, outcome->error),
+        saver_.newest() >= 0 ? fmt::format("free disk space; the same command goes on from {}",
+                                           checkpoint_name(saver_.newest()))
+                             : "free disk space; there is no checkpoint: the same command starts afresh");
+}
+
 void Trainer::save_if_due() {
-  const auto finish = [this](const std::optional<SaveOutcome>& outcome) {
-    if (!outcome) return;
-    finish_save(*outcome);
-    if (!outcome->error.empty() && config_.checkpoint.on_error == "exit")
-      throw Error(
-          ExitCode::Checkpoint, fmt::format("the save of step {} failed: {}", outcome->step, outcome->error),
-          saver_.newest() >= 0 ? fmt::format("free disk space; the same command goes on from {}",
-                                             checkpoint_name(saver_.newest()))
-                               : "free disk space; there is no checkpoint: the same command starts afresh");
-  };
-  finish(saver_.take_outcome());
+  poll_saver();
   const int64_t every = config_.checkpoint.every;
-  const bool asked = signals_.take_save_request();
+  const bool asked = signals_.take_save_request() || save_asked_;
+  save_asked_ = false;
   const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
   if ((!asked && !due) || saved()) return;
   if (saver_.busy() && asked) {

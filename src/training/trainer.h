@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "training/run_folder.h"
 #include "training/run_memory.h"
 #include "training/saver.h"
+#include "training/step_readback.h"
 #include "training/train.h"
 
 namespace octet {
@@ -44,33 +46,43 @@ class Trainer {
     int64_t step = 0;  // from 1
     double begin = 0;  // monotonic
     double loss = 0, gradient_norm = 0, learning_rate = 0;
+    bool skip = false;  // the policy says so
     bool applied = false, spike = false;
     uint64_t batch_hash = 0;
-    std::vector<double> source_loss, source_tokens;  // of mixtures
-    Json health;                                     // null: not due
+    MatmulCounts matmuls;
+    std::vector<int> sources;         // of mixtures: of every context window
+    std::vector<std::string> epochs;  // that begin in it
+    Json health;                      // null: not due
   };
 
   TrainResult loop();
   void begin();  // initial weights or those of a checkpoint
-  Outcome step();
+  int64_t launched() const;
+  bool runs_ahead();
+  Outcome launch();
+  Outcome settle();
   bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
-  bool update(StepReport& report);     // false when the run has to end
-  enum class Scales : uint8_t { Keep, Update };  // after a skipped step, after an applied one
-  void refresh(Scales after, int64_t step);      // `step` from 1, the one that ends
+  void update(const StepReport& report);
+  bool judge(const StepReport& report, const UpdateControl& control);
+  bool statistics_due(int64_t step) const;
   void count_casts(int64_t next_step);
   void record(const StepReport& report);
-  void record_start();
-  void note_epochs(const MicroBatch& batch);
+  void record_start(const MatmulCounts& counts);
+  void add_source_losses(const StepReport& report, Json& record) const;
+  void note_epochs(const MicroBatch& batch, StepReport& report);
 
+  bool evaluation_due(int64_t step) const;
   bool evaluate_if_due();  // false when interrupted
   bool roll_back(double loss, double deviation);
-  std::string diagnosis(const StepReport& report);
+  std::string diagnosis(const StepReport& report, const UpdateControl& control) const;
 
   void restore(const FoundCheckpoint& found);
   bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();
   bool save_now();  // waits; false when it failed
   void start_save();
+  void poll_saver();  // Error(Checkpoint) where a failed save ends the run
+  void finish(const std::optional<SaveOutcome>& outcome);
   void finish_save(const SaveOutcome& outcome);  // says how it ended
 
   void check_first_step();  // Error(Usage) of the disk, Error(Data) of the ids
@@ -104,6 +116,11 @@ class Trainer {
   int64_t validation_batches_ = 0, validation_windows_ = 0;
   double step_seconds_ = 0;  // smoothed, for the time left
   bool started_ = false;     // the start record is written after the first step
+  // The step the device works on while the next is enqueued; `state_` is that before it.
+  std::optional<StepReport> in_flight_;
+  StepReadback readback_;
+  double settled_at_ = 0;    // monotonic
+  bool save_asked_ = false;  // a signal's, not yet answered
   std::string failure_;      // why the run has to end
   std::string save_error_;   // of the newest save that failed
 };

@@ -1,13 +1,14 @@
 // What the trainer writes down: one record a step, the proof of precision, and what broke a step.
 #include <unistd.h>
 
-#include <cstring>
+#include <algorithm>
 #include <fstream>
 
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "numerics/sums.h"
 #include "training/precision_proof.h"
 #include "training/trainer.h"
 
@@ -24,38 +25,46 @@ uint64_t resident_bytes() {  // of this process, now
 
 }  // namespace
 
-std::string Trainer::diagnosis(const StepReport& report) {
-  std::string text =
+std::string Trainer::diagnosis(const StepReport& report, const UpdateControl& control) const {
+  const std::string text =
       fmt::format("loss {} and gradient norm {} on samples {}..{}", report.loss, report.gradient_norm,
                   state_.next_sample, state_.next_sample + global_batch(config_) - 1);
-  std::vector<char> host;
-  device_.synchronize();
+  if (control.nonfinite_piece == 0) return text + "; every gradient is finite";
+  int64_t piece = control.nonfinite_piece - 1;
   for (const Parameter& p : memory_.model.parameters()) {
-    host.resize(p.gradient.bytes());
-    device_.copy_to_host(host.data(), p.gradient.data, host.size());
-    const bool narrow = p.gradient.dtype == DType::BF16;
-    for (int64_t i = 0; i < p.gradient.elements(); ++i) {
-      uint32_t bits = 0;
-      if (narrow) {
-        uint16_t half;
-        std::memcpy(&half, host.data() + 2 * i, 2);
-        bits = static_cast<uint32_t>(half) << 16;
-      } else {
-        std::memcpy(&bits, host.data() + 4 * i, 4);
-      }
-      if ((bits & 0x7f800000u) == 0x7f800000u)
-        return text + fmt::format("; first non-finite gradient: {}[{}]", p.name, i);
-    }
+    const int64_t count = p.gradient.elements(), pieces = (count + norm_piece - 1) / norm_piece;
+    if (piece < pieces)
+      return text + fmt::format("; first non-finite gradient: {}, elements {}..{}", p.name,
+                                piece * norm_piece, std::min((piece + 1) * norm_piece, count) - 1);
+    piece -= pieces;
   }
-  return text + "; every gradient is finite";
+  return text;
+}
+
+// Mean losses of the sources of a mixture.
+void Trainer::add_source_losses(const StepReport& r, Json& record) const {
+  if (r.sources.empty()) return;
+  const int64_t context = config_.model.context, windows = config_.batch.micro;
+  std::vector<double> loss(data_.sources().size()), tokens(loss.size());
+  for (size_t w = 0; w < r.sources.size(); ++w) {
+    const auto source = static_cast<size_t>(r.sources[w]);
+    const auto window = static_cast<int64_t>(w);
+    const float* losses = readback_.token_losses(r.step, window / windows) + window % windows * context;
+    for (int64_t i = 0; i < context; ++i) loss[source] += losses[i];
+    tokens[source] += static_cast<double>(context);
+  }
+  for (size_t s = 0; s < loss.size(); ++s)
+    if (tokens[s] > 0) record["train/loss/" + data_.sources()[s].name] = json_number(loss[s] / tokens[s]);
 }
 
 void Trainer::record(const StepReport& r) {
-  const double seconds = monotonic_seconds() - r.begin;
+  // Launched while the step before was under way: its own time begins where that ended.
+  const double now = monotonic_seconds(), seconds = now - std::max(r.begin, settled_at_);
+  settled_at_ = now;
   const double tokens_per_second = static_cast<double>(config_.batch.tokens) / seconds;
   step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * seconds : seconds;
-  require_promised_precision(device_.matmul_counts(), config_.model, config_.precision);
-  if (!started_) record_start();
+  require_promised_precision(r.matmuls, config_.model, config_.precision);
+  if (!started_) record_start(r.matmuls);
 
   const bool last = r.step == config_.run.steps;
   const uint64_t memory = resident_bytes();
@@ -70,11 +79,9 @@ void Trainer::record(const StepReport& r) {
                    {"data/stalled_seconds", loader_->stalled_seconds()},
                    {"perf/tokens_per_second", tokens_per_second},
                    {"perf/step_seconds", seconds},
-                   {"perf/fp8_flop_share", fp8_flop_share(device_.matmul_counts())},
+                   {"perf/fp8_flop_share", fp8_flop_share(r.matmuls)},
                    {"memory/bytes", memory}};
-    for (size_t s = 0; r.source_loss.size() > 1 && s < r.source_loss.size(); ++s)
-      if (r.source_tokens[s] > 0)
-        record["train/loss/" + data_.sources()[s].name] = json_number(r.source_loss[s] / r.source_tokens[s]);
+    add_source_losses(r, record);
     log_.write("step", r.step, record);
   }
   if (!r.health.is_null()) log_.write("health", r.step, r.health);
@@ -96,9 +103,8 @@ void Trainer::record(const StepReport& r) {
 }
 
 // After the first step of this process, when matmul has counted what it really ran.
-void Trainer::record_start() {
+void Trainer::record_start(const MatmulCounts& counts) {
   started_ = true;
-  const MatmulCounts& counts = device_.matmul_counts();
   log_.write("start", state_.step - 1,
              {{"time", wall_seconds()},
               {"config_hash", config_hash(config_)},

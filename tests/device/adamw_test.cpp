@@ -14,7 +14,7 @@ struct Settings {
 
 Tensor control_tensor(OpFixture& f, float scale = 1.0f, uint32_t apply = 1) {
   const Tensor tensor = f.zeros(DType::U8, {sizeof(UpdateControl)});
-  *static_cast<UpdateControl*>(tensor.data) = {1.0f, scale, 1.0f, apply};
+  *static_cast<UpdateControl*>(tensor.data) = {1.0f, scale, 1.0f, apply, 0};
   return tensor;
 }
 
@@ -328,14 +328,18 @@ TEST_CASE("a non-finite loss or gradient anywhere stops the update", "[gradient_
     return control.apply;
   };
   CHECK(apply() == 1);
+  CHECK(control.nonfinite_piece == 0);
   for (const float bad : {infinity, -infinity, nan}) {
-    for (const auto& [tensor, element] : {std::pair<size_t, int64_t>{0, 19999}, {1, 0}}) {
+    // Pieces of 16384 values: two of the first gradient, then the second's.
+    for (const auto& [tensor, element, piece] :
+         {std::tuple<size_t, int64_t, uint32_t>{0, 0, 1}, {0, 19999, 2}, {1, 0, 3}}) {
       if (dtype == DType::F32) {
         gradients[tensor].as<float>()[element] = bad;
       } else {
         gradients[tensor].as<BFloat16>()[element] = to_bfloat16(bad);
       }
       CHECK(apply() == 0);
+      CHECK(control.nonfinite_piece == piece);
       if (dtype == DType::F32) {
         gradients[tensor].as<float>()[element] = 0;
       } else {
@@ -344,6 +348,7 @@ TEST_CASE("a non-finite loss or gradient anywhere stops the update", "[gradient_
     }
     *loss.as<double>() = static_cast<double>(bad);
     CHECK(apply() == 0);
+    CHECK(control.nonfinite_piece == 0);
     *loss.as<double>() = 0;
   }
   CHECK(apply() == 1);

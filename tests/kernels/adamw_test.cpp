@@ -97,7 +97,8 @@ struct State {
 void run_kernel(const State& state, const UpdateControl& control, int64_t step) {
   const AdamWUpdate op = state.update(&control, step);
   const AdamWRates rates = adamw_rates(op);
-  const kernels::Control ours{control.gradient_norm, control.scale, control.loss, control.apply};
+  const kernels::Control ours{control.gradient_norm, control.scale, control.loss, control.apply,
+                              control.nonfinite_piece};
   uint32_t amaxes[2] = {0, 0};
   const bool one_scale =
       (state.first.inverse && state.first.block == 0) || (state.second.inverse && state.second.block == 0);
@@ -116,7 +117,8 @@ void run_kernel(const State& state, const UpdateControl& control, int64_t step) 
                   .amaxes = one_scale ? amaxes : nullptr});
 }
 
-constexpr UpdateControl clipped{.gradient_norm = 3, .scale = 0.37f, .loss = 2, .apply = 1};
+constexpr UpdateControl clipped{
+    .gradient_norm = 3, .scale = 0.37f, .loss = 2, .apply = 1, .nonfinite_piece = 0};
 
 void check_same(const Problem& p) {
   const State ours(p), theirs(p), before(p);
@@ -174,7 +176,7 @@ TEST_CASE("AdamW changes nothing when the step is not applied") {
   for (const int block : {128, 100, 0}) {
     const Problem p{.first_block = block, .second_block = block};
     const State state(p), before(p);
-    run_kernel(state, {.gradient_norm = NAN, .scale = 0, .loss = NAN, .apply = 0}, 1);
+    run_kernel(state, {.gradient_norm = NAN, .scale = 0, .loss = NAN, .apply = 0, .nonfinite_piece = 1}, 1);
     CHECK(state.differences_from(before) == 0);
     run_kernel(state, clipped, 1);
     CHECK(state.differences_from(before) > 0);

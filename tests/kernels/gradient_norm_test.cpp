@@ -36,7 +36,7 @@ std::vector<double> partials(const std::vector<Array>& gradients) {
 
 kernels::Control by_kernels(const Case& c) {
   const std::vector<double> partial = partials(c.gradients);
-  kernels::Control control{-1, -1, -1, 7};
+  kernels::Control control{-1, -1, -1, 7, 7};
   kernels::finish_norm({.partial = partial.data(),
                         .count = static_cast<int64_t>(partial.size()),
                         .loss_sum = &c.loss_sum,
@@ -64,6 +64,7 @@ void check_same(const Case& c) {
   CHECK(same_bits(ours.scale, theirs.scale));
   CHECK(same_bits(ours.loss, theirs.loss));
   CHECK(ours.apply == theirs.apply);
+  CHECK(ours.nonfinite_piece == theirs.nonfinite_piece);
 }
 
 Array random_gradient(DType type, int64_t count, Values values = Values::Wide, size_t misaligned = 0) {
@@ -132,6 +133,27 @@ TEST_CASE("the gradient norm, clipping and the decision have the bits of the CPU
   c.gradients[0].set(18, 3e38f);  // the norm overflows FP32
   check_same(c);
   CHECK(by_kernels(c).apply == 0);
+}
+
+TEST_CASE("the first piece that is not finite is found, in every schedule") {
+  const double loss = 1;
+  for (const int64_t bad : {0, 1, 255, 256, 700, 998}) {
+    std::vector<double> partial(999, 1.0);
+    partial[static_cast<size_t>(bad)] = NAN;
+    if (bad + 300 < 999) partial[static_cast<size_t>(bad + 300)] = INFINITY;
+    for (const char* schedule : schedules) {
+      const InterpreterSetting order("SCHEDULE", schedule);
+      kernels::Control control{};
+      kernels::finish_norm({.partial = partial.data(),
+                            .count = 999,
+                            .loss_sum = &loss,
+                            .loss_divisor = 1,
+                            .clip_norm = 0,
+                            .control = &control});
+      CHECK(control.nonfinite_piece == bad + 1);
+      CHECK(control.apply == 0);
+    }
+  }
 }
 
 TEST_CASE("finish_norm sums thousands of pieces in the lanes of numerics/sums.h") {

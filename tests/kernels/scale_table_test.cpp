@@ -73,3 +73,38 @@ TEST_CASE("the scale table's update has the bits of the CPU's, step after step")
     }
   }
 }
+
+TEST_CASE("a step that was not applied leaves the scale table as it was, without its amaxes") {
+  Fixture ours(4), theirs(4);
+  const Fixture before(4);
+  ScaleTable table = theirs.table();
+  UpdateControl control{};
+  const kernels::ScaleTableArguments arguments{.sites = Fixture::sites,
+                                               .casts = ours.casts.data(),
+                                               .options = {.window = 4},
+                                               .newest = 1,
+                                               .amax_history = ours.history.as<float>(),
+                                               .amax = ours.amax.as<float>(),
+                                               .scale = ours.scale.as<float>(),
+                                               .inverse_scale = ours.inverse.as<float>(),
+                                               .apply = &control.apply};
+  kernels::update_scale_table(arguments);
+  specification().scale_table_update(
+      {.table = &table, .options = {.window = 4}, .step = 1, .control = &control});
+  for (const Fixture* f : {&ours, &theirs}) {
+    CHECK(differences(f->history, before.history) == 0);
+    CHECK(differences(f->scale, before.scale) == 0);
+    CHECK(differences(f->inverse, before.inverse) == 0);
+    for (int64_t i = 0; i < Fixture::sites; ++i) REQUIRE(f->amax.get(i) == 0.0f);
+  }
+  control.apply = 1;
+  for (int64_t i = 0; i < Fixture::sites; ++i) {
+    ours.amax.set(i, 5.0f);
+    theirs.amax.set(i, 5.0f);
+  }
+  kernels::update_scale_table(arguments);
+  specification().scale_table_update(
+      {.table = &table, .options = {.window = 4}, .step = 1, .control = &control});
+  CHECK(differences(ours.history, theirs.history) == 0);
+  CHECK(differences(ours.history, before.history) > 0);
+}

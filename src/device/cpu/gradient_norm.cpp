@@ -40,8 +40,11 @@ OCTET_VECTORIZED double squares(const BFloat16* x, int64_t n) { return squares_b
 // All pieces of all gradients as one list, summed in the lanes of numerics/sums.h.
 struct Total {
   Lanes<double> lanes;
-  int64_t pieces = 0;
-  void add(double sum) { lanes.sums[pieces++ % sum_lanes] += sum; }
+  int64_t pieces = 0, nonfinite = -1;  // the first piece that is not finite
+  void add(double sum) {
+    if (nonfinite < 0 && !std::isfinite(sum)) nonfinite = pieces;
+    lanes.sums[pieces++ % sum_lanes] += sum;
+  }
 };
 
 template <class T>
@@ -75,6 +78,7 @@ void CpuDevice::gradient_norm(const GradientNorm& op) {
   op.control->gradient_norm = norm;
   op.control->loss = loss;
   op.control->apply = apply ? 1u : 0u;
+  op.control->nonfinite_piece = static_cast<uint32_t>(total.nonfinite + 1);
   const bool clip = op.clip_norm > 0.0f && norm > op.clip_norm;
   op.control->scale = !apply ? 0.0f : clip ? op.clip_norm / norm : 1.0f;
 }

@@ -1,4 +1,6 @@
 // Once a step: amaxes into the ring, delayed scales refreshed, amaxes cleared.
+#include <algorithm>
+
 #include "device/cpu/cpu_device.h"
 #include "numerics/scaling.h"
 
@@ -10,6 +12,10 @@ void CpuDevice::scale_table_update(const ScaleTableUpdate& op) {
   const int64_t sites = static_cast<int64_t>(table.sites.size());
   if (sites == 0) return;
   check(op);
+  if (op.control && op.control->apply == 0) {
+    std::fill_n(table.amax.as<float>(), sites, 0.0f);
+    return;
+  }
   const int64_t window = table.amax_history.rows();
   const int64_t newest = op.step % window;
   float* history = table.amax_history.as<float>();

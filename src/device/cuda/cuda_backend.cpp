@@ -40,6 +40,45 @@ void CudaBackend::clear(void* pointer, size_t bytes) {
   check_cuda(cudaMemsetAsync(pointer, 0, bytes, stream_.get()), "clearing memory of the GPU");
 }
 
+void* CudaBackend::allocate_host(size_t bytes) { return allocate_page_locked(bytes); }
+void CudaBackend::free_host(void* pointer) {
+  if (pointer == nullptr) return;
+  cudaStreamSynchronize(stream_.get());
+  cudaFreeHost(pointer);
+}
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  uploads_.upload(stream_.get(), device, host, bytes);
+}
+void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.get()),
+             "copying from the GPU");
+}
+
+uint64_t CudaBackend::mark() {
+  marks_[++marked_ % marks_.size()].record(stream_.get());
+  return marked_;
+}
+void CudaBackend::wait(uint64_t place) {
+  if (place + marks_.size() <= marked_)  // its event was used again: a later place is waited for
+    throw Error(ExitCode::Internal, "a place in the GPU's queue is waited for too late");
+  marks_[place % marks_.size()].wait();
+}
+
+namespace {
+struct RecordedGraph final : Replay::Recording {
+  CudaGraph graph;
+};
+}  // namespace
+
+std::unique_ptr<Replay::Recording> CudaBackend::record(const std::function<void()>& work) {
+  auto recording = std::make_unique<RecordedGraph>();
+  recording->graph.capture(stream_.get(), work);
+  return recording;
+}
+void CudaBackend::play(Replay::Recording& recording) {
+  static_cast<RecordedGraph&>(recording).graph.launch(stream_.get());
+}
+
 size_t CudaBackend::workspace_bytes(const DeviceWork& work) const {
   return std::max(matmul_.prepare(work.matmuls), attention_.prepare(work.attentions));
 }

@@ -1,5 +1,7 @@
 // What the GPU device needs beside its kernels, by CUDA, cuBLASLt and cuDNN.
 #pragma once
+#include <array>
+
 #include "device/cuda/cublaslt_matmul.h"
 #include "device/cuda/cudnn_attention.h"
 #include "device/cuda/gpu_facts.h"
@@ -23,6 +25,15 @@ class CudaBackend final : public GpuBackend {
   void clear(void* pointer, size_t bytes) override;
   void synchronize() override { stream_.synchronize(); }
 
+  void* allocate_host(size_t bytes) override;
+  void free_host(void* pointer) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  uint64_t mark() override;
+  void wait(uint64_t place) override;
+  std::unique_ptr<Replay::Recording> record(const std::function<void()>& work) override;
+  void play(Replay::Recording& recording) override;
+
   // Plans all of this work: products are measured, attention is compiled. A second call for the same work
   // finds its plans.
   size_t workspace_bytes(const DeviceWork& work) const override;
@@ -35,6 +46,9 @@ class CudaBackend final : public GpuBackend {
  private:
   GpuFacts gpu_;  // opened first: everything below needs a device
   CudaStream stream_;
+  std::array<CudaEvent, Device::marks> marks_;
+  uint64_t marked_ = 0;
+  UploadRing uploads_;
   LibraryScratch scratch_;
   mutable CublasLtMatmul matmul_;  // plans are remembered; no answer depends on which were
   mutable CudnnAttention attention_;

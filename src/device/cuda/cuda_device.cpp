@@ -6,7 +6,7 @@
 namespace octet {
 
 std::unique_ptr<Device> make_cuda_device(const DeviceOptions& options) {
-  return std::make_unique<GpuDevice>(std::make_unique<CudaBackend>(options));
+  return std::make_unique<GpuDevice>(std::make_unique<CudaBackend>(options), options);
 }
 
 }  // namespace octet

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "base/text.h"
 
 namespace octet {
@@ -36,6 +39,78 @@ void* allocate_on_device(size_t bytes) {
                   human_bytes(bytes)),
       "octet plan shows what takes the memory; fewer sequences a micro-batch or a recompute policy need "
       "less, and nvidia-smi shows who else uses the GPU");
+}
+
+void* allocate_page_locked(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaHostAlloc(&data, std::max<size_t>(bytes, 1), cudaHostAllocDefault);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error(ExitCode::Usage, fmt::format("no {} of page-locked host memory", human_bytes(bytes)),
+                "raise the limit of locked memory (ulimit -l), free host memory, or choose a smaller model");
+  }
+  check_cuda(error, fmt::format("allocating {} of page-locked host memory", human_bytes(bytes)));
+  return std::memset(data, 0, std::max<size_t>(bytes, 1));
+}
+
+CudaEvent::CudaEvent() {
+  check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a CUDA event");
+}
+CudaEvent::~CudaEvent() { cudaEventDestroy(event_); }
+void CudaEvent::record(cudaStream_t stream) {
+  check_cuda(cudaEventRecord(event_, stream), "recording an event");
+}
+void CudaEvent::wait() const { check_cuda(cudaEventSynchronize(event_), "waiting for the GPU"); }
+
+UploadRing::~UploadRing() {
+  for (const Slot& slot : slots_) {
+    cudaEventSynchronize(slot.copied.get());
+    cudaFreeHost(slot.data);
+  }
+}
+
+void UploadRing::upload(cudaStream_t stream, void* device, const void* host, size_t bytes) {
+  if (bytes == 0) return;
+  Slot& slot = slots_[next_++ % slots_.size()];
+  slot.copied.wait();
+  if (bytes > slot.bytes) {
+    cudaFreeHost(slot.data);
+    slot.data = nullptr;
+    slot.bytes = 0;
+    slot.data = allocate_page_locked(bytes);
+    slot.bytes = bytes;
+  }
+  std::memcpy(slot.data, host, bytes);
+  check_cuda(cudaMemcpyAsync(device, slot.data, bytes, cudaMemcpyHostToDevice, stream), "copying to the GPU");
+  slot.copied.record(stream);
+}
+
+CudaGraph::~CudaGraph() {
+  if (stream_) cudaStreamSynchronize(stream_);  // it may still run
+  if (executable_) cudaGraphExecDestroy(executable_);
+}
+
+void CudaGraph::capture(cudaStream_t stream, const std::function<void()>& work) {
+  // Only this thread's calls may disturb the capture: others (data parallelism, saving) go on.
+  check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a CUDA graph");
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(stream, &graph), "recording a CUDA graph");
+  const cudaError_t error = cudaGraphInstantiate(&executable_, graph, 0);
+  cudaGraphDestroy(graph);
+  check_cuda(error, "making a CUDA graph ready");
+}
+
+void CudaGraph::launch(cudaStream_t stream) {
+  stream_ = stream;
+  check_cuda(cudaGraphLaunch(executable_, stream), "launching a CUDA graph");
 }
 
 DeviceMemory::DeviceMemory(size_t bytes) : data_(allocate_on_device(bytes)) {}

@@ -2,7 +2,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <array>
 #include <cstddef>
+#include <functional>
 #include <string>
 
 #include "base/error.h"
@@ -41,6 +43,58 @@ class DeviceMemory {
 
 // Error(Usage) with the size and what is free when it does not fit.
 void* allocate_on_device(size_t bytes);
+
+// Zeroed host memory the GPU copies from and to without the host. Error(Usage) when there is none.
+void* allocate_page_locked(size_t bytes);
+
+class CudaEvent {
+ public:
+  CudaEvent();
+  ~CudaEvent();
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+  void record(cudaStream_t stream);
+  void wait() const;  // the host; at once when never recorded
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Copies to the GPU whose source may be reused at once: the bytes wait for their turn in page-locked slots,
+// as large as the largest copy so far.
+class UploadRing {
+ public:
+  UploadRing() = default;
+  ~UploadRing();
+  UploadRing(const UploadRing&) = delete;
+  UploadRing& operator=(const UploadRing&) = delete;
+  void upload(cudaStream_t stream, void* device, const void* host, size_t bytes);
+
+ private:
+  struct Slot {
+    CudaEvent copied;
+    void* data = nullptr;
+    size_t bytes = 0;
+  };
+  std::array<Slot, 8> slots_;
+  size_t next_ = 0;
+};
+
+// What a function enqueues on a stream, captured once and launched any number of times.
+class CudaGraph {
+ public:
+  CudaGraph() = default;
+  ~CudaGraph();
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  void capture(cudaStream_t stream, const std::function<void()>& work);
+  void launch(cudaStream_t stream);  // which outlives the graph
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+};
 
 // Seconds between two points of a stream.
 class StreamTimer {

@@ -3,6 +3,8 @@
 // the CPU device. Everything is enqueued on one stream.
 #pragma once
 #include <cstddef>
+#include <functional>
+#include <memory>
 
 #include "device/device.h"
 
@@ -21,6 +23,18 @@ class GpuBackend {
   virtual void copy_on_device(void* to, const void* from, size_t bytes) = 0;
   virtual void clear(void* pointer, size_t bytes) = 0;  // to zero
   virtual void synchronize() = 0;
+
+  // As Device has them.
+  virtual void* allocate_host(size_t bytes) = 0;
+  virtual void free_host(void* pointer) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual uint64_t mark() = 0;
+  virtual void wait(uint64_t place) = 0;
+
+  // What `work` enqueues, recorded instead of enqueued; play() enqueues it.
+  virtual std::unique_ptr<Replay::Recording> record(const std::function<void()>& work) = 0;
+  virtual void play(Replay::Recording& recording) = 0;
 
   // Scratch memory of the library calls below.
   virtual size_t workspace_bytes(const DeviceWork& work) const = 0;

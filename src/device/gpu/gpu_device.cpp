@@ -15,12 +15,15 @@
 namespace octet {
 inline namespace OCTET_GPU {
 
-GpuDevice::GpuDevice(std::unique_ptr<GpuBackend> backend) : backend_(std::move(backend)) {
-  faults_ = static_cast<uint32_t*>(backend_->allocate(2 * sizeof(uint32_t)));
+GpuDevice::GpuDevice(std::unique_ptr<GpuBackend> backend, const DeviceOptions& options)
+    : backend_(std::move(backend)), graphs_(options.graphs) {
+  faults_ = static_cast<uint32_t*>(backend_->allocate(sizeof(Faults)));
+  seen_faults_ = static_cast<Faults*>(backend_->allocate_host(marks * sizeof(Faults)));
 }
 
 GpuDevice::~GpuDevice() {
   backend_->free(faults_);
+  backend_->free_host(seen_faults_);
   if (own_) backend_->free(own_);
 }
 
@@ -50,18 +53,62 @@ void GpuDevice::copy_from_host(void* device, const void* host, size_t bytes) {
 }
 void GpuDevice::synchronize() {
   backend_->synchronize();
-  check_faults();
+  Faults faults;
+  backend_->copy_to_host(&faults, faults_, sizeof faults);
+  require_none(faults);
 }
 
 // The kernels cannot throw: they leave a mark, and the host looks at it when it waits for them anyway.
-void GpuDevice::check_faults() {
-  uint32_t faults[2];
-  backend_->copy_to_host(faults, faults_, sizeof faults);
-  if (faults[0] == 0 && faults[1] == 0) return;
+void GpuDevice::require_none(const Faults& faults) {
+  if (faults.token == 0 && faults.target == 0) return;
   backend_->clear(faults_, sizeof faults);
   throw Error(ExitCode::Internal,
-              faults[0] ? fmt::format("embedding: token {} is not in the table", faults[0] - 1)
-                        : fmt::format("cross entropy: target {} is not in the vocabulary", faults[1] - 1));
+              faults.token
+                  ? fmt::format("embedding: token {} is not in the table", faults.token - 1)
+                  : fmt::format("cross entropy: target {} is not in the vocabulary", faults.target - 1));
+}
+
+void GpuDevice::upload(void* device, const void* host, size_t bytes) {
+  backend_->upload(device, host, bytes);
+}
+void GpuDevice::download(void* host, const void* device, size_t bytes) {
+  backend_->download(host, device, bytes);
+}
+
+uint64_t GpuDevice::mark() {
+  // Marks rise by one, so the next is known; its slot was last used `marks` marks ago.
+  backend_->download(seen_faults_ + next_mark_ % marks, faults_, sizeof(Faults));
+  next_mark_ = backend_->mark() + 1;
+  return next_mark_ - 1;
+}
+void GpuDevice::wait(uint64_t place) {
+  backend_->wait(place);
+  require_none(seen_faults_[place % marks]);
+}
+
+// A signature that comes once is enqueued as it is, which also loads what its first use has to load; one that
+// comes twice in a row is worth a recording. Another one in between (a step with statistics) leaves the
+// recording alone. Operations are timed one by one, so not when played.
+void GpuDevice::replay(Replay& replay, uint64_t signature, const std::function<void()>& work) {
+  if (!graphs_ || timing_) return work();
+  const bool again = replay.any && replay.newest == signature;
+  replay.any = true;
+  replay.newest = signature;
+  if (!replay.recording || replay.recorded != signature) {
+    if (!again) return work();
+    replay.recording.reset();
+    const MatmulCounts before = std::exchange(counts_, {});
+    replay.recording = backend_->record(work);
+    replay.counts = std::exchange(counts_, before);
+    replay.recorded = signature;
+  }
+  backend_->play(*replay.recording);
+  for (const auto& [key, count] : replay.counts) {
+    MatmulCount& total = counts_[key];
+    total.implementation = count.implementation;
+    total.calls += count.calls;
+    total.flops += count.flops;
+  }
 }
 
 void GpuDevice::zero(const Tensor& tensor) { backend_->clear(tensor.data, tensor.bytes()); }

@@ -43,7 +43,7 @@ struct PendingCast {
 
 class GpuDevice final : public Device {
  public:
-  explicit GpuDevice(std::unique_ptr<GpuBackend> backend);
+  GpuDevice(std::unique_ptr<GpuBackend> backend, const DeviceOptions& options);
   ~GpuDevice() override;
 
   // gpu_device.cpp: memory, and what belongs to no family
@@ -53,6 +53,13 @@ class GpuDevice final : public Device {
   void copy_to_host(void* host, const void* device, size_t bytes) override;
   void copy_from_host(void* device, const void* host, size_t bytes) override;
   void synchronize() override;
+  void* allocate_host(size_t bytes) override { return backend_->allocate_host(bytes); }
+  void free_host(void* pointer) override { backend_->free_host(pointer); }
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  uint64_t mark() override;
+  void wait(uint64_t place) override;
+  void replay(Replay& replay, uint64_t signature, const std::function<void()>& work) override;
   void zero(const Tensor& tensor) override;
   void copy(const Tensor& to, const Tensor& from) override;
   void fill_normal(const Tensor& tensor, float deviation, uint64_t key) override;
@@ -92,11 +99,17 @@ class GpuDevice final : public Device {
   bool known_scale(const CastTarget& target) const;
   Scratch scratch(size_t bytes_without_plan);
   OperationTimer timed(const char* name);
-  void check_faults();
+  struct Faults {
+    uint32_t token, target;  // 1 + index of a bad one; 0: none
+  };
+  void require_none(const Faults& faults);
 
   std::unique_ptr<GpuBackend> backend_;
-  uint32_t* faults_ = nullptr;  // device memory [2]: 1 + index of a bad token, of a bad target
-  Tensor workspace_;            // U8; empty: own_ grows as operations ask
+  bool graphs_;
+  uint32_t* faults_ = nullptr;     // device memory: Faults
+  Faults* seen_faults_ = nullptr;  // host memory [marks]: as they were at the mark
+  uint64_t next_mark_ = 1;         // a backend's first mark is 1
+  Tensor workspace_;               // U8; empty: own_ grows as operations ask
   void* own_ = nullptr;
   size_t own_bytes_ = 0;
 };

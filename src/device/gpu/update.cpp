@@ -14,7 +14,8 @@ static_assert(sizeof(kernels::Control) == sizeof(UpdateControl) &&
                   offsetof(kernels::Control, gradient_norm) == offsetof(UpdateControl, gradient_norm) &&
                   offsetof(kernels::Control, scale) == offsetof(UpdateControl, scale) &&
                   offsetof(kernels::Control, loss) == offsetof(UpdateControl, loss) &&
-                  offsetof(kernels::Control, apply) == offsetof(UpdateControl, apply),
+                  offsetof(kernels::Control, apply) == offsetof(UpdateControl, apply) &&
+                  offsetof(kernels::Control, nonfinite_piece) == offsetof(UpdateControl, nonfinite_piece),
               "kernels::Control is UpdateControl as the kernels see it");
 
 void GpuDevice::gradient_norm(const GradientNorm& op) {
@@ -88,6 +89,7 @@ void GpuDevice::scale_table_update(const ScaleTableUpdate& op) {
                                .amax = table.amax.as<float>(),
                                .scale = table.scale.as<float>(),
                                .inverse_scale = table.inverse_scale.as<float>(),
+                               .apply = op.control ? &op.control->apply : nullptr,
                                .stream = backend_->stream()});
 }
 

@@ -1,13 +1,18 @@
 #include "device/gpu/interpreted/interpreted_backend.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "device/gpu/gpu_device.h"
+#include "kernels/interpreter/queue.h"
 
 namespace octet {
 namespace {
 
+// Everything is enqueued and runs when somebody waits, as late as on a GPU: what reads too early, or hands
+// over memory that is gone by then, fails here too.
 class InterpretedBackend final : public GpuBackend {
  public:
   InterpretedBackend(const DeviceOptions& options, LibraryScratchBytes planned_as)
@@ -18,57 +23,104 @@ class InterpretedBackend final : public GpuBackend {
     info.name = "kernel interpreter on " + info.name;
     info.peak_flops = 0;
     info.peak_source = "an interpreter has no peak";
+    info.asynchronous = true;
     return info;
   }
-  void* stream() const override { return nullptr; }
+  void* stream() const override { return &queue_; }
 
   void* allocate(size_t bytes) override { return cpu_->allocate(bytes); }
-  void free(void* pointer) override { cpu_->free(pointer); }
+  void free(void* pointer) override {
+    if (pointer) queue_.run();
+    cpu_->free(pointer);
+  }
   void copy_to_host(void* host, const void* device, size_t bytes) override {
+    queue_.run();
     std::memcpy(host, device, bytes);
   }
   void copy_from_host(void* device, const void* host, size_t bytes) override {
+    queue_.run();
     std::memcpy(device, host, bytes);
   }
-  void copy_on_device(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  void clear(void* pointer, size_t bytes) override { std::memset(pointer, 0, bytes); }
-  void synchronize() override {}
+  void copy_on_device(void* to, const void* from, size_t bytes) override {
+    queue_.add([=] { std::memcpy(to, from, bytes); });
+  }
+  void clear(void* pointer, size_t bytes) override {
+    queue_.add([=] { std::memset(pointer, 0, bytes); });
+  }
+  void synchronize() override { queue_.run(); }
+
+  void* allocate_host(size_t bytes) override { return cpu_->allocate_host(bytes); }
+  void free_host(void* pointer) override {
+    queue_.run();
+    cpu_->free_host(pointer);
+  }
+  void upload(void* device, const void* host, size_t bytes) override {
+    const auto* first = static_cast<const std::byte*>(host);
+    queue_.add([device, staged = std::vector<std::byte>(first, first + bytes)] {
+      std::copy(staged.begin(), staged.end(), static_cast<std::byte*>(device));
+    });
+  }
+  void download(void* host, const void* device, size_t bytes) override {
+    queue_.add([=] { std::memcpy(host, device, bytes); });
+  }
+  uint64_t mark() override {
+    queue_.add([this, place = marked_ + 1] { reached_ = place; });
+    return ++marked_;
+  }
+  void wait(uint64_t place) override {
+    if (reached_ < place) queue_.run();
+  }
+
+  std::unique_ptr<Replay::Recording> record(const std::function<void()>& work) override {
+    auto recording = std::make_unique<Recorded>();
+    recording->work = queue_.record(work);
+    return recording;
+  }
+  void play(Replay::Recording& recording) override {
+    for (const auto& work : static_cast<Recorded&>(recording).work) queue_.add(work);
+  }
 
   size_t workspace_bytes(const DeviceWork& work) const override {
     return planned_as_ ? planned_as_(work) : cpu_->workspace_bytes(work);
   }
-  void set_workspace(const Tensor& workspace) override { cpu_->set_workspace(workspace); }
+  void set_workspace(const Tensor& workspace) override {
+    queue_.run();
+    cpu_->set_workspace(workspace);
+  }
 
   std::string matmul(const Matmul& m) override {
-    cpu_->matmul(m);
-    return implementation({m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype});
+    queue_.add([this, m] { cpu_->matmul(m); });
+    return implementation;
   }
   std::string attention_forward(const AttentionForward& attention) override {
     AttentionForward values = attention;
     values.out.row = values.out.column = {};
-    cpu_->attention_forward(values);
-    return implementation({GemmClass::Attention, values.qkv.dtype, values.qkv.dtype, values.out.high.dtype});
+    queue_.add([this, values] { cpu_->attention_forward(values); });
+    return implementation;
   }
   std::string attention_backward(const AttentionBackward& attention) override {
-    cpu_->attention_backward(attention);
-    return implementation(
-        {GemmClass::Attention, attention.qkv.dtype, attention.qkv.dtype, attention.qkv_gradient.dtype});
+    queue_.add([this, attention] { cpu_->attention_backward(attention); });
+    return implementation;
   }
 
  private:
-  std::string implementation(const MatmulKey& key) const {
-    return cpu_->matmul_counts().at(key).implementation;
-  }
+  struct Recorded final : Replay::Recording {
+    gpu::Queue::Work work;
+  };
+  static constexpr const char* implementation = "cpu device";
 
   std::unique_ptr<Device> cpu_;
   LibraryScratchBytes planned_as_;
+  mutable gpu::Queue queue_;
+  uint64_t marked_ = 0, reached_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<Device> make_interpreted_device(const DeviceOptions& options,
                                                 LibraryScratchBytes planned_as) {
-  return std::make_unique<GpuDevice>(std::make_unique<InterpretedBackend>(options, std::move(planned_as)));
+  return std::make_unique<GpuDevice>(std::make_unique<InterpretedBackend>(options, std::move(planned_as)),
+                                     options);
 }
 
 }  // namespace octet
