@@ -38,7 +38,7 @@ struct LaunchFacts {
 };
 LaunchFacts launch_facts() {
   Environment environment = process_environment();
-  environment.meet = nullptr;
+  environment.meet = [](const MeetingRequest&) { return Meeting{}; };
   try {
     return {describe(detect_launch({}, environment)), "", ""};
   } catch (const Error& error) {

@@ -230,7 +230,8 @@ void find_meeting_place(Launch& launch, const Claim& claim, const Given& given,
     const Meeting meeting = environment.meet({claim.socket, launch.rank, one_host, !given.place});
     if (launch.job.empty()) launch.job = meeting.job;
     if (!given.place) {
-      go_to(meeting.host, meeting.port);
+      launch.host = meeting.host;
+      launch.port = meeting.port;
       launch.listener = meeting.listener;
       return;
     }
@@ -301,9 +302,10 @@ std::string describe(const Launch& launch) {
   if (launch.ranks == 1)
     return launch.source == "single process" ? launch.source : fmt::format("one rank ({})", launch.source);
   std::string place = launch.host.find(':') == std::string::npos ? launch.host : "[" + launch.host + "]";
-  return fmt::format("rank {} of {} ({}; local rank {} of {}), rendezvous at {}:{}", launch.rank,
-                     launch.ranks, launch.source, launch.local_rank, launch.local_ranks,
-                     escape_control(place), launch.port);
+  const std::string who = fmt::format("rank {} of {} ({}; local rank {} of {})", launch.rank, launch.ranks,
+                                      launch.source, launch.local_rank, launch.local_ranks);
+  if (launch.port == 0) return who + ", rendezvous where the process manager says when training begins";
+  return fmt::format("{}, rendezvous at {}:{}", who, escape_control(place), launch.port);
 }
 
 }  // namespace octet

@@ -17,7 +17,7 @@ struct Launch {
   int local_rank = 0, local_ranks = 1;    // among the ranks of this host
   std::string source = "single process";  // who said so: "Open MPI", "Slurm step 12.0", "flags", ...
   std::string host = "127.0.0.1";         // where rank 0 listens
-  int port = 0;                           // 0: only one rank
+  int port = 0;                           // 0: only one rank, or nobody was asked (Environment::meet)
   std::string job;                        // equal for the ranks of one start of one job, different otherwise
   // Rank 0 only: a socket that listens on `port` already, whose owner this process now is; -1: make one.
   int listener = -1;
@@ -46,7 +46,7 @@ struct Meeting {
 // What detection may know of this process.
 struct Environment {
   std::function<std::optional<std::string>(const std::string& name)> variable;
-  // Empty: nobody is asked (octet doctor: a process manager answers once).
+  // Empty: there is nobody to ask. It may leave the place open (port 0).
   std::function<Meeting(const MeetingRequest&)> meet;
 };
 Environment process_environment();  // variables and process manager of this process

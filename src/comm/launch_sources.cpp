@@ -174,12 +174,14 @@ std::optional<Claim> torchrun_claim(const Variables& variables) {
   if (!claim->local_rank) {
     // Kubeflow and its like: RANK and WORLD_SIZE count pods.
     claim->source = "RANK and WORLD_SIZE, taken as one rank a node: there is no LOCAL_RANK";
-    claim->local_ranks.reset();
-    claim->one_rank_a_host = true;
+    claim->local_rank = 0;
+    claim->local_ranks = 1;
   }
-  claim->job =
-      joined(variables, {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"});
+  claim->job = joined(variables, {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT"});
   claim->host = variables.text("MASTER_ADDR").value_or("");
+  // Kubeflow tells the first pod "localhost" and the others its name: they come from elsewhere.
+  if (claim->local_ranks == 1 && claim->ranks > 1 && claim->rank == 0 && is_loopback(claim->host))
+    claim->host = "0.0.0.0";
   // torchrun's own agent listens on MASTER_PORT when its workers are to use the agent's store.
   const auto agent = variables.text("TORCHELASTIC_USE_AGENT_STORE");
   if (!agent || *agent == "False") claim->port = variables.number("MASTER_PORT").value_or(0);

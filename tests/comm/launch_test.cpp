@@ -302,8 +302,12 @@ TEST_CASE("RANK without LOCAL_RANK counts nodes, and the line says so") {
   CHECK(launch.local_ranks == 1);
   CHECK_THAT(describe(launch), contains_text("one rank a node: there is no LOCAL_RANK"));
   CHECK(describe(detected(torchrun)).find("one rank a node") == std::string::npos);
-  // On one host, by the rendezvous, they are all here.
-  CHECK(detected(nodes + Values{{"MASTER_ADDR", "127.0.0.1"}}).local_rank == 3);
+  // Kubeflow's first pod knows itself as localhost; the others must reach it all the same.
+  const Values first = nodes + Values{{"RANK", "0"}, {"MASTER_ADDR", "localhost"}};
+  CHECK(detected(first).host == "0.0.0.0");
+  CHECK(detected(first).port == launch.port);
+  CHECK(detected(first).job == launch.job);
+  CHECK(detected(torchrun + Values{{"RANK", "0"}, {"MASTER_ADDR", "localhost"}}).host == "localhost");
   // A rank of this host without their number would leave threads and devices to chance.
   CHECK_THAT(refusal(without(torchrun, "LOCAL_WORLD_SIZE")),
              contains_text("but not how many ranks this host has"));
@@ -436,6 +440,12 @@ TEST_CASE("the process manager of PMI is asked where rank 0 listens, unless ever
   const size_t before = asked.size();
   CHECK(with_manager(mpich_far + Values{{"OCTET_RENDEZVOUS", "a:4000"}, {"OCTET_JOB", "j"}}).job == "j");
   CHECK(asked.size() == before);
+  // A place left open, for those who only want to look.
+  Environment looking = environment_of(mpich);
+  looking.meet = [](const MeetingRequest&) { return Meeting{}; };
+  CHECK(describe(detect_launch({}, looking)) ==
+        "rank 1 of 2 (MPICH (PMI); local rank 1 of 2), rendezvous where the process manager says when "
+        "training begins");
   // Nobody to ask: known on one host, an error on several.
   CHECK(detected(mpich).host == "127.0.0.1");
   CHECK_THAT(refusal(mpich_far), contains_text("OCTET_RENDEZVOUS=host:port"));

@@ -4,20 +4,22 @@
 #include <fmt/format.h>
 #include <netdb.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
-#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <set>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "catch.h"
 #include "comm/launch.h"
+#include "comm/two_hosts.h"
 
 using namespace octet;
+using octet::testing::Output;
+using octet::testing::output_of;
+using octet::testing::TwoHosts;
 
 namespace {
 
@@ -68,27 +70,34 @@ int meet(const Launch& launch) {
   return static_cast<int>(ranks.size());
 }
 
-struct Output {
-  int code = -1;
-  std::string text;
-};
-Output output_of(const std::string& command) {
-  Output output;
-  FILE* pipe = ::popen((command + " 2>&1").c_str(), "r");
-  REQUIRE(pipe);
-  std::array<char, 4096> buffer;
-  for (size_t n; (n = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
-    output.text.append(buffer.data(), n);
-  const int status = ::pclose(pipe);
-  output.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return output;
-}
-
 bool installed(const char* program) { return output_of(fmt::format("command -v {}", program)).code == 0; }
 
 std::string rank_command() {
   return fmt::format("'{}' '[.rank]'", std::filesystem::read_symlink("/proc/self/exe").string());
 }
+
+// A stand-in for ssh, "AGENT host command": every host is this one, or the network namespace of that name.
+class Agent {
+ public:
+  enum class Host { This, Namespace };
+  explicit Agent(Host host) {
+    REQUIRE(::mkdtemp(folder_) != nullptr);
+    std::ofstream(path())
+        << "#!/bin/sh\nwhile [ \"${1#-}\" != \"$1\" ]; do shift; done\nhost=$1\nshift\nexec "
+        << (host == Host::Namespace ? "ip netns exec $host " : "") << "sh -c \"$*\"\n";
+    std::filesystem::permissions(path(), std::filesystem::perms::owner_all);
+  }
+  ~Agent() {
+    std::error_code ignored;
+    std::filesystem::remove_all(folder_, ignored);
+  }
+  Agent(const Agent&) = delete;
+  Agent& operator=(const Agent&) = delete;
+  std::string path() const { return std::string(folder_) + "/agent"; }
+
+ private:
+  char folder_[32] = "/tmp/octet-agent-XXXXXX";
+};
 
 // Each of the ranks has said its line once, and all of them met.
 void check_ranks(const Output& output, const std::string& source, int ranks) {
@@ -106,7 +115,9 @@ TEST_CASE("one rank of a job says who it is and meets the others", "[.rank]") {
   try {
     launch = detect_launch({}, process_environment());
   } catch (const Error& error) {
-    FAIL(error.what() << " (" << error.hint() << ")");
+    const std::string line = fmt::format("REFUSED {} ({})\n", error.what(), error.hint());
+    CHECK(::write(STDOUT_FILENO, line.data(), line.size()) == static_cast<ssize_t>(line.size()));
+    FAIL("no place among the ranks");
   }
   // One write a line: the launcher mixes the outputs of its ranks.
   const std::string line = fmt::format("LAUNCH {} JOB {}\n", describe(launch), launch.job);
@@ -134,6 +145,15 @@ TEST_CASE("ranks started by Open MPI's mpirun know their places and meet") {
   check_ranks(again, "Open MPI", 2);
   CHECK(job(output.text).size() > 10);
   CHECK(job(output.text) != job(again.text));
+  // mpirun outside the hosts it uses: rank 0 is not where the others would look for it, and says so.
+  const Agent agent(Agent::Host::This);
+  const Output outside = output_of(
+      fmt::format("{} --mca plm_rsh_agent {} --mca plm_rsh_no_tree_spawn 1 --host alpha:1,beta:1 -np 2 {}",
+                  mpirun, agent.path(), rank_command()));
+  CHECK(outside.code != 0);
+  CHECK_THAT(
+      outside.text,
+      contains_text("but rank 0 is not on the host where mpirun runs (set OCTET_RENDEZVOUS=host:port"));
 }
 
 TEST_CASE("ranks started by MPICH's mpiexec know their places and meet, on one host and on several") {
@@ -152,4 +172,35 @@ TEST_CASE("ranks started by MPICH's mpiexec know their places and meet, on one h
   CHECK_THAT(hosts.text, contains_text("local rank 0 of 1"));
   // Negative control: ranks that nobody tells of each other.
   CHECK_THAT(output_of("env -u PMI_RANK " + rank_command()).text, contains_text("LAUNCH single process"));
+}
+
+TEST_CASE("ranks on two hosts with addresses of their own meet: mpirun, mpiexec, and plain variables") {
+  const auto hosts = TwoHosts::make();
+  if (!hosts) {
+    WARN("skipped: no network namespaces here (root, iproute2)");
+    return;
+  }
+  const std::string first = hosts->address(0), second = hosts->address(1), rank = rank_command();
+  const Agent agent(Agent::Host::Namespace);
+  if (installed("mpirun.openmpi")) {
+    const Output output = output_of(fmt::format(
+        "{} timeout 60 mpirun.openmpi --allow-run-as-root --mca plm_rsh_agent {} --host {}:1,{}:1 -np 2 {}",
+        hosts->on(0), agent.path(), first, second, rank));
+    check_ranks(output, "Open MPI", 2);
+    CHECK_THAT(output.text, contains_text("rendezvous at " + first + ":"));
+  }
+  if (installed("mpiexec.hydra")) {
+    const Output output =
+        output_of(fmt::format("{0} timeout 60 mpiexec.hydra -localhost {1} -launcher ssh -launcher-exec {2} "
+                              "-hosts {1},{3} -ppn 1 -np 2 {4}",
+                              hosts->on(0), first, agent.path(), second, rank));
+    check_ranks(output, "MPICH (PMI)", 2);
+    CHECK_THAT(output.text, contains_text("rendezvous at " + first + ":"));
+  }
+  const Output plain = output_of(fmt::format(
+      "export OCTET_RANKS=2 OCTET_RENDEZVOUS={0}:20480\n"
+      "OCTET_RANK=1 {2} timeout 60 {3} & OCTET_RANK=0 {1} timeout 60 {3}; code=$?; wait $! && exit $code",
+      first, hosts->on(0), hosts->on(1), rank));
+  check_ranks(plain, "OCTET_RANK", 2);
+  CHECK_THAT(plain.text, contains_text("local rank 0 of 1"));
 }
