@@ -38,7 +38,10 @@ ControlPlane::ControlPlane(const Launch& launch, const Agreement& agreement, con
   timing_.heartbeat_seconds = std::min(timing_.heartbeat_seconds, timing_.deadline_seconds / 4);
   const double now = monotonic_seconds();
   for (PeerLink& link : met.links) {
-    if (!local_address_) local_address_ = octet::local_address(link.socket);
+    if (!local_address_) {
+      local_address_ = octet::local_address(link.socket);
+      rank_0_address_ = rank_ == 0 ? local_address_ : peer_address(link.socket);
+    }
     links_.push_back({.peer = std::move(link), .unsent = {}, .sent_of_first = 0, .heard = now});
   }
   if (rank_ == 0) watch_.emplace(peers_, timing_, now);

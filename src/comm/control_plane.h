@@ -116,8 +116,9 @@ class ControlPlane {
     ControlPlane& control_;
   };
 
-  // This process's address on the way to the other ranks; nullopt with one rank.
+  // This process's own address on the way to rank 0, and rank 0's as seen from here; nullopt with one rank.
   std::optional<SocketAddress> local_address() const { return local_address_; }
+  std::optional<SocketAddress> rank_0_address() const { return rank_0_address_; }
   const ControlTiming& timing() const { return timing_; }
 
  private:
@@ -166,7 +167,7 @@ class ControlPlane {
   std::vector<Peer> peers_;
   ControlTiming timing_;
   double leave_seconds_;
-  std::optional<SocketAddress> local_address_;
+  std::optional<SocketAddress> local_address_, rank_0_address_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
