@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/command.h"
+#include "cli/plan_scaling.h"
 #include "config/document.h"
 #include "training/open_device.h"
 
@@ -17,6 +18,7 @@ struct Options {
   std::string path, device = "cpu", gpu;
   std::vector<std::string> overrides;
   bool json = false, items = false;
+  std::shared_ptr<ScalingArguments> scaling = std::make_shared<ScalingArguments>();
 };
 
 // What is planned for, and what there is to say about that choice.
@@ -30,8 +32,11 @@ constexpr const char* gpu_without_one = "h200";
 
 Target target_of(const Options& options, const RunConfig& config) {
   Target target;
-  if (options.gpu.empty() && options.device == "cpu") return target;
-  if (options.gpu.empty()) {
+  const bool many = options.scaling->ranks > 0;
+  if (options.gpu.empty() && options.device == "cpu" && !many) return target;
+  if (options.gpu.empty() && options.device == "cpu")
+    target.note = fmt::format("--ranks without --gpu: planned for the {}", gpu_model(gpu_without_one).name);
+  else if (options.gpu.empty()) {
     try {
       target.open = open_device("cuda", device_options(config));
       target.plan.open = target.open.get();
@@ -235,10 +240,21 @@ int run(const Options& options) {
   const RunConfig config = load_config(options.path, options.overrides);
   const Target target = target_of(options, config);
   const RunPlan plan = plan_run(config, target.plan);
-  if (options.json)
-    fmt::print("{}\n", to_json(plan, config).dump(2));
-  else
-    print(plan, config, target, options);
+  std::optional<AskedScaling> scaling;
+  if (options.scaling->ranks > 0) {
+    if (target.plan.gpu == nullptr)
+      throw Error(ExitCode::Usage, fmt::format("--ranks: nothing is known about {}", target.title),
+                  "name a GPU of the table with --gpu");
+    scaling = asked_scaling(*options.scaling, config, plan, *target.plan.gpu);
+  }
+  if (options.json) {
+    Json root = to_json(plan, config);
+    if (scaling) root["scaling"] = to_json(*scaling, config);
+    fmt::print("{}\n", root.dump(2));
+    return 0;
+  }
+  print(plan, config, target, options);
+  if (scaling) print(*scaling, config, *target.plan.gpu);
   return 0;
 }
 
@@ -257,9 +273,10 @@ void add_plan(CLI::App& app, Action& action) {
                       "plan for this GPU, which need not be here: h200, a100, rtx4090, ...");
   command->add_flag("--json", options->json, "print JSON");
   command->add_flag("--items", options->items, "list every item of the memory plan");
+  add_scaling_options(*command, options->scaling);
   command->footer(
       "Example:\n  octet plan configs/8b-fp8.json --set batch.micro=2\n  octet plan configs/3b-fp8.json "
-      "--gpu rtx4090");
+      "--gpu rtx4090\n  octet plan configs/8b-fp8.json --ranks 64 --link 400G");
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

@@ -184,3 +184,30 @@ TEST_CASE("octet plan --gpu plans for a GPU that is not here, and says what is e
   CHECK(unknown.code == 2);
   CHECK(unknown.says("did you mean h200?"));
 }
+
+TEST_CASE("octet plan --ranks predicts a step and says what is assumed") {
+  const std::string plan = "plan '" + configs + "8b-fp8.json' ";
+  const CommandRun run = run_octet(plan + "--gpu h200 --ranks 256 --link 400G");
+  INFO(run.output);
+  CHECK(run.code == 0);
+  for (const char* text :
+       {"Prediction for 256 x H200: ZeRO-1, gradients bf16", "assumed   link_efficiency",
+        "given     link_bits", "published node_mtbf_hours", "1024   128 does not work",
+        "batch.tokens=8388608", "divide among 1, 2, 4", "sqrt(2 x stop x time between failures)"})
+    CHECK(run.says(text));
+  const Json fast =
+      Json::parse(run_octet(plan + "--gpu h200 --ranks 256 --link 400G --json").output)["scaling"];
+  const Json slow = Json::parse(
+      run_octet(plan + "--gpu h200 --ranks 256 --link 10G --mtbf-hours 1000 --json").output)["scaling"];
+  CHECK(fast["at_ranks"]["efficiency"] > slow["at_ranks"]["efficiency"]);
+  CHECK(fast["failures"]["job_mtbf_seconds"] > slow["failures"]["job_mtbf_seconds"]);
+  CHECK(fast["constants"]["link_efficiency"]["kind"] == "assumed");
+  CHECK(slow["constants"]["node_mtbf_hours"]["kind"] == "given");
+  CHECK(fast["curve"].size() == 15);
+  CHECK_FALSE(Json::parse(run_octet(plan + "--json").output).contains("scaling"));
+  CHECK(run_octet(plan + "--ranks 8").says("planned for the H200"));
+  CHECK(run_octet(plan + "--ranks 0").code == 2);
+  CHECK(run_octet(plan + "--ranks 8 --link 400X").says("--link 400X: not a bandwidth"));
+  CHECK(run_octet(plan + "--ranks 8 --constant overlap_cots=1").says("did you mean overlap_cost?"));
+  CHECK(run_octet(plan + "--ranks 8 --constants absent.json").code == 2);
+}

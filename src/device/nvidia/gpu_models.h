@@ -14,6 +14,7 @@ struct GpuModel {
   double bfloat16_tera_flops;    // dense, FP32 accumulation
   double float8_tera_flops;      // the same; 0: it has no FP8
   double memory_tera_bandwidth;  // 1e12 bytes a second
+  double peer_giga_bandwidth;  // 1e9 bytes a second to the others of its node, one direction: NVLink, or PCIe
 
   size_t memory_bytes() const { return static_cast<size_t>(memory_gigabytes * 1e9); }
 };

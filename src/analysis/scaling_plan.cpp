@@ -1,0 +1,178 @@
+#include "analysis/scaling_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "training/run_memory.h"
+
+namespace octet {
+namespace {
+
+WireFormat wire_format(const std::string& text, const char* option) {
+  for (const WireFormat format : {WireFormat::FP32, WireFormat::BF16, WireFormat::FP8})
+    if (text == name_of(format)) return format;
+  throw Error(ExitCode::Usage, fmt::format("{} {}: unknown", option, escape_control(text)),
+              "fp32, bf16 or fp8");
+}
+
+// Codes of the block's linear layers can be gathered instead of BF16 weights when a tensor has one scale.
+bool codes_are_lossless(const Recipe& recipe) {
+  return recipe.float8() && recipe.smooth_swiglu != SmoothSwiGLU::Channel;
+}
+
+WireFormat weights_of(const RunConfig& config, const ScalingOptions& options) {
+  if (options.weights.empty())
+    return codes_are_lossless(config.precision) ? WireFormat::FP8 : WireFormat::BF16;
+  const WireFormat format = wire_format(options.weights, "--gather");
+  if (format == WireFormat::FP8 && !codes_are_lossless(config.precision))
+    throw Error(ExitCode::Usage, "--gather fp8: this recipe has no weight codes with one scale a tensor",
+                "use --gather bf16, or precision.recipe fp8 without smooth_swiglu channel");
+  return format;
+}
+
+std::vector<ScalingLayer> layers_of(const RunConfig& config) {
+  const TransformerSpec& s = config.model;
+  const Recipe& recipe = config.precision;
+  const auto number = [](int64_t n) { return static_cast<double>(n); };
+  const double table = number(s.vocabulary * s.width), head_flops = 6 * table;
+  const double all = number(s.parameters()), head = s.tied_head ? 0 : table;
+  const double blocks = number(s.layers);
+
+  ScalingLayer block;
+  block.parameters = (all - table - head - number(s.width)) / blocks;
+  block.flops_per_token = (s.flops_per_token() - head_flops) / blocks;
+  const double linears = (number(s.matmul_parameters()) - table) / blocks;
+  const double down = number(s.width * s.ffn_width);
+  const double codes =
+      recipe.float8() ? linears - (recipe.smooth_swiglu == SmoothSwiGLU::BF16 ? down : 0) : 0;
+
+  std::vector<ScalingLayer> layers = {{table, 0, 0}};
+  for (int64_t i = 0; i < s.layers; ++i) {
+    layers.push_back(block);
+    if (i >= recipe.first_blocks_bf16 && i < s.layers - recipe.last_blocks_bf16)
+      layers.back().float8_parameters = codes;
+  }
+  layers.push_back({head + number(s.width), 0, head_flops});
+  return layers;
+}
+
+ScalingMemory memory_of(const RunPlan& plan) {
+  ScalingMemory memory;
+  for (const auto& [category, bytes] : plan.by_category) {
+    const auto amount = static_cast<double>(bytes);
+    if (category == Category::Masters)
+      memory.masters += amount;
+    else if (category == Category::FirstMoments || category == Category::SecondMoments)
+      memory.moments += amount;
+    else if (category == Category::Gradients)
+      memory.gradients += amount;
+  }
+  memory.rest = static_cast<double>(plan.device_bytes) - memory.masters - memory.moments - memory.gradients;
+  return memory;
+}
+
+double bytes_of_category(const RunPlan& plan, Category category) {
+  for (const auto& [one, bytes] : plan.by_category)
+    if (one == category) return static_cast<double>(bytes);
+  return 0;
+}
+
+}  // namespace
+
+FailureModel failure_model(const RunConfig& config, const RunPlan& plan, const ScalingConstants& constants,
+                           const Network& network, int64_t ranks) {
+  const auto bytes = static_cast<double>(plan.checkpoint_bytes);
+  const auto nodes = static_cast<double>(network.nodes(ranks));
+  FailureModel model;
+  model.node_mtbf_seconds = 3600 * constants["node_mtbf_hours"];
+  model.restart_seconds = constants["restart_seconds"];
+  // All ranks write their parts at once.
+  model.stall_seconds = constants["save_pause_seconds"] +
+                        bytes / static_cast<double>(ranks) / constants["host_copy_bytes_per_second"];
+  model.write_seconds = bytes / std::min(nodes * constants["save_bytes_per_second_per_node"],
+                                         constants["storage_bytes_per_second"]);
+  if (!config.checkpoint.asynchronous) {
+    model.stall_seconds += model.write_seconds;
+    model.write_seconds = 0;
+  }
+  return model;
+}
+
+ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const GpuModel& gpu,
+                         const ScalingConstants& constants, const ScalingOptions& options) {
+  if (options.ranks < 1 || options.ranks > (int64_t{1} << 20))
+    throw Error(ExitCode::Usage, fmt::format("--ranks {}: allowed: 1 to 1048576", options.ranks),
+                "give the number of GPUs");
+  ScalingPlan made;
+  ScalingJob& job = made.job;
+  job.layers = layers_of(config);
+  job.windows = global_batch(config);
+  job.micro = config.batch.micro;
+  job.context = config.model.context;
+  job.zero = options.zero;
+  job.gradients = wire_format(options.gradients, "--reduce");
+  job.weights = weights_of(config, options);
+  job.overlap_cost = constants["overlap_cost"];
+  job.memory = memory_of(plan);
+  made.used = {"overlap_cost",
+               "update_bandwidth_share",
+               "ranks_per_node",
+               "link_bits_per_second",
+               "link_efficiency",
+               "intra_link_efficiency",
+               "call_latency_microseconds",
+               "intra_latency_microseconds",
+               "inter_latency_microseconds",
+               "tree_efficiency",
+               "save_pause_seconds",
+               "host_copy_bytes_per_second",
+               "save_bytes_per_second_per_node",
+               "storage_bytes_per_second",
+               "node_mtbf_hours",
+               "restart_seconds"};
+  if (options.tokens_per_second > 0) {
+    job.compute_rate =
+        options.tokens_per_second * plan.flops_per_token;  // recomputation is in the measurement
+  } else {
+    const bool float8 = config.precision.float8();
+    const char* utilisation = float8 ? "utilisation_fp8" : "utilisation_bf16";
+    made.peak_flops = 1e12 * (float8 ? gpu.float8_tera_flops : gpu.bfloat16_tera_flops);
+    job.compute_rate = made.peak_flops * constants[utilisation];
+    job.recompute = config.batch.recompute == Recompute::Block ? 1 : 0;
+    made.used.insert(made.used.begin(), utilisation);
+  }
+  // The update reads and writes masters and moments and reads gradients, after the norm read them and before
+  // they are cleared; the refresh reads masters and writes working weights.
+  const double memory_rate = 1e12 * gpu.memory_tera_bandwidth * constants["update_bandwidth_share"];
+  const ScalingMemory& m = job.memory;
+  job.update_seconds = (2 * m.masters + 2 * m.moments + 3 * m.gradients) / memory_rate;
+  job.refresh_seconds = (m.masters + bytes_of_category(plan, Category::WorkingWeights)) / memory_rate;
+
+  Network& network = made.network;
+  network.ranks_per_node = static_cast<int64_t>(constants["ranks_per_node"]);
+  network.inter_bandwidth = constants["link_bits_per_second"] / 8 * constants["link_efficiency"];
+  network.intra_bandwidth =
+      (options.intra_bandwidth > 0 ? options.intra_bandwidth : 1e9 * gpu.peer_giga_bandwidth) *
+      constants["intra_link_efficiency"];
+  network.call_latency = 1e-6 * constants["call_latency_microseconds"];
+  network.intra_latency = 1e-6 * constants["intra_latency_microseconds"];
+  network.inter_latency = 1e-6 * constants["inter_latency_microseconds"];
+  network.tree_efficiency = constants["tree_efficiency"];
+
+  std::vector<int64_t> counts;
+  for (int64_t ranks = 1; ranks <= most_ranks; ranks *= 2) counts.push_back(ranks);
+  counts.push_back(options.ranks);
+  std::sort(counts.begin(), counts.end());
+  counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  made.asked = scaling_point(job, network, options.ranks);
+  made.curve = scaling_curve(job, network, counts);
+  made.working_ranks = working_ranks(job.windows, most_ranks);
+  made.failures = failure_model(config, plan, constants, network, options.ranks);
+  made.advice = checkpoint_advice(made.failures, made.asked.nodes);
+  return made;
+}
+
+}  // namespace octet

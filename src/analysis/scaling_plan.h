@@ -1,0 +1,44 @@
+// From a configuration, its plan and a GPU to the job, the network and the failures of the scaling model.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "analysis/planner.h"
+#include "analysis/scaling_constants.h"
+#include "analysis/scaling_model.h"
+
+namespace octet {
+
+struct ScalingOptions {
+  int64_t ranks = 1;
+  int zero = 1;
+  std::string gradients = "bf16";  // on the wire: fp32, bf16, fp8
+  std::string weights = "";        // bf16 or fp8; empty: fp8 where the recipe's codes are lossless to gather
+  double intra_bandwidth = 0;      // byte/s at the line; 0: the GPU's own (NVLink or PCIe)
+  double tokens_per_second = 0;    // of one GPU, as `octet bench step` measured it; 0: from the utilisation
+};
+
+constexpr int64_t most_ranks = 16384;
+
+struct ScalingPlan {
+  ScalingJob job;
+  Network network;
+  FailureModel failures;               // with the ranks asked for
+  ScalingPoint asked;                  // at the ranks asked for
+  std::vector<ScalingPoint> curve;     // powers of two up to most_ranks, and the ranks asked for
+  std::vector<int64_t> working_ranks;  // up to most_ranks
+  CheckpointAdvice advice;
+  double peak_flops = 0;          // of the format that counts, dense; 0: the speed was given
+  std::vector<std::string> used;  // names of the constants the numbers above rest on
+};
+
+// Error(Usage) for options that contradict each other or the recipe.
+ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const GpuModel& gpu,
+                         const ScalingConstants& constants, const ScalingOptions& options);
+
+// How a save is counted with: the snapshot's copy, and the write behind it.
+FailureModel failure_model(const RunConfig& config, const RunPlan& plan, const ScalingConstants& constants,
+                           const Network& network, int64_t ranks);
+
+}  // namespace octet
