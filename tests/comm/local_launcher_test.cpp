@@ -41,11 +41,17 @@ class Capture {
       text_.append(buffer, static_cast<size_t>(n));
     return text_;
   }
-  // Returns once `part` has been written.
-  void await(const std::string& part) {
+  // Returns once `part` has been written `count` times.
+  void await(const std::string& part, int count) {
+    const auto written = [&] {
+      int n = 0;
+      for (size_t at = 0; (at = text_.find(part, at)) != std::string::npos; at += part.size()) ++n;
+      return n;
+    };
     char c = 0;
-    while (text_.find(part) == std::string::npos && ::read(ends_[0], &c, 1) == 1) text_ += c;
-    REQUIRE_THAT(text_, contains_text(part));
+    while (written() < count && ::read(ends_[0], &c, 1) == 1) text_ += c;
+    INFO(text_);
+    REQUIRE(written() >= count);
   }
   void close_writer() {
     if (ends_[1] >= 0) ::close(std::exchange(ends_[1], -1));
@@ -330,12 +336,9 @@ TEST_CASE("signals to the launcher reach every rank, a second one as well") {
     LauncherProcess process(shells(2,
                                    "n=0; trap 'n=$((n+1)); echo got $n; [ $n = 2 ] && exit 75' TERM INT HUP "
                                    "USR2; echo ready; while :; do sleep 0.01; done"));
-    process.output.await("ready\n");
-    process.output.await("[rank 1] ready\n");
+    process.output.await("ready\n", 2);
     ::kill(process.pid, number);
-    process.output.await("[rank 1] got 1\n");
-    process.output.await("got 1\n");
-    ::usleep(50'000);  // rank 0's own line may still be on its way; a signal that is pending counts once
+    process.output.await("got 1\n", 2);
     ::kill(process.pid, number);
     CHECK(process.wait() == 75);
     const std::string text = process.output.text();
@@ -346,9 +349,7 @@ TEST_CASE("signals to the launcher reach every rank, a second one as well") {
 TEST_CASE("SIGUSR1 reaches every rank and the job goes on") {
   LauncherProcess process(shells(
       2, "trap 'echo saved; exit 0' USR1; trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done"));
-  process.output.await("[rank 1] ready\n");
-  process.output.await("ready\n");
-  ::usleep(50'000);
+  process.output.await("ready\n", 2);
   ::kill(process.pid, SIGUSR1);
   CHECK(process.wait() == 0);
   CHECK_THAT(process.output.text(), contains_text("[rank 1] saved\n"));
@@ -368,8 +369,7 @@ TEST_CASE("a launcher that is killed takes its ranks with it") {
   std::set<pid_t> ranks;
   {
     LauncherProcess process(shells(3, "trap '' TERM HUP INT; echo ready; while :; do sleep 0.01; done"));
-    process.output.await("[rank 1] ready\n");
-    process.output.await("[rank 2] ready\n");
+    process.output.await("ready\n", 3);
     ranks = children_of(process.pid);
     CHECK(ranks.size() == 3);
     ::kill(process.pid, SIGKILL);
@@ -394,7 +394,7 @@ TEST_CASE("an ignored SIGHUP (nohup) stays ignored") {
   ::sigaction(SIGHUP, &ignore, &former);
   {
     LauncherProcess process(shells(2, "echo ready; sleep 0.3; exit 0"));
-    process.output.await("[rank 1] ready\n");
+    process.output.await("ready\n", 2);
     ::kill(process.pid, SIGHUP);
     CHECK(process.wait() == 0);
   }
@@ -463,9 +463,7 @@ TEST_CASE("restarts are for failures that may pass, are counted, and not against
   LocalLaunch stopped = shells(2, "trap 'kill -KILL $$' TERM; echo ready; while :; do sleep 0.01; done");
   stopped.max_restarts = 3;
   LauncherProcess process(stopped);
-  process.output.await("[rank 1] ready\n");
-  process.output.await("ready\n");
-  ::usleep(50'000);
+  process.output.await("ready\n", 2);
   ::kill(process.pid, SIGTERM);
   CHECK(process.wait() == 137);
   CHECK(process.errors.text().find("again") == std::string::npos);
@@ -476,7 +474,7 @@ TEST_CASE("a signal in the pause before a restart ends the job") {
   launch.max_restarts = 1;
   launch.deadlines.before_restart = 300;
   LauncherProcess process(launch);
-  process.errors.await("restart 1 of 1");
+  process.errors.await("restart 1 of 1", 1);
   ::kill(process.pid, SIGTERM);
   CHECK(process.wait() == 31);
 }
