@@ -2,7 +2,7 @@
 set(OCTET_FLOORS "" CACHE INTERNAL "")
 function(octet_floor name)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "/src/device/(gpu|cuda)/")  # libraries of their own
+  list(FILTER sources EXCLUDE REGEX "/src/(device/(gpu|cuda)|comm/nccl)/")  # libraries of their own
   set(target octet_${name})
   if(sources)
     add_library(${target} STATIC ${sources})

@@ -143,10 +143,11 @@ Requests ControlPlane::agreed(int64_t step) {
   return values.empty() ? Requests{} : decode_requests(values[0]);
 }
 
-void ControlPlane::abort(const std::string& reason) noexcept {
+void ControlPlane::abort(const std::string& reason, ExitCode code) noexcept {
   try {
     const std::lock_guard lock(mutex_);
     if (failure_) return;
+    failure_code_ = code;
     if (rank_ != 0) send_to_all(encode(own_) + encode(Abort{reason}));
     fail({.peer = peers_[static_cast<size_t>(rank_)],
           .status = own_,
@@ -178,7 +179,7 @@ std::optional<RunFailure> ControlPlane::failure() const {
 
 void ControlPlane::throw_failure() const {
   throw Error(
-      ExitCode::PeerLost, text_of(*failure_),
+      failure_code_, text_of(*failure_),
       "the first lines of trouble are in that rank's own output; started again, the run goes on from its "
       "newest checkpoint");
 }

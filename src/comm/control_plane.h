@@ -87,8 +87,9 @@ class ControlPlane {
   void propose(int64_t step);
   Requests agreed(int64_t step);
 
-  // This rank cannot go on. Does not throw.
-  void abort(const std::string& reason) noexcept;
+  // This rank cannot go on. Does not throw. `code`: of the error that this rank's own calls throw from now
+  // on.
+  void abort(const std::string& reason, ExitCode code = ExitCode::PeerLost) noexcept;
   // Throws once the run has failed. To be called where a long phase can be left; one atomic load.
   void check() const;
   std::optional<RunFailure> failure() const;
@@ -179,6 +180,7 @@ class ControlPlane {
   std::map<std::string, std::vector<std::string>> collected_;  // not yet asked for
   Requests own_requests_;
   std::optional<RunFailure> failure_;
+  ExitCode failure_code_ = ExitCode::PeerLost;
   double failed_at_ = 0;
   bool said_goodbye_ = false, farewell_ = false;
   std::optional<double> closing_;  // the destructor runs, since when

@@ -281,6 +281,8 @@ class Device {
   virtual void copy_to_host(void* host, const void* device, size_t bytes) = 0;    // synchronous
   virtual void copy_from_host(void* device, const void* host, size_t bytes) = 0;  // synchronous
   virtual void synchronize() = 0;
+  // The CUDA stream that operations are enqueued on; null: there is none (CPU, kernel interpreter).
+  virtual void* queue() const { return nullptr; }
 
   // Copies on the device's queue, without waiting for it. upload(): `host` may be reused at once. download():
   // `host`, of allocate_host(), has the bytes after wait() for a later mark().

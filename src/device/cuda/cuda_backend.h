@@ -16,6 +16,7 @@ class CudaBackend final : public GpuBackend {
 
   DeviceInfo info() const override { return device_info(gpu_); }
   void* stream() const override { return stream_.get(); }
+  void* cuda_stream() const override { return stream_.get(); }
 
   void* allocate(size_t bytes) override;
   void free(void* pointer) override;

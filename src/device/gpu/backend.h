@@ -14,7 +14,8 @@ class GpuBackend {
  public:
   virtual ~GpuBackend() = default;
   virtual DeviceInfo info() const = 0;
-  virtual void* stream() const = 0;
+  virtual void* stream() const = 0;  // what kernels are launched on
+  virtual void* cuda_stream() const { return nullptr; }
 
   virtual void* allocate(size_t bytes) = 0;  // zeroed, 256-byte aligned
   virtual void free(void* pointer) = 0;

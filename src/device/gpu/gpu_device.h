@@ -53,6 +53,7 @@ class GpuDevice final : public Device {
   void copy_to_host(void* host, const void* device, size_t bytes) override;
   void copy_from_host(void* device, const void* host, size_t bytes) override;
   void synchronize() override;
+  void* queue() const override { return backend_->cuda_stream(); }
   void* allocate_host(size_t bytes) override { return backend_->allocate_host(bytes); }
   void free_host(void* pointer) override { backend_->free_host(pointer); }
   void upload(void* device, const void* host, size_t bytes) override;
