@@ -91,8 +91,8 @@ inline std::vector<std::string> run_as_threads(int ranks, const RankBody& body) 
 // Each rank a process; whoever is still there at the end is killed.
 class RankProcesses {
  public:
-  RankProcesses(int ranks, const RankBody& body) {
-    const std::vector<Launch> all = launches(ranks);
+  RankProcesses(int ranks, const RankBody& body) : RankProcesses(launches(ranks), body) {}
+  RankProcesses(const std::vector<Launch>& all, const RankBody& body) {
     for (const Launch& launch : all) {
       int ends[2];
       REQUIRE(pipe(ends) == 0);
@@ -100,7 +100,7 @@ class RankProcesses {
       REQUIRE(pid >= 0);
       if (pid == 0) {
         close(ends[0]);
-        if (launch.rank != 0) close(all[0].listener);
+        if (launch.rank != 0 && all[0].listener >= 0) close(all[0].listener);
         std::string result;
         try {
           result = body(launch);
