@@ -40,9 +40,10 @@ void add_memory(const RunConfig& config, const PlannedFor& target, RunPlan& plan
   const PlannedGpu gpu = target.gpu ? plan_gpu(*target.gpu, device_options(config)) : PlannedGpu{};
   const std::unique_ptr<Device> cpu = make_cpu_device(device_options(config));
   Device* const planned_for = target.open ? target.open : gpu.device ? gpu.device.get() : cpu.get();
-  MemoryPlan device, host;
-  const RunMemory memory(planned_for, config, device, host);
+  MemoryPlan device, host, offload;
+  const RunMemory memory(planned_for, config, {device, host, offload});
   plan.device_bytes = device.peak_bytes();
+  plan.offload_bytes = offload.peak_bytes();
   plan.host_bytes = host.peak_bytes();
   plan.checkpoint_bytes = checkpoint_bytes(memory.snapshot.payloads());
 
@@ -60,6 +61,8 @@ void add_memory(const RunConfig& config, const PlannedFor& target, RunPlan& plan
     row.elements += item.shape.elements();
     row.bytes += item.bytes;
   }
+  for (const MemoryPlan::Item& item : offload.items())
+    states[{item.category, item.dtype}] += static_cast<uint64_t>(item.shape.elements()) * size_of(item.dtype);
   plan.by_category.assign(categories.begin(), categories.end());
   int64_t listed = 0;
   for (const auto& [category, bytes] : categories) listed += static_cast<int64_t>(bytes);
@@ -125,7 +128,7 @@ void warn_of_the_machine(const RunPlan& plan, std::vector<std::string>& warnings
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
   const uint64_t memory =
       pages > 0 && page > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(page) : 0;
-  const uint64_t wanted = plan.device_bytes + plan.host_bytes;
+  const uint64_t wanted = plan.device_bytes + plan.host_bytes + plan.offload_bytes;
   if (memory > 0 && wanted > memory) {
     warnings.push_back(fmt::format("{} on the CPU device is more than this machine's {} of memory",
                                    human_bytes(wanted), human_bytes(memory)));

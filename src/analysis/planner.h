@@ -39,8 +39,9 @@ struct RunPlan {
   int64_t tokens_per_step = 0, micro_batches_per_step = 0, steps = 0, tokens_total = 0;
   double tokens_per_parameter = 0;
 
-  uint64_t device_bytes = 0;  // the arena: peak of the device plan
-  uint64_t host_bytes = 0;    // the checkpoint's snapshot and the validation windows
+  uint64_t device_bytes = 0;   // the arena: peak of the device plan
+  uint64_t offload_bytes = 0;  // masters and moments in page-locked host memory (memory.offload)
+  uint64_t host_bytes = 0;     // the checkpoint's snapshot and the validation windows
   std::vector<std::pair<Category, uint64_t>> by_category;  // of the device plan
   int64_t unlisted_bytes = 0;      // device_bytes - sum of by_category: alignment, less what shares memory
   std::vector<PlannedItem> items;  // device plan, largest first

@@ -58,7 +58,7 @@ ShortRun train(Device& device, const Recipe& recipe, Recompute recompute = Recom
   MemoryPlan measured;
   {
     Transformer sizes(&device, options, measured);
-    const AdamW states(&device, adamw, recipe.moments, sizes.parameters(), measured);
+    const AdamW states(&device, adamw, {recipe.moments}, sizes.parameters(), measured);
   }
   struct Arena {
     Device& device;
@@ -67,7 +67,7 @@ ShortRun train(Device& device, const Recipe& recipe, Recompute recompute = Recom
   } const arena{device, device.allocate(measured.peak_bytes())};
   MemoryPlan placed(arena.data, measured.peak_bytes());
   Transformer model(&device, options, placed);
-  AdamW optimizer(&device, adamw, recipe.moments, model.parameters(), placed);
+  AdamW optimizer(&device, adamw, {recipe.moments}, model.parameters(), placed);
   model.initialize();
 
   const int64_t tokens = options.micro_batch * options.spec.context;

@@ -88,8 +88,12 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   const std::unique_ptr<void, decltype(&std::free)> host(
       std::aligned_alloc(MemoryPlan::alignment, planned.host_bytes), &std::free);
   if (!host) throw std::bad_alloc();
-  MemoryPlan device_plan(arena.data, planned.device_bytes), host_plan(host.get(), planned.host_bytes);
-  RunMemory memory(device.get(), config, device_plan, host_plan);
+  const auto release = [&](void* pointer) { device->free_host(pointer); };
+  const std::unique_ptr<void, decltype(release)> offload(
+      planned.offload_bytes ? device->allocate_host(planned.offload_bytes) : nullptr, release);
+  MemoryPlan device_plan(arena.data, planned.device_bytes), host_plan(host.get(), planned.host_bytes),
+      offload_plan(offload.get(), planned.offload_bytes);
+  RunMemory memory(device.get(), config, {device_plan, host_plan, offload_plan});
   memory.model.initialize();
   LoaderOptions options;
   options.seed = config.run.seed;
@@ -117,11 +121,12 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
       memory.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
                                     {step, micro});
     }
-    memory.optimizer.step(memory.model.parameters(), learning_rate(config.schedule, step, config.run.steps),
-                          step + 1, memory.model.loss_sum(), tokens);
+    memory.optimizer.decide(memory.model.parameters(), memory.model.loss_sum(), tokens);
+    memory.model.update_scales(step, memory.optimizer.control());
+    memory.optimizer.update(
+        memory.model.parameters(), learning_rate(config.schedule, step, config.run.steps), step + 1,
+        [&](const MasterPiece& piece) { memory.model.refresh_working_weight(piece, step + 1); });
     loss = memory.optimizer.read_control().loss;
-    memory.model.update_scales(step);
-    memory.model.refresh_working_weights(step + 1);
     device->synchronize();
     if (step < arguments.warmup) continue;
     seconds.push_back(monotonic_seconds() - begin);

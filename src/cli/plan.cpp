@@ -95,6 +95,7 @@ Json to_json(const RunPlan& plan, const RunConfig& config) {
   Json memory = Json::object();
   memory["device_bytes"] = plan.device_bytes;
   memory["host_bytes"] = plan.host_bytes;
+  memory["offload_bytes"] = plan.offload_bytes;
   for (const auto& [category, bytes] : plan.by_category) memory["by_category"][name_of(category)] = bytes;
   memory["unlisted_bytes"] = plan.unlisted_bytes;
   memory["items"] = Json::array();
@@ -184,6 +185,9 @@ void print_memory(const RunPlan& plan, const Target& target, const Options& opti
              human_bytes(plan.device_bytes));
   fmt::print("  {:<22} {:>12}  checkpoint snapshot, validation windows\n", "and on the host",
              human_bytes(plan.host_bytes));
+  if (plan.offload_bytes > 0)
+    fmt::print("  {:<22} {:>12}  page-locked on the host: masters and moments (memory.offload)\n",
+               "offloaded", human_bytes(plan.offload_bytes));
   if (plan.gpu) print_fit(*plan.gpu);
 
   const size_t shown = options.items ? plan.items.size() : std::min<size_t>(plan.items.size(), 12);

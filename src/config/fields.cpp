@@ -327,6 +327,9 @@ void add_batch(List& list) {
                         about("activations recomputed in backward; the result never changes", Free)));
   list.push_back(integer("/batch/head_chunk", AT(batch.head_chunk), {1, 1 << 24},
                          about("tokens whose logits exist at once", Recorded)));
+  list.push_back(choice("/memory/offload", AT(memory.offload),
+                        Names<Offload>{{Offload::None, "none"}, {Offload::Optimizer, "optimizer"}},
+                        about("states kept in host memory; the result never changes", Free)));
   list.push_back(number("/loss/z_loss", AT(loss.z_loss), {0, 1},
                         about("factor of the squared log of the softmax sum", Recorded)));
 }

@@ -62,12 +62,21 @@ struct HealthOptions {
   bool operator==(const HealthOptions&) const = default;
 };
 
+// Where the states of matrices and embeddings live: with the model, or the optimizer's (masters, moments) in
+// host memory, from where they visit the device once a step.
+enum class Offload : uint8_t { None, Optimizer };
+struct MemoryOptions {
+  Offload offload = Offload::None;
+  bool operator==(const MemoryOptions&) const = default;
+};
+
 struct RunConfig {
   RunOptions run;
   TransformerSpec model;
   Recipe precision;
   DataOptions data;
   BatchOptions batch;
+  MemoryOptions memory;
   LossOptions loss;
   AdamWOptions optimizer;
   ScheduleOptions schedule;

@@ -16,6 +16,13 @@ void* Device::allocate_host(size_t bytes) {
 }
 void Device::free_host(void* pointer) { std::free(pointer); }
 
+void Device::copy_on_lane(Lane lane, void* to, const void* from, size_t bytes) {
+  if (lane == Lane::Out)
+    copy_to_host(to, from, bytes);
+  else
+    copy_from_host(to, from, bytes);
+}
+
 const char* name_of(GemmClass c) {
   switch (c) {
     case GemmClass::Fprop:

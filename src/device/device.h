@@ -298,6 +298,13 @@ class Device {
     synchronize();
   }
 
+  // Copies between device memory and allocate_host()'s on queues of their own, beside the operations' queue.
+  // Lanes do not wait for each other unless told to: order() makes what `waiting` is given from now on run
+  // after all that `awaited` was given so far.
+  enum class Lane : uint8_t { Compute, In, Out };
+  virtual void copy_on_lane(Lane lane, void* to, const void* from, size_t bytes);
+  virtual void order(Lane waiting, Lane awaited) { (void)waiting, (void)awaited; }
+
   // Enqueues `work`. A device that can (CUDA graphs) records it when the same signature comes twice in a row
   // and from then on plays the recording, `work` not called. So equal signatures promise equal work: the same
   // operations with the same tensors and scalars. `work` waits for nothing and copies nothing from or to the

@@ -79,9 +79,4 @@ void Attention::backward(const Pass& pass, const BlockActivations& a, const Bloc
   qkv_.wgrad(pass, g.qkv, a.attention_input);
 }
 
-void Attention::refresh(const Pass& pass) const {
-  qkv_.refresh(pass);
-  out_.refresh(pass);
-}
-
 }  // namespace octet

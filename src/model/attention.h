@@ -19,7 +19,6 @@ class Attention {
   void forward(const Pass& pass, const BlockActivations& a, const Tensor& branch) const;
   // Reads g.residual; leaves the gradient of the norm's output in g.norm.
   void backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const;
-  void refresh(const Pass& pass) const;
 
  private:
   int context_, heads_, kv_heads_, head_width_;

@@ -158,9 +158,4 @@ void Block::backward(const Pass& pass, const BlockGradients& g, const CastTarget
                                 .residual_gradient = input_gradient});
 }
 
-void Block::refresh(const Pass& pass) const {
-  attention_.refresh(pass);
-  feed_forward_.refresh(pass);
-}
-
 }  // namespace octet

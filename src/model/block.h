@@ -39,7 +39,6 @@ class Block {
   // g.residual.high). `branch`: storage [T, D] for recomputation.
   void backward(const Pass& pass, const BlockGradients& g, const CastTarget& input_gradient,
                 const Tensor& branch) const;
-  void refresh(const Pass& pass) const;
 
  private:
   void plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockActivations& a) const;

@@ -33,9 +33,4 @@ void FeedForward::backward(const Pass& pass, const BlockActivations& a, const Bl
   gate_up_.wgrad(pass, g.gate_up, a.ffn_input);
 }
 
-void FeedForward::refresh(const Pass& pass) const {
-  gate_up_.refresh(pass);
-  down_.refresh(pass);
-}
-
 }  // namespace octet

@@ -20,7 +20,6 @@ class FeedForward {
   void activate(const Pass& pass, const BlockActivations& a) const;
   // Reads g.residual; leaves the gradient of the norm's output in g.norm.
   void backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const;
-  void refresh(const Pass& pass) const;
 
  private:
   Linear gate_up_, down_;

@@ -113,10 +113,6 @@ void Head::backward(const Pass& pass, const CastTarget& input_gradient) const {
                                 .residual_gradient = input_gradient});
 }
 
-void Head::refresh(const Pass& pass) const {
-  if (!spec_.tied_head) table_.weight.refresh(pass.device);
-}
-
 std::vector<Matmul> Head::matmul_shapes() const {
   std::vector<Matmul> shapes;
   for (const int64_t count : {chunk_, tokens_ % chunk_}) {  // all chunks but the last, which may be shorter

@@ -29,13 +29,13 @@ class Head {
   void plan_output(MemoryPlan& plan);   // written while the last block's activations are still read
   void plan_scratch(MemoryPlan& plan);  // alive during loss() and backward() only
   std::vector<Matmul> matmul_shapes() const;
+  const TokenTable& table() const { return table_; }
 
   void normalise(const Pass& pass, const ResidualStream& in) const;
   // Losses and, in a training pass, the gradients of the table and of the norm's output.
   void loss(const Pass& pass, const HeadLoss& loss) const;
   // The gradient of the stream that `normalise` read.
   void backward(const Pass& pass, const CastTarget& input_gradient) const;
-  void refresh(const Pass& pass) const;
 
  private:
   struct ChunkMatmuls {

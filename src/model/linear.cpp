@@ -1,5 +1,7 @@
 #include "model/linear.h"
 
+#include "base/error.h"
+
 namespace octet {
 
 namespace {
@@ -144,11 +146,14 @@ CastTarget Linear::grad_target(const Pass& pass, const CastBuffers& grad, const 
   return target;
 }
 
-void Linear::refresh(const Pass& pass) const {
-  if (reads_storage_weight()) storage_weight_.refresh(pass.device);
-  if (weight_site_ < 0) return;
+void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
+  if (reads_storage_weight()) storage_weight_.refresh(pass.device, piece);
+  if (!has_codes()) return;
+  if (piece.values.elements() != parameter_.gradient.elements())
+    throw Error(ExitCode::Internal, parameter_.name + ": codes are made of the whole weight");
   CastOperation encode;
-  encode.source = parameter_.master;
+  encode.source = piece.values;
+  encode.source.shape = parameter_.gradient.shape;
   encode.out.cast = options_.weight;
   encode.out.site = pass.site(weight_site_);
   encode.out.rounding_key = pass.rounding_key(weight_site_);

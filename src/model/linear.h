@@ -49,6 +49,8 @@ class Linear {
   bool dgrad_float8() const { return is_float8(options_.grad.format) && is_float8(options_.weight.format); }
   bool wgrad_float8() const { return is_float8(options_.grad.format) && is_float8(options_.input.format); }
   SmoothSwiGLU smooth() const { return options_.smooth; }
+  const Parameter& parameter() const { return parameter_; }
+  bool has_codes() const { return weight_site_ >= 0; }
 
   // ---- memory
 
@@ -72,7 +74,8 @@ class Linear {
 
   // ---- work
 
-  void refresh(const Pass& pass) const;  // master -> working weights
+  // Master -> working weights. Codes have one scale a tensor: where there are any, the piece is the whole.
+  void refresh(const Pass& pass, const MasterPiece& piece) const;
   void fprop(const Pass& pass, const CastBuffers& input, const Tensor& output) const;
   void dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const;
   void wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;

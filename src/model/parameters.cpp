@@ -9,7 +9,9 @@ Parameter ParameterList::add(const std::string& name, ParameterKind kind, const 
   Parameter parameter;
   parameter.name = name;
   parameter.kind = kind;
-  parameter.master = plan_.add(name, Category::Masters, DType::F32, shape);
+  parameter.index = parameters_.size();
+  parameter.master =
+      (kind == ParameterKind::Vector ? plan_ : masters_).add(name, Category::Masters, DType::F32, shape);
   const DType gradient = kind == ParameterKind::Vector ? DType::F32 : gradient_;
   parameter.gradient = plan_.add(name + ".gradient", Category::Gradients, gradient, shape);
   parameters_.push_back(parameter);
@@ -34,12 +36,8 @@ StorageWeight::StorageWeight(const Parameter& parameter, DType storage, MemoryPl
     copy = plan.add(parameter.name + ".copy", Category::WorkingWeights, storage, master.shape);
 }
 
-void StorageWeight::refresh(Device& device) const {
-  if (copy.empty()) return;
-  CastOperation rounding;
-  rounding.source = master;
-  rounding.out.high = copy;
-  device.cast(rounding);
+void StorageWeight::refresh(Device& device, const MasterPiece& piece) const {
+  if (!copy.empty()) device.copy(copy.flat().slice(piece.begin, piece.values.elements()), piece.values);
 }
 
 }  // namespace octet

@@ -19,7 +19,10 @@ struct Initial {
 class ParameterList {
  public:
   // `gradient`: type of the gradients of matrices and embeddings; those of vectors are always F32.
-  ParameterList(MemoryPlan& plan, DType gradient) : plan_(plan), gradient_(gradient) {}
+  // `masters`: where the masters of matrices and embeddings go; those of vectors, which operations read
+  // themselves, stay in `plan`.
+  ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient)
+      : plan_(plan), masters_(masters), gradient_(gradient) {}
 
   Parameter add(const std::string& name, ParameterKind kind, const Shape& shape, const Initial& initial);
   std::vector<Parameter>& all() { return parameters_; }
@@ -28,7 +31,7 @@ class ParameterList {
   void initialize(Device& device, uint64_t seed) const;
 
  private:
-  MemoryPlan& plan_;
+  MemoryPlan &plan_, &masters_;
   DType gradient_;
   std::vector<Parameter> parameters_;
   std::vector<Initial> initial_;
@@ -42,7 +45,7 @@ struct StorageWeight {
   StorageWeight() = default;
   StorageWeight(const Parameter& parameter, DType storage, MemoryPlan& plan);
   const Tensor& values() const { return copy.empty() ? master : copy; }
-  void refresh(Device& device) const;
+  void refresh(Device& device, const MasterPiece& piece) const;
 };
 
 }  // namespace octet

@@ -40,15 +40,29 @@ void require_buildable(const TransformerOptions& options) {
 
 }  // namespace
 
+void require_offloadable(const TransformerOptions& options) {
+  if (options.recipe.storage == Format::FP32)
+    throw Error(ExitCode::Usage, "offloaded masters: with precision.storage fp32 the GEMMs read the masters",
+                "storage bf16, or no offload");
+  if (options.recipe.float8() && options.recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+    throw Error(ExitCode::Usage,
+                "offloaded masters: smooth_swiglu \"channel\" reads the down projection's master in every "
+                "micro-batch",
+                "smooth_swiglu dual, or no offload");
+}
+
 struct Transformer::Implementation {
-  Implementation(Device* the_device, const TransformerOptions& the_options, MemoryPlan& plan);
+  Implementation(Device* the_device, const TransformerOptions& the_options, MemoryPlan& plan,
+                 MemoryPlan& masters);
 
   Pass pass(PassKind kind, uint64_t position);
   void upload(const int32_t* host_tokens, const int32_t* host_targets);
   void forward(const Pass& pass);
   void backward(const Pass& pass);
-  void refresh(int64_t step);
+  void refresh(const MasterPiece& piece, int64_t step);
+  void refresh_all(int64_t step);
   void reset_scales();
+  const TokenTable* table_of(size_t parameter) const;
   uint64_t training_signature(uint64_t position, float gradient_scale) const;
 
   // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
@@ -63,7 +77,8 @@ struct Transformer::Implementation {
   ScaleTable scales;
   TokenTable embedding;
   std::vector<Block> blocks;
-  std::optional<Head> head;  // declares its parameters after the blocks
+  std::vector<const Linear*> linear_of;  // by parameter; null: not a linear's
+  std::optional<Head> head;              // declares its parameters after the blocks
   RopeTable rope;
 
   Tensor tokens, targets;  // I32 [T]
@@ -79,10 +94,10 @@ struct Transformer::Implementation {
 };
 
 Transformer::Implementation::Implementation(Device* the_device, const TransformerOptions& the_options,
-                                            MemoryPlan& plan)
+                                            MemoryPlan& plan, MemoryPlan& masters)
     : device(the_device),
       options(the_options),
-      parameters(plan, dtype_of(the_options.recipe.weight_gradient)) {
+      parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient)) {
   require_buildable(options);
   rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};
@@ -90,6 +105,9 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
   blocks.reserve(static_cast<size_t>(options.spec.layers));
   for (int i = 0; i < static_cast<int>(options.spec.layers); ++i) blocks.emplace_back(blueprint, i);
   head.emplace(blueprint, embedding);
+  linear_of.resize(parameters.all().size());
+  for (const Block& block : blocks)
+    for (const Linear* linear : block.linears()) linear_of[linear->parameter().index] = linear;
   if (!scales.sites.empty()) scales.plan(plan, options.recipe.delayed.window);
 
   const int64_t rows = blueprint.tokens();
@@ -202,11 +220,21 @@ void Transformer::Implementation::backward(const Pass& pass) {
                               .out_gradient = gradients.residual.high});
 }
 
-void Transformer::Implementation::refresh(int64_t step) {
-  const Pass casting = pass(PassKind::Training, static_cast<uint64_t>(step));
-  embedding.weight.refresh(*device);
-  for (const Block& block : blocks) block.refresh(casting);
-  head->refresh(casting);
+void Transformer::Implementation::refresh(const MasterPiece& piece, int64_t step) {
+  if (const Linear* linear = linear_of[piece.parameter])
+    linear->refresh(pass(PassKind::Training, static_cast<uint64_t>(step)), piece);
+  else if (const TokenTable* table = table_of(piece.parameter))
+    table->weight.refresh(*device, piece);
+  // Vectors have no working copy.
+}
+
+const TokenTable* Transformer::Implementation::table_of(size_t parameter) const {
+  if (parameter == embedding.parameter.index) return &embedding;
+  return parameter == head->table().parameter.index ? &head->table() : nullptr;
+}
+
+void Transformer::Implementation::refresh_all(int64_t step) {
+  for (const Parameter& parameter : parameters.all()) refresh({parameter.index, 0, parameter.master}, step);
 }
 
 // What two micro-batches with the same work have in common (Device::replay). Their place in the run counts
@@ -233,8 +261,11 @@ void Transformer::Implementation::reset_scales() {
 
 // ---- the public face
 
-Transformer::Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan)
-    : implementation_(std::make_unique<Implementation>(device, options, plan)) {}
+Transformer::Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan,
+                         MemoryPlan* offload)
+    : implementation_(std::make_unique<Implementation>(device, options, plan, offload ? *offload : plan)) {
+  if (offload) require_offloadable(options);
+}
 Transformer::~Transformer() = default;
 
 const TransformerOptions& Transformer::options() const { return implementation_->options; }
@@ -247,10 +278,17 @@ void Transformer::initialize() {
   Implementation& self = *implementation_;
   self.parameters.initialize(*self.device, self.options.seed);
   self.reset_scales();
-  self.refresh(0);
+  self.refresh_all(0);
 }
 
-void Transformer::refresh_working_weights(int64_t step) { implementation_->refresh(step); }
+void Transformer::refresh_working_weights(int64_t step) { implementation_->refresh_all(step); }
+void Transformer::refresh_working_weight(const MasterPiece& piece, int64_t step) {
+  implementation_->refresh(piece, step);
+}
+bool Transformer::splits_refresh(size_t parameter) const {
+  const Linear* linear = implementation_->linear_of[parameter];
+  return !linear || !linear->has_codes();
+}
 
 void Transformer::zero_gradients() {
   for (const Parameter& parameter : parameters()) implementation_->device->zero(parameter.gradient);

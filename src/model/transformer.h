@@ -29,6 +29,10 @@ struct TransformerOptions {
   uint64_t seed = 0;
 };
 
+// Whether the masters of matrices and embeddings may live outside the device: Error(Usage) naming what reads
+// them there.
+void require_offloadable(const TransformerOptions& options);
+
 // Where in the run a micro-batch is: keys stochastic rounding.
 struct MicroStep {
   int64_t step = 0, micro = 0;
@@ -39,7 +43,10 @@ class Transformer {
   // Takes every tensor from `plan`. While plan.measuring() the device is only asked for its workspace;
   // without one (null) the plan is that of a CPU device with default options. Error(Usage) with every broken
   // rule of check().
-  Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan);
+  // `offload`: where the masters of matrices and embeddings go instead, host memory of
+  // Device::allocate_host(); see require_offloadable().
+  Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan,
+              MemoryPlan* offload = nullptr);
   ~Transformer();
   Transformer(const Transformer&) = delete;
   Transformer& operator=(const Transformer&) = delete;
@@ -52,6 +59,9 @@ class Transformer {
   // masters -> BF16 copies or codes; after load and every update. `step`: updates asked for so far, the key
   // of stochastic rounding; a run that resumes after that step makes the same codes.
   void refresh_working_weights(int64_t step);
+  // The same of one parameter, or of some elements of one without codes (splits_refresh()).
+  void refresh_working_weight(const MasterPiece& piece, int64_t step);
+  bool splits_refresh(size_t parameter) const;
   void zero_gradients();
 
   // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and

@@ -1,5 +1,8 @@
 #include "optimizer/adamw.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace octet {
 
 namespace {
@@ -24,23 +27,71 @@ MomentTensor plan_moment(MemoryPlan& plan, const MomentPlan& moment, const Shape
   return tensor;
 }
 
+Tensor part(const Tensor& tensor, int64_t begin, int64_t count) { return tensor.flat().slice(begin, count); }
+
+size_t aligned(size_t bytes) {
+  return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
+}
+
+// The tensors of a state in one order, those that exist.
+template <class State, class Body>
+void for_tensors(State& state, const Body& body) {
+  body(state.master);
+  for (auto* moment : {&state.moments.first, &state.moments.second}) {
+    body(moment->values);
+    if (!moment->inverse.empty()) body(moment->inverse);
+  }
+}
+
+// Pieces of parameters that may be split: a multiple of every block of moments that a recipe can name.
+constexpr int64_t piece_granularity = int64_t{1} << 14;
+
 }  // namespace
 
-AdamW::AdamW(Device* device, const AdamWOptions& options, const Moments& moments,
+AdamW::AdamW(Device* device, const AdamWOptions& options, const States& states,
              std::span<const Parameter> parameters, MemoryPlan& plan)
     : device_(device), options_(options) {
   states_.reserve(parameters.size());
   gradients_.reserve(parameters.size());
   for (const Parameter& parameter : parameters) {
     const bool vector = parameter.kind == ParameterKind::Vector;
+    MemoryPlan& home = vector || !states.offload ? plan : *states.offload;
+    const Moments& moments = states.moments;
     const MomentPlan first{parameter.name + ".first_moment", Category::FirstMoments,
                            vector ? Format::FP32 : moments.first, moments.block};
     const MomentPlan second{parameter.name + ".second_moment", Category::SecondMoments,
                             vector ? Format::FP32 : moments.second, moments.block};
     const Shape& shape = parameter.master.shape;
-    states_.push_back({plan_moment(plan, first, shape), plan_moment(plan, second, shape)});
+    states_.push_back({plan_moment(home, first, shape), plan_moment(home, second, shape)});
   }
   control_ = plan.add("update_control", Category::Other, DType::U8, {sizeof(UpdateControl)});
+  if (states.offload) plan_slots(parameters, states, plan);
+}
+
+void AdamW::plan_slots(std::span<const Parameter> parameters, const States& states, MemoryPlan& plan) {
+  const int block = std::max(states.moments.block, 1);
+  const bool splittable = states.moments.block != 0 && piece_granularity % block == 0;
+  const auto splits = [&](size_t i) { return splittable && states.splits && states.splits(i); };
+  int64_t largest = piece_granularity;  // of those that come whole
+  for (size_t i = 0; i < parameters.size(); ++i)
+    if (parameters[i].kind != ParameterKind::Vector && !splits(i))
+      largest = std::max(largest, parameters[i].master.elements());
+  const int64_t step = (largest + piece_granularity - 1) / piece_granularity * piece_granularity;
+  size_t bytes = 0;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Parameter& p = parameters[i];
+    if (p.kind == ParameterKind::Vector) continue;
+    const int64_t elements = p.master.elements(), most = splits(i) ? step : elements;
+    for (int64_t begin = 0; begin < elements; begin += most)
+      offloaded_.push_back({i, begin, std::min(most, elements - begin)});
+    size_t piece_bytes = 0;
+    PieceState state = at_home(p, {i, 0, std::min(most, elements)});
+    for_tensors(state, [&](const Tensor& tensor) { piece_bytes += aligned(tensor.bytes()); });
+    bytes = std::max(bytes, piece_bytes);
+  }
+  for (size_t i = 0; i < slots_.size(); ++i)
+    slots_[i] = plan.add("offload.slot" + std::to_string(i), Category::Scratch, DType::U8,
+                         {static_cast<int64_t>(bytes)});
 }
 
 double AdamW::decay_of(const Parameter& parameter) const {
@@ -76,22 +127,89 @@ void AdamW::decide(std::span<const Parameter> parameters, const Tensor& loss_sum
   device_->gradient_norm(norm);
 }
 
-void AdamW::update(std::span<const Parameter> parameters, double learning_rate, int64_t t) {
+void AdamW::update(std::span<const Parameter> parameters, double learning_rate, int64_t t,
+                   const Updated& updated) {
+  AdamWUpdate common{};
+  common.learning_rate = static_cast<float>(learning_rate);
+  common.beta1 = static_cast<float>(options_.beta1);
+  common.beta2 = static_cast<float>(options_.beta2);
+  common.epsilon = static_cast<float>(options_.epsilon);
+  common.step = t;
+  common.control = control();
+  const auto tell = [&](const Piece& piece, const Tensor& master) {
+    if (updated) updated({piece.parameter, piece.begin, master});
+  };
   for (size_t i = 0; i < parameters.size(); ++i) {
-    AdamWUpdate update;
-    update.master = parameters[i].master;
-    update.gradient = parameters[i].gradient;
-    update.first = states_[i].first;
-    update.second = states_[i].second;
-    update.learning_rate = static_cast<float>(learning_rate);
-    update.beta1 = static_cast<float>(options_.beta1);
-    update.beta2 = static_cast<float>(options_.beta2);
-    update.epsilon = static_cast<float>(options_.epsilon);
-    update.weight_decay = static_cast<float>(decay_of(parameters[i]));
-    update.step = t;
-    update.control = control();
-    device_->adamw(update);
+    const Parameter& parameter = parameters[i];
+    if (!offloaded_.empty() && parameter.kind != ParameterKind::Vector) continue;
+    const Piece whole{i, 0, parameter.master.elements()};
+    const PieceState state{parameter.master, states_[i]};
+    update(parameter, whole, state, common);
+    tell(whole, state.master);
   }
+  if (offloaded_.empty()) return;
+
+  using Lane = Device::Lane;
+  const auto home = [&](size_t i) { return at_home(parameters[offloaded_[i].parameter], offloaded_[i]); };
+  device_->order(Lane::In, Lane::Out);  // what the step before put back is fetched now
+  transfer(Lane::In, in_slot(0, home(0)), home(0));
+  for (size_t i = 0; i < offloaded_.size(); ++i) {
+    const Piece& piece = offloaded_[i];
+    device_->order(Lane::Compute, Lane::In);
+    if (i + 1 < offloaded_.size()) {
+      device_->order(Lane::In, Lane::Out);  // the slot's last piece is back
+      transfer(Lane::In, in_slot((i + 1) % slots_.size(), home(i + 1)), home(i + 1));
+    }
+    const PieceState state = in_slot(i % slots_.size(), home(i));
+    update(parameters[piece.parameter], piece, state, common);
+    tell(piece, state.master);
+    device_->order(Lane::Out, Lane::Compute);
+    transfer(Lane::Out, home(i), state);
+  }
+  device_->order(Lane::Compute, Lane::Out);  // whoever waits for the device finds the states at home
+}
+
+AdamW::PieceState AdamW::at_home(const Parameter& parameter, const Piece& piece) const {
+  const State& state = states_[piece.parameter];
+  const auto of_piece = [&](const MomentTensor& moment) {
+    MomentTensor result = moment;
+    result.values = part(moment.values, piece.begin, piece.count);
+    if (!moment.inverse.empty() && moment.block > 0)
+      result.inverse =
+          part(moment.inverse, piece.begin / moment.block, scale_count(piece.count, moment.block));
+    return result;
+  };
+  return {part(parameter.master, piece.begin, piece.count), {of_piece(state.first), of_piece(state.second)}};
+}
+
+AdamW::PieceState AdamW::in_slot(size_t slot, const PieceState& home) const {
+  auto* next = static_cast<std::byte*>(slots_[slot].data);
+  PieceState state = home;
+  for_tensors(state, [&](Tensor& tensor) {
+    tensor.data = next;
+    next += aligned(tensor.bytes());
+  });
+  return state;
+}
+
+void AdamW::transfer(Device::Lane lane, const PieceState& to, const PieceState& from) {
+  std::array<void*, 5> targets{};
+  size_t i = 0, j = 0;
+  for_tensors(to, [&](const Tensor& tensor) { targets[i++] = tensor.data; });
+  for_tensors(from, [&](const Tensor& tensor) {
+    device_->copy_on_lane(lane, targets[j++], tensor.data, tensor.bytes());
+  });
+}
+
+void AdamW::update(const Parameter& parameter, const Piece& piece, const PieceState& state,
+                   const AdamWUpdate& common) {
+  AdamWUpdate update = common;
+  update.master = state.master.flat();
+  update.gradient = part(parameter.gradient, piece.begin, piece.count);
+  update.first = state.moments.first;
+  update.second = state.moments.second;
+  update.weight_decay = static_cast<float>(decay_of(parameter));
+  device_->adamw(update);
 }
 
 UpdateControl AdamW::read_control() const {

@@ -1,6 +1,8 @@
 // AdamW with decoupled decay over FP32 masters, moments in FP32, BF16 or FP8.  [docs/numerics.md,
 // "Optimizer"]
 #pragma once
+#include <array>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -18,9 +20,20 @@ struct AdamWOptions {
 };
 
 // Only matrices and embeddings take the recipe's moment formats; vectors keep FP32 moments and never decay.
+//
+// Offloaded, the masters and moments of matrices and embeddings live in the host's page-locked memory and
+// visit the device piece by piece, in two slots: while one is updated, the next is fetched and the one before
+// put back. A piece is a parameter, or a part of a larger one whose refresh may be split. The bits do not
+// change.
 class AdamW {
  public:
-  AdamW(Device* device, const AdamWOptions& options, const Moments& moments,
+  struct States {
+    Moments moments;
+    MemoryPlan* offload = nullptr;  // where those states go instead
+    // With offload: whether the parameter of this index may be updated in pieces.
+    std::function<bool(size_t parameter)> splits = {};
+  };
+  AdamW(Device* device, const AdamWOptions& options, const States& states,
         std::span<const Parameter> parameters, MemoryPlan& plan);
 
   struct State {
@@ -34,18 +47,39 @@ class AdamW {
   // The norm of the gradients, clipping, and whether the step is applied; loss_sum and divisor as in
   // GradientNorm.
   void decide(std::span<const Parameter> parameters, const Tensor& loss_sum, double loss_divisor);
-  void update(std::span<const Parameter> parameters, double learning_rate, int64_t t);  // t from 1
-  const UpdateControl* control() const;                                                 // device memory
-  UpdateControl read_control() const;  // waits for the device
+  // t from 1. `updated` is called after each piece's update is enqueued: its values are there until it
+  // returns.
+  using Updated = std::function<void(const MasterPiece&)>;
+  void update(std::span<const Parameter> parameters, double learning_rate, int64_t t,
+              const Updated& updated = {});
+  const UpdateControl* control() const;  // device memory
+  UpdateControl read_control() const;    // waits for the device
 
  private:
+  struct Piece {
+    size_t parameter;  // place in the list
+    int64_t begin, count;
+  };
+  // Master and moments of a piece, wherever they are.
+  struct PieceState {
+    Tensor master;
+    State moments;
+  };
   double decay_of(const Parameter& parameter) const;
+  void plan_slots(std::span<const Parameter> parameters, const States& states, MemoryPlan& plan);
+  PieceState at_home(const Parameter& parameter, const Piece& piece) const;
+  PieceState in_slot(size_t slot, const PieceState& home) const;
+  void transfer(Device::Lane lane, const PieceState& to, const PieceState& from);
+  void update(const Parameter& parameter, const Piece& piece, const PieceState& state,
+              const AdamWUpdate& common);
 
   Device* device_;
   AdamWOptions options_;
   std::vector<State> states_;
   Tensor control_;                 // U8 [sizeof(UpdateControl)]
   std::vector<Tensor> gradients_;  // views, kept so that a step allocates nothing
+  std::vector<Piece> offloaded_;   // in the order of their visits
+  std::array<Tensor, 2> slots_;    // U8
 };
 
 }  // namespace octet

@@ -15,8 +15,16 @@ enum class ParameterKind : uint8_t {
 struct Parameter {
   std::string name;  // "blocks.3.attention.qkv.weight"
   ParameterKind kind = ParameterKind::Matrix;
-  Tensor master;    // FP32
-  Tensor gradient;  // FP32 or BF16, same shape
+  size_t index = 0;  // in the model's list
+  Tensor master;     // FP32; on the device or, offloaded, in the host's page-locked memory
+  Tensor gradient;   // FP32 or BF16, same shape
+};
+
+// FP32 values of a parameter, or of some of its elements, on the device.
+struct MasterPiece {
+  size_t parameter = 0;  // index
+  int64_t begin = 0;     // first element
+  Tensor values;         // F32
 };
 
 }  // namespace octet

@@ -87,6 +87,7 @@ struct Tensor {
     assert(sizeof(T) == size_of(dtype));
     return static_cast<T*>(data);
   }
+  Tensor flat() const { return {data, dtype, {elements()}}; }
   // Rows [begin, begin + count) of the first dimension, as a view.
   Tensor slice(int64_t begin, int64_t count) const;
 };

@@ -28,6 +28,8 @@ int64_t validation_batches(const RunConfig& c) {
   return evaluates ? std::max<int64_t>(c.evaluation.batches, 1) : 1;
 }
 
+bool offload(const RunConfig& c) { return c.memory.offload == Offload::Optimizer; }
+
 size_t aligned(size_t bytes) {
   return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
 }
@@ -35,23 +37,24 @@ size_t aligned(size_t bytes) {
 }  // namespace
 
 PlannedMemory measure_memory(Device* device, const RunConfig& config) {
-  MemoryPlan device_plan, host_plan;
-  const RunMemory memory(device, config, device_plan, host_plan);
+  MemoryPlan device_plan, host_plan, offload_plan;
+  const RunMemory memory(device, config, {device_plan, host_plan, offload_plan});
   return {aligned(device_plan.peak_bytes()), aligned(host_plan.peak_bytes()),
+          aligned(offload_plan.peak_bytes()),
           memory.validation_tokens.bytes() + memory.validation_targets.bytes()};
 }
 
 void require_memory(const PlannedMemory& planned, const DeviceInfo& device, size_t available) {
   const size_t arena = device.uses_host_memory ? planned.device_bytes : 0,
-               needed = arena + planned.host_bytes;
+               on_host = planned.host_bytes + planned.offload_bytes, needed = arena + on_host;
   if (available == 0 || needed <= available) return;
   const bool validation = planned.validation_bytes > needed / 4;
   throw Error(
       ExitCode::Usage,
       fmt::format("the run needs {} of memory ({} to train, {} for checkpoint snapshots and validation "
                   "windows), {} are available",
-                  human_bytes(needed), human_bytes(arena), human_bytes(planned.host_bytes),
-                  human_bytes(available)),
+                  human_bytes(needed), human_bytes(arena + planned.offload_bytes),
+                  human_bytes(planned.host_bytes), human_bytes(available)),
       validation ? "lower evaluation.batches: all validation windows are kept in memory"
                  : "lower batch.micro or model.context, set batch.recompute to \"block\", or choose a "
                    "smaller model (octet plan CONFIG shows what takes the memory)");
@@ -157,14 +160,17 @@ std::string Snapshot::masters_hash() const {
   return hex(hash.digest());
 }
 
-RunMemory::RunMemory(Device* device, const RunConfig& c, MemoryPlan& device_plan, MemoryPlan& host_plan)
-    : model(device, transformer_options(c), device_plan),
-      optimizer(device, c.optimizer, c.precision.moments, model.parameters(), device_plan),
-      evaluation_sum(device_plan.add("evaluation.loss_sum", Category::Other, DType::F64, {1})),
-      validation_tokens(host_plan.add("validation.tokens", Category::Batch, DType::I32,
-                                      {validation_batches(c), c.batch.micro * c.model.context})),
+RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans)
+    : model(device, transformer_options(c), plans.device, offload(c) ? &plans.offload : nullptr),
+      optimizer(device, c.optimizer,
+                {c.precision.moments, offload(c) ? &plans.offload : nullptr,
+                 [this](size_t parameter) { return model.splits_refresh(parameter); }},
+                model.parameters(), plans.device),
+      evaluation_sum(plans.device.add("evaluation.loss_sum", Category::Other, DType::F64, {1})),
+      validation_tokens(plans.host.add("validation.tokens", Category::Batch, DType::I32,
+                                       {validation_batches(c), c.batch.micro * c.model.context})),
       validation_targets(
-          host_plan.add("validation.targets", Category::Batch, DType::I32, validation_tokens.shape)),
-      snapshot(model, optimizer, host_plan) {}
+          plans.host.add("validation.targets", Category::Batch, DType::I32, validation_tokens.shape)),
+      snapshot(model, optimizer, plans.host) {}
 
 }  // namespace octet

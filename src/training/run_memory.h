@@ -44,7 +44,11 @@ class Snapshot {
 struct RunMemory {
   // With measuring plans the device is only asked for its workspace; without one (null) that is a CPU
   // device's with default options, whatever the run's.
-  RunMemory(Device* device, const RunConfig& config, MemoryPlan& device_plan, MemoryPlan& host_plan);
+  // `offload`: page-locked host memory for memory.offload; unused without it.
+  struct Plans {
+    MemoryPlan &device, &host, &offload;
+  };
+  RunMemory(Device* device, const RunConfig& config, const Plans& plans);
 
   Transformer model;
   AdamW optimizer;
@@ -58,6 +62,7 @@ struct RunMemory {
 // What RunMemory will take, each rounded up to whole alignments.
 struct PlannedMemory {
   size_t device_bytes = 0, host_bytes = 0;
+  size_t offload_bytes = 0;     // page-locked, beside host_bytes
   size_t validation_bytes = 0;  // of host_bytes
 };
 PlannedMemory measure_memory(Device* device, const RunConfig& config);

@@ -38,6 +38,16 @@ struct DeviceArena {
   void* data;
 };
 
+struct PageLockedArena {
+  PageLockedArena(Device& owner, size_t bytes)
+      : device(owner), data(bytes ? owner.allocate_host(bytes) : nullptr) {}
+  ~PageLockedArena() { device.free_host(data); }
+  PageLockedArena(const PageLockedArena&) = delete;
+  PageLockedArena& operator=(const PageLockedArena&) = delete;
+  Device& device;
+  void* data;
+};
+
 std::string fingerprint_of(const Dataset& train, const Dataset* validation) {
   return validation ? fmt::format("{}+{}", train.fingerprint(), validation->fingerprint())
                     : train.fingerprint();
@@ -113,11 +123,12 @@ TrainResult train(const TrainRequest& request) {
   try {
     const DeviceArena device_arena(*device, bytes.device_bytes);
     const HostArena host_arena(bytes.host_bytes);
+    const PageLockedArena offload_arena(*device, bytes.offload_bytes);
     MemoryPlan device_plan(device_arena.data, bytes.device_bytes),
-        host_plan(host_arena.data, bytes.host_bytes);
-    RunMemory memory(device.get(), planned, device_plan, host_plan);
+        host_plan(host_arena.data, bytes.host_bytes), offload_plan(offload_arena.data, bytes.offload_bytes);
+    RunMemory memory(device.get(), planned, {device_plan, host_plan, offload_plan});
     Trainer trainer({request, *device, data, validation.get(), fingerprint, folder, memory,
-                     bytes.device_bytes + bytes.host_bytes, signals, injector});
+                     bytes.device_bytes + bytes.host_bytes + bytes.offload_bytes, signals, injector});
     return trainer.run();
   } catch (const Error& error) {
     throw failed(error);

@@ -171,14 +171,15 @@ void Trainer::update(const StepReport& report) {
     device_.zero(scales.counters);
   }
   readback_.take_outcome(report.step, m.model.loss_sum(), m.optimizer.control());
+  count_casts(report.step + 1);
   if (report.skip) {
     if (!scales.sites.empty()) device_.zero(scales.amax);
-  } else {
-    m.model.update_scales(report.step - 1, m.optimizer.control());
-    m.optimizer.update(m.model.parameters(), report.learning_rate, report.step);
+    m.model.refresh_working_weights(report.step);
+    return;
   }
-  count_casts(report.step + 1);
-  m.model.refresh_working_weights(report.step);
+  m.model.update_scales(report.step - 1, m.optimizer.control());
+  m.optimizer.update(m.model.parameters(), report.learning_rate, report.step,
+                     [&](const MasterPiece& piece) { m.model.refresh_working_weight(piece, report.step); });
 }
 
 // Waits for the step in flight and does the books: `state_` is the device's again.

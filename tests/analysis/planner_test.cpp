@@ -86,9 +86,9 @@ TEST_CASE("the memory table adds up to the peak") {
 TEST_CASE("the plan is that of a device with the run's own options") {
   const auto planned = [](const RunConfig& config) { return plan_run(config).device_bytes; };
   const auto measured = [](const RunConfig& config) {
-    MemoryPlan device_plan, host_plan;
+    MemoryPlan device_plan, host_plan, offload_plan;
     const std::unique_ptr<Device> device = open_device("cpu", device_options(config));
-    const RunMemory memory(device.get(), config, device_plan, host_plan);
+    const RunMemory memory(device.get(), config, {device_plan, host_plan, offload_plan});
     return device_plan.peak_bytes();
   };
   for (const char* deterministic : {"true", "false"}) {

@@ -165,7 +165,7 @@ namespace {
 // [fprop, dgrad, wgrad] of every linear of the first block that asks for fast accumulation.
 std::array<int, 3> fast_products(const TransformerOptions& options) {
   MemoryPlan plan;
-  ParameterList parameters(plan, DType::F32);
+  ParameterList parameters(plan, plan, DType::F32);
   ScaleTable scales;
   RopeTable rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};

@@ -41,7 +41,7 @@ struct Trio {
     add("embedding", ParameterKind::Embedding, {rows, columns});
     add("gain", ParameterKind::Vector, {columns});
     loss_sum = plan.add("loss_sum", Category::Batch, DType::F64, {1});
-    adamw = std::make_unique<AdamW>(device.get(), options, moments, parameters, plan);
+    adamw = std::make_unique<AdamW>(device.get(), options, AdamW::States{moments}, parameters, plan);
   }
   std::vector<float> master(size_t i) const {
     const float* data = parameters[i].master.as<float>();

@@ -73,7 +73,8 @@ class Trained {
     options.epsilon = description_["epsilon"];
     options.weight_decay = setup.weight_decay;
     options.clip_norm = 0;
-    optimizer_ = std::make_unique<AdamW>(device_.get(), options, setup.moments, parameters_, plan);
+    optimizer_ =
+        std::make_unique<AdamW>(device_.get(), options, AdamW::States{setup.moments}, parameters_, plan);
   }
 
   std::string name_;

@@ -23,12 +23,12 @@ Memorised memorise(const TransformerOptions& options, const Run& run = {}) {
   adamw_options.weight_decay = 0;
   MemoryPlan measured;
   {
-    const AdamW sizes(tiny.device.get(), adamw_options, options.recipe.moments, tiny.model->parameters(),
+    const AdamW sizes(tiny.device.get(), adamw_options, {options.recipe.moments}, tiny.model->parameters(),
                       measured);
   }
   const test::Arena arena(*tiny.device, measured.peak_bytes());
   MemoryPlan placed = arena.plan();
-  AdamW adamw(tiny.device.get(), adamw_options, options.recipe.moments, tiny.model->parameters(), placed);
+  AdamW adamw(tiny.device.get(), adamw_options, {options.recipe.moments}, tiny.model->parameters(), placed);
 
   const test::Batch batch = test::random_batch(options, 1);
   // Different beginnings: from its first token on, a window can be told from the other.

@@ -36,13 +36,14 @@ class Steps {
  public:
   explicit Steps(const RunConfig& config)
       : config_(config), device_(open_device("cpu", device_options(config))) {
-    MemoryPlan device_sizes, host_sizes;
-    { const RunMemory measured(device_.get(), config_, device_sizes, host_sizes); }
+    MemoryPlan device_sizes, host_sizes, no_offload;
+    { const RunMemory measured(device_.get(), config_, {device_sizes, host_sizes, no_offload}); }
     device_arena_ = device_->allocate(device_sizes.peak_bytes());
     host_arena_ = device_->allocate(host_sizes.peak_bytes());
     MemoryPlan device_plan(device_arena_, device_sizes.peak_bytes()),
         host_plan(host_arena_, host_sizes.peak_bytes());
-    memory_ = std::make_unique<RunMemory>(device_.get(), config_, device_plan, host_plan);
+    memory_ = std::make_unique<RunMemory>(device_.get(), config_,
+                                          RunMemory::Plans{device_plan, host_plan, no_offload});
     memory_->model.initialize();
     const auto tokens = static_cast<size_t>(config_.batch.micro * config_.model.context);
     for (size_t i = 0; i < tokens; ++i) tokens_.push_back(static_cast<int32_t>(i * 37 % 272));

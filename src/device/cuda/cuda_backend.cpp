@@ -23,14 +23,13 @@ void CudaBackend::free(void* pointer) {
   cudaFree(pointer);
 }
 
+// Either side may be page-locked host memory: states that live there are tensors like others.
 void CudaBackend::copy_to_host(void* host, const void* device, size_t bytes) {
-  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.get()),
-             "copying from the GPU");
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, stream_.get()), "copying from the GPU");
   synchronize();
 }
 void CudaBackend::copy_from_host(void* device, const void* host, size_t bytes) {
-  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_.get()),
-             "copying to the GPU");
+  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyDefault, stream_.get()), "copying to the GPU");
   synchronize();
 }
 void CudaBackend::copy_on_device(void* to, const void* from, size_t bytes) {
@@ -43,7 +42,7 @@ void CudaBackend::clear(void* pointer, size_t bytes) {
 void* CudaBackend::allocate_host(size_t bytes) { return allocate_page_locked(bytes); }
 void CudaBackend::free_host(void* pointer) {
   if (pointer == nullptr) return;
-  cudaStreamSynchronize(stream_.get());
+  for (const CudaStream* stream : {&stream_, &in_, &out_}) cudaStreamSynchronize(stream->get());
   cudaFreeHost(pointer);
 }
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
@@ -69,6 +68,19 @@ struct RecordedGraph final : Replay::Recording {
   CudaGraph graph;
 };
 }  // namespace
+
+cudaStream_t CudaBackend::lane(Device::Lane lane) const {
+  return lane == Device::Lane::Compute ? stream_.get() : lane == Device::Lane::In ? in_.get() : out_.get();
+}
+void CudaBackend::copy_on_lane(Device::Lane where, void* to, const void* from, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, lane(where)),
+             "copying beside the GPU's work");
+}
+void CudaBackend::order(Device::Lane waiting, Device::Lane awaited) {
+  // The wait is for the event as it is recorded now; recording it again later does not move it.
+  reached_.record(lane(awaited));
+  check_cuda(cudaStreamWaitEvent(lane(waiting), reached_.get(), 0), "ordering two of the GPU's queues");
+}
 
 std::unique_ptr<Replay::Recording> CudaBackend::record(const std::function<void()>& work) {
   auto recording = std::make_unique<RecordedGraph>();

@@ -32,6 +32,8 @@ class CudaBackend final : public GpuBackend {
   void download(void* host, const void* device, size_t bytes) override;
   uint64_t mark() override;
   void wait(uint64_t place) override;
+  void copy_on_lane(Device::Lane lane, void* to, const void* from, size_t bytes) override;
+  void order(Device::Lane waiting, Device::Lane awaited) override;
   std::unique_ptr<Replay::Recording> record(const std::function<void()>& work) override;
   void play(Replay::Recording& recording) override;
 
@@ -45,8 +47,12 @@ class CudaBackend final : public GpuBackend {
   std::string attention_backward(const AttentionBackward& a) override { return attention_.backward(a); }
 
  private:
+  cudaStream_t lane(Device::Lane lane) const;
+
   GpuFacts gpu_;  // opened first: everything below needs a device
   CudaStream stream_;
+  CudaStream in_, out_;
+  CudaEvent reached_;  // of order()
   std::array<CudaEvent, Device::marks> marks_;
   uint64_t marked_ = 0;
   UploadRing uploads_;

@@ -33,6 +33,9 @@ class GpuBackend {
   virtual uint64_t mark() = 0;
   virtual void wait(uint64_t place) = 0;
 
+  virtual void copy_on_lane(Device::Lane lane, void* to, const void* from, size_t bytes) = 0;
+  virtual void order(Device::Lane waiting, Device::Lane awaited) = 0;
+
   // What `work` enqueues, recorded instead of enqueued; play() enqueues it.
   virtual std::unique_ptr<Replay::Recording> record(const std::function<void()>& work) = 0;
   virtual void play(Replay::Recording& recording) = 0;

@@ -60,6 +60,10 @@ class GpuDevice final : public Device {
   void download(void* host, const void* device, size_t bytes) override;
   uint64_t mark() override;
   void wait(uint64_t place) override;
+  void copy_on_lane(Lane lane, void* to, const void* from, size_t bytes) override {
+    backend_->copy_on_lane(lane, to, from, bytes);
+  }
+  void order(Lane waiting, Lane awaited) override { backend_->order(waiting, awaited); }
   void replay(Replay& replay, uint64_t signature, const std::function<void()>& work) override;
   void zero(const Tensor& tensor) override;
   void copy(const Tensor& to, const Tensor& from) override;

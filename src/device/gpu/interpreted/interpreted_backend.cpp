@@ -26,84 +26,97 @@ class InterpretedBackend final : public GpuBackend {
     info.asynchronous = true;
     return info;
   }
-  void* stream() const override { return &queue_; }
+  void* stream() const override { return &compute_; }
 
   void* allocate(size_t bytes) override { return cpu_->allocate(bytes); }
   void free(void* pointer) override {
-    if (pointer) queue_.run();
+    if (pointer) compute_.run();
     cpu_->free(pointer);
   }
   void copy_to_host(void* host, const void* device, size_t bytes) override {
-    queue_.run();
+    compute_.run();
     std::memcpy(host, device, bytes);
   }
   void copy_from_host(void* device, const void* host, size_t bytes) override {
-    queue_.run();
+    compute_.run();
     std::memcpy(device, host, bytes);
   }
   void copy_on_device(void* to, const void* from, size_t bytes) override {
-    queue_.add([=] { std::memcpy(to, from, bytes); });
+    compute_.add([=] { std::memcpy(to, from, bytes); });
   }
   void clear(void* pointer, size_t bytes) override {
-    queue_.add([=] { std::memset(pointer, 0, bytes); });
+    compute_.add([=] { std::memset(pointer, 0, bytes); });
   }
-  void synchronize() override { queue_.run(); }
+  void synchronize() override { compute_.run(); }
 
   void* allocate_host(size_t bytes) override { return cpu_->allocate_host(bytes); }
   void free_host(void* pointer) override {
-    queue_.run();
+    for (gpu::Queue* queue : {&compute_, &in_, &out_}) queue->run();
     cpu_->free_host(pointer);
   }
   void upload(void* device, const void* host, size_t bytes) override {
     const auto* first = static_cast<const std::byte*>(host);
-    queue_.add([device, staged = std::vector<std::byte>(first, first + bytes)] {
+    compute_.add([device, staged = std::vector<std::byte>(first, first + bytes)] {
       std::copy(staged.begin(), staged.end(), static_cast<std::byte*>(device));
     });
   }
   void download(void* host, const void* device, size_t bytes) override {
-    queue_.add([=] { std::memcpy(host, device, bytes); });
+    compute_.add([=] { std::memcpy(host, device, bytes); });
   }
   uint64_t mark() override {
-    queue_.add([this, place = marked_ + 1] { reached_ = place; });
+    compute_.add([this, place = marked_ + 1] { reached_ = place; });
     return ++marked_;
   }
   void wait(uint64_t place) override {
-    if (reached_ < place) queue_.run();
+    if (reached_ < place) compute_.run();
+  }
+
+  // A lane runs only when another waits for it: as late as order() allows.
+  void copy_on_lane(Device::Lane where, void* to, const void* from, size_t bytes) override {
+    lane(where).add([=] { std::memcpy(to, from, bytes); });
+  }
+  void order(Device::Lane waiting, Device::Lane awaited) override {
+    gpu::Queue& first = lane(awaited);
+    lane(waiting).add([&first, reached = first.added()] { first.run_until(reached); });
   }
 
   std::unique_ptr<Replay::Recording> record(const std::function<void()>& work) override {
     auto recording = std::make_unique<Recorded>();
-    recording->work = queue_.record(work);
+    recording->work = compute_.record(work);
     return recording;
   }
   void play(Replay::Recording& recording) override {
-    for (const auto& work : static_cast<Recorded&>(recording).work) queue_.add(work);
+    for (const auto& work : static_cast<Recorded&>(recording).work) compute_.add(work);
   }
 
   size_t workspace_bytes(const DeviceWork& work) const override {
     return planned_as_ ? planned_as_(work) : cpu_->workspace_bytes(work);
   }
   void set_workspace(const Tensor& workspace) override {
-    queue_.run();
+    compute_.run();
     cpu_->set_workspace(workspace);
   }
 
   std::string matmul(const Matmul& m) override {
-    queue_.add([this, m] { cpu_->matmul(m); });
+    compute_.add([this, m] { cpu_->matmul(m); });
     return implementation;
   }
   std::string attention_forward(const AttentionForward& attention) override {
     AttentionForward values = attention;
     values.out.row = values.out.column = {};
-    queue_.add([this, values] { cpu_->attention_forward(values); });
+    compute_.add([this, values] { cpu_->attention_forward(values); });
     return implementation;
   }
   std::string attention_backward(const AttentionBackward& attention) override {
-    queue_.add([this, attention] { cpu_->attention_backward(attention); });
+    compute_.add([this, attention] { cpu_->attention_backward(attention); });
     return implementation;
   }
 
  private:
+  gpu::Queue& lane(Device::Lane lane) const {
+    return lane == Device::Lane::Compute ? compute_ : lane == Device::Lane::In ? in_ : out_;
+  }
+
   struct Recorded final : Replay::Recording {
     gpu::Queue::Work work;
   };
@@ -111,7 +124,7 @@ class InterpretedBackend final : public GpuBackend {
 
   std::unique_ptr<Device> cpu_;
   LibraryScratchBytes planned_as_;
-  mutable gpu::Queue queue_;
+  mutable gpu::Queue compute_, in_, out_;
   uint64_t marked_ = 0, reached_ = 0;
 };
 

@@ -1,0 +1,164 @@
+// Masters and moments in host memory: the same bits, and on the interpreter, whose copies run as late as
+// order() allows, a fetch or a return that nobody waits for would be a wrong bit.
+#include <algorithm>
+
+#include "base/random.h"
+#include "device/gpu/interpreted/interpreted_backend.h"
+#include "numerics/bfloat16.h"
+#include "numerics/recipes.h"
+#include "training/tiny_run.h"
+
+using namespace octet;
+using namespace octet::testing;
+
+namespace {
+
+// Three parameters, one of them larger than a piece, updated a few times with gradients of their own.
+struct Trained {
+  std::vector<std::byte> states;             // masters and moments of all
+  std::vector<std::vector<int64_t>> pieces;  // (parameter, begin, count) of the last update
+  size_t device_bytes = 0, offload_bytes = 0;
+};
+
+Trained train_states(Device& device, const Moments& moments, bool offload) {
+  const std::vector<std::pair<ParameterKind, Shape>> shapes = {{ParameterKind::Embedding, {130, 400}},
+                                                               {ParameterKind::Matrix, {64, 200}},
+                                                               {ParameterKind::Vector, {200}},
+                                                               {ParameterKind::Matrix, {30, 70}}};
+  Trained trained;
+  std::vector<void*> memory;
+  MemoryPlan plans[2];  // device, offload
+  for (const bool placing : {false, true}) {
+    if (placing) {
+      trained.device_bytes = plans[0].peak_bytes();
+      trained.offload_bytes = plans[1].peak_bytes();
+      memory = {device.allocate(plans[0].peak_bytes()), device.allocate_host(plans[1].peak_bytes() + 1)};
+      for (size_t i = 0; i < 2; ++i)
+        plans[i] = MemoryPlan(memory[i], i ? trained.offload_bytes + 1 : trained.device_bytes);
+    }
+    MemoryPlan& home = offload ? plans[1] : plans[0];
+    std::vector<Parameter> parameters;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const auto& [kind, shape] = shapes[i];
+      const std::string name = fmt::format("p{}", i);
+      MemoryPlan& masters = kind == ParameterKind::Vector ? plans[0] : home;
+      parameters.push_back({name, kind, i, masters.add(name, Category::Masters, DType::F32, shape),
+                            plans[0].add(name + ".gradient", Category::Gradients, DType::BF16, shape)});
+    }
+    const Tensor loss = plans[0].add("loss", Category::Other, DType::F64, {1});
+    AdamW adamw(&device, {}, {moments, offload ? &plans[1] : nullptr, [](size_t p) { return p == 0; }},
+                parameters, plans[0]);
+    if (!placing) continue;
+    for (const Parameter& p : parameters) device.fill_normal(p.master, 0.5f, 10 + p.index);
+    for (int64_t t = 1; t <= 3; ++t) {
+      for (const Parameter& p : parameters) {
+        std::vector<BFloat16> values;
+        for (int64_t i = 0; i < p.gradient.elements(); ++i)
+          values.push_back(to_bfloat16(static_cast<float>(
+              random_normal(static_cast<uint64_t>(t) * 100 + p.index, static_cast<uint64_t>(i)))));
+        device.upload(p.gradient.data, values.data(), p.gradient.bytes());
+      }
+      adamw.decide(parameters, loss, 1);
+      trained.pieces.clear();
+      adamw.update(parameters, 1e-2, t, [&](const MasterPiece& piece) {
+        trained.pieces.push_back(
+            {static_cast<int64_t>(piece.parameter), piece.begin, piece.values.elements()});
+      });
+    }
+    device.synchronize();
+    const auto take = [&](const Tensor& tensor) {
+      const size_t at = trained.states.size();
+      trained.states.resize(at + tensor.bytes());
+      device.copy_to_host(trained.states.data() + at, tensor.data, tensor.bytes());
+    };
+    for (const Parameter& p : parameters) {
+      take(p.master);
+      for (const MomentTensor* moment : {&adamw.states()[p.index].first, &adamw.states()[p.index].second}) {
+        take(moment->values);
+        if (!moment->inverse.empty()) take(moment->inverse);
+      }
+    }
+  }
+  device.free(memory[0]);
+  device.free_host(memory[1]);
+  return trained;
+}
+
+}  // namespace
+
+TEST_CASE("states that visit the device piece by piece get the bits of states that live there") {
+  const auto cpu = make_cpu_device({.threads = 1}), late = make_interpreted_device({.threads = 1});
+  for (const char* recipe : {"bf16", "fp8"}) {
+    const Moments moments = make_recipe(recipe).moments;
+    const Trained resident = train_states(*cpu, moments, false);
+    for (Device* device : {cpu.get(), late.get()}) {
+      const Trained visiting = train_states(*device, moments, true);
+      CHECK(visiting.states == resident.states);
+      // The embedding of 52,000 weights comes in pieces of 16,384; the vector stays.
+      CHECK(visiting.pieces.size() == 7);
+      CHECK(visiting.offload_bytes > 4 * (52000 + 12800 + 2100));
+      CHECK(visiting.device_bytes < resident.device_bytes);
+    }
+  }
+  // One scale a tensor: nothing can be split.
+  Moments whole = make_recipe("fp8").moments;
+  whole.block = 0;
+  const Trained resident = train_states(*cpu, whole, false), visiting = train_states(*late, whole, true);
+  CHECK(visiting.states == resident.states);
+  CHECK(visiting.pieces.size() == 4);
+}
+
+TEST_CASE("lanes run beside each other until they are ordered") {
+  const auto device = make_interpreted_device({.threads = 1});
+  auto* host = static_cast<float*>(device->allocate_host(3 * sizeof(float)));
+  auto* slot = static_cast<float*>(device->allocate(2 * sizeof(float)));
+  const Tensor first{slot, DType::F32, {1}}, second{slot + 1, DType::F32, {1}};
+  host[0] = 5;
+  using Lane = Device::Lane;
+  device->copy_on_lane(Lane::In, slot, host, sizeof(float));
+  device->copy(second, first);  // does not wait for the fetch: reads what was there
+  device->order(Lane::Out, Lane::Compute);
+  device->copy_on_lane(Lane::Out, host + 1, slot + 1, sizeof(float));
+  device->order(Lane::Compute, Lane::Out);
+  device->synchronize();
+  CHECK(host[1] == 0.0f);
+  device->order(Lane::Compute, Lane::In);
+  device->copy(second, first);
+  device->order(Lane::Out, Lane::Compute);
+  device->copy_on_lane(Lane::Out, host + 1, slot + 1, sizeof(float));
+  device->synchronize();
+  CHECK(host[1] == 0.0f);  // nobody waits for the way out yet
+  device->order(Lane::Compute, Lane::Out);
+  device->synchronize();
+  CHECK(host[1] == 5.0f);
+  device->free(slot);
+  device->free_host(host);
+}
+
+TEST_CASE("an offloaded run writes the checkpoints of a resident one, resumed, rolled back and stopped") {
+  const TinyData data;
+  TinyRun resident(data);
+  resident.go();
+  for (const char* device : {"cpu", "interpreter"}) {
+    INFO(device);
+    TinyRun run(data, {"memory.offload=optimizer"});
+    run.request.device = device;
+    CHECK(run.go({"signal:name=TERM,phase=step,step=6"}).step == 5);
+    CHECK(run.go().code == ExitCode::Success);
+    for (const int step : {2, 4, 8}) {
+      auto ours = files_in(run.checkpoint(step)), theirs = files_in(resident.checkpoint(step));
+      ours.erase("manifest.json");  // holds the configuration
+      theirs.erase("manifest.json");
+      CHECK(ours == theirs);
+    }
+  }
+}
+
+TEST_CASE("recipes whose masters a micro-batch reads cannot be offloaded") {
+  const TinyData data;
+  for (const char* recipe : {"precision.recipe=fp32", "precision.smooth_swiglu=channel"}) {
+    TinyRun run(data, {"memory.offload=optimizer", recipe});
+    CHECK(error_of([&] { run.go(); }).find("offloaded masters: ") != std::string::npos);
+    CHECK_FALSE(std::filesystem::exists(run.path()));
+  }
+}
