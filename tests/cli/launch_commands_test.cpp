@@ -90,8 +90,11 @@ TEST_CASE("a process in a Slurm allocation without a step does not train by itse
 
 TEST_CASE("--max-restarts goes on from the newest checkpoint after a kill, with the same result") {
   const SmallRun place;
-  CHECK(place.octet("train run.json --quiet --set run.output=whole").code == 0);
-  const CommandRun run = place.octet("train run.json --max-restarts 2 --inject kill:step=8");
+  CHECK(
+      place.octet("train run.json --quiet --set run.output=whole --set checkpoint.asynchronous=false").code ==
+      0);
+  const CommandRun run =
+      place.octet("train run.json --max-restarts 2 --set checkpoint.asynchronous=false --inject kill:step=8");
   INFO(run.output);
   CHECK(run.code == 0);
   CHECK(count_of(run.output, "launcher: rank 0 was killed by SIGKILL; starting it again (restart 1 of 2)") ==
@@ -110,7 +113,8 @@ TEST_CASE("a restart neither overwrites what was saved, nor loses the wish to be
   const SmallRun place;
   REQUIRE(place.octet("train run.json --quiet").code == 0);
   // Killed after its first save: the restart goes on from it.
-  const CommandRun later = place.octet("train run.json --overwrite --max-restarts 1 --inject kill:step=8");
+  const CommandRun later = place.octet(
+      "train run.json --overwrite --max-restarts 1 --set checkpoint.asynchronous=false --inject kill:step=8");
   INFO(later.output);
   CHECK(later.code == 0);
   CHECK(count_of(later.output, "the former run is removed") == 1);
