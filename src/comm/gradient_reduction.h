@@ -1,0 +1,117 @@
+// Adds up gradients over the ranks, in the precision that the wire is given.
+//
+//   FP32  the communicator's sum of FP32 values; a BF16 gradient is widened into scratch first, and the sum
+//         rounded to BF16 once.
+//   BF16  values are rounded to BF16 once, then the communicator's sum of BF16: CPU ranks add in FP32 in rank
+//         order and round once, NCCL rounds at every hop.
+//   FP8   each rank encodes its gradient once, E4M3 in blocks of 128 with a power-of-two scale each,
+//         stochastically; the codes are exchanged (all-to-all), decoded and added in FP32 in rank order by
+//         the owner of a piece. reduce_scatter keeps that sum; all_reduce encodes it again for the
+//         all-gather. Never NCCL's sum of FP8, which rounds to FP8 at every hop.  [2310.18313; 2407.02610]
+//
+// With one rank nothing is sent and nothing is rounded. A value that is not finite, on any rank, arrives as
+// one that is not finite (FP8: it makes its block NaN). Error bounds: docs/numerics.md.
+//
+// Reductions overlap with what the device is given after them, as those of a Communicator do, as long as the
+// scratch has room: it is a ring, as large as the largest gradient needs, and the oldest are finished first.
+// Every rank makes the same calls, waits included, in the same order.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+
+#include "comm/automatic_scale.h"
+#include "comm/communicator.h"
+#include "device/device.h"
+#include "tensor/memory_plan.h"
+
+namespace octet {
+
+enum class GradientWire : uint8_t { FP32, BF16, FP8 };
+
+class GradientReduction {
+ public:
+  using Ticket = Communicator::Ticket;  // of this object, for its wait(); rising
+  struct Options {
+    GradientWire wire = GradientWire::BF16;
+    uint64_t seed = 0;            // of stochastic rounding
+    DType gradient = DType::F32;  // F32 or BF16
+    int64_t largest = 0;          // elements of the largest gradient
+  };
+  // What a checkpoint keeps; the same on all ranks. Only FP8 changes it. The newest step's count is judged at
+  // the end of the next step, so that nobody waits for the device.
+  struct State {
+    AutomaticScale scale;
+    uint64_t saturated = 0, values = 0;  // of the newest step: most on a rank, of how many
+    bool operator==(const State&) const = default;
+  };
+
+  // Plans its scratch; nothing is allocated later but 4 bytes of host memory here. While measuring, device
+  // and communicator may be null. Both outlive it.
+  GradientReduction(Device* device, Communicator* communicator, int ranks, const Options& options,
+                    MemoryPlan& plan);
+  ~GradientReduction();
+  GradientReduction(const GradientReduction&) = delete;
+  GradientReduction& operator=(const GradientReduction&) = delete;
+
+  // gradient = its sum over the ranks, the same bits on every rank. `step` and `tensor` (below 2^32) name the
+  // gradient for its random numbers. The gradient is this object's until wait().
+  Ticket all_reduce(const Tensor& gradient, uint64_t step, uint64_t tensor);
+  // Piece `rank` of the gradient, whose elements are a multiple of the ranks, is the sum afterwards; the rest
+  // is unspecified.
+  Ticket reduce_scatter(const Tensor& gradient, uint64_t step, uint64_t tensor);
+  // What the device is given from now on sees the sum, and those of the reductions before. THIS wait(), not
+  // the communicator's: the sum is put together here. Waiting for the newest one is quicker than for each in
+  // turn.
+  void wait(Ticket ticket);
+
+  // Once a step. Error(Internal) when a reduction was not waited for.
+  void end_step();
+  State state();
+  void restore(const State& state);  // Error(Checkpoint) when it is none
+
+ private:
+  enum class Kind : uint8_t { AllReduce, ReduceScatter };
+  enum class Stage : uint8_t { Scatter, Gather };
+  struct Flight {  // a reduction under way
+    Ticket ticket;
+    Kind kind;
+    Tensor gradient;  // [n]
+    uint64_t step, tensor;
+    size_t begin = 0, end = 0;        // bytes of the ring
+    Tensor sent = {}, received = {};  // messages [ranks, bytes]; sent: the gradient in the wire's type
+    Tensor sum = {};                  // F32 [piece] or empty: the piece's sum before it is encoded again
+    Stage stage = Stage::Scatter;
+    Communicator::Ticket operation = 0;
+  };
+  Ticket start(Flight flight);
+  void start_codes(Flight& flight);
+  void gather(Flight& flight);  // Scatter -> Gather
+  void finish_oldest();
+  size_t scratch_bytes(int64_t elements) const;
+  void take(Flight& flight);
+  Tensor cut(Flight& flight, DType dtype, Shape shape);
+  int64_t piece_of(const Flight& flight) const;
+  Tensor own_piece(const Tensor& whole) const;
+  bool direct() const { return options_.gradient == wire_type_; }
+
+  Device* const device_;
+  Communicator* const communicator_;
+  const int ranks_;
+  const Options options_;
+  DType wire_type_;
+  Tensor ring_;  // U8
+  size_t top_ = 0;
+  std::deque<Flight> flights_;
+  Ticket given_ = 0;
+
+  // FP8 only.
+  State state_;
+  uint64_t encoded_ = 0;  // values, of this step
+  Tensor saturated_;      // U32 [1], of this step
+  uint32_t* saturated_host_ = nullptr;
+  std::optional<uint64_t> place_;  // in the device's queue, behind the download; none: state_ has it
+};
+
+}  // namespace octet
