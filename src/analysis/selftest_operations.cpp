@@ -7,6 +7,7 @@
 #include "analysis/selftest_cases.h"
 #include "base/random.h"
 #include "numerics/bfloat16.h"
+#include "numerics/sums.h"
 
 namespace octet::selftest {
 
@@ -101,7 +102,15 @@ void add_update(std::vector<SelftestCase>& cases) {
                          const double loss = 12.5;
                          const Tensor sum = w.bytes(DType::F64, {1}, &loss);
                          const Tensor control = w.zeros(DType::U32, {sizeof(UpdateControl) / 4});
-                         w.device().gradient_norm({.gradients = gradients,
+                         const int64_t pieces = norm_pieces(count) + 2;
+                         const Tensor partials = w.zeros(DType::F64, {pieces});
+                         int64_t next = 0;
+                         for (const Tensor& gradient : gradients) {
+                           const int64_t own = norm_pieces(gradient.elements());
+                           w.device().gradient_squares({gradient, partials.slice(next, own)});
+                           next += own;
+                         }
+                         w.device().gradient_norm({.partials = partials,
                                                    .loss_sum = sum,
                                                    .loss_divisor = 4,
                                                    .clip_norm = 1,

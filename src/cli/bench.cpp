@@ -121,7 +121,8 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
       memory.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
                                     {step, micro});
     }
-    memory.optimizer.decide(memory.model.parameters(), memory.model.loss_sum(), tokens);
+    memory.optimizer.measure(memory.model.parameters());
+    memory.optimizer.decide(memory.model.loss_sum(), tokens);
     memory.model.update_scales(step, memory.optimizer.control());
     memory.optimizer.update(
         memory.model.parameters(), learning_rate(config.schedule, step, config.run.steps), step + 1,

@@ -1,11 +1,22 @@
 #include "device/device.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
+#include "base/error.h"
+#include "numerics/sums.h"
+
 namespace octet {
+
+void check(const GradientSquares& op) {
+  if (op.partials.elements() != norm_pieces(op.gradient.elements()))
+    throw Error(ExitCode::Internal, fmt::format("gradient squares: {} partials for {} values",
+                                                op.partials.elements(), op.gradient.elements()));
+}
 
 void* Device::allocate_host(size_t bytes) {
   constexpr size_t alignment = 256;

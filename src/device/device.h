@@ -201,14 +201,21 @@ struct UpdateControl {
   // norm_piece values (numerics/sums.h) of all gradients in their order.
   uint32_t nonfinite_piece;
 };
-// control->loss = loss_sum[0] / loss_divisor; apply = both are finite.
+// partials[p] = sum of the squares of piece p: norm_piece values of the gradient (numerics/sums.h).
+struct GradientSquares {
+  Tensor gradient;
+  Tensor partials;  // F64 [norm_pieces(elements)]
+};
+// gradient_norm = sqrt(sum of partials); control->loss = loss_sum[0] / loss_divisor; apply = both are finite.
 struct GradientNorm {
-  std::span<const Tensor> gradients;
+  Tensor partials;  // F64: of all gradients, in their order
   Tensor loss_sum;  // F64 [1]: sum of the step's token losses
   double loss_divisor = 1;
   float clip_norm = 0;     // 0 = no clipping
   UpdateControl* control;  // device memory, written
 };
+
+void check(const GradientSquares& op);  // Error(Internal) when the partials do not fit the gradient
 
 struct MomentTensor {
   Tensor values;   // F32, BF16 or codes, master's shape
@@ -243,7 +250,6 @@ struct DeviceWork {
   std::span<const Matmul> matmuls = {};
   std::span<const AttentionForward> attentions = {};  // forward and backward
   int64_t tokens = 0, width = 0;                      // of a micro-batch; of the residual stream
-  std::span<const Tensor> gradients = {};             // of one gradient_norm
 };
 
 struct DeviceInfo {
@@ -316,8 +322,8 @@ class Device {
 
   virtual void zero(const Tensor& tensor) = 0;
   virtual void copy(const Tensor& to, const Tensor& from) = 0;
-  // tensor (F32) = deviation * normal(key, element): a pure function of (key, element). [base/random.h]
-  virtual void fill_normal(const Tensor& tensor, float deviation, uint64_t key) = 0;
+  // tensor[i] (F32) = deviation * normal(key, first + i): a pure function of (key, element). [base/random.h]
+  virtual void fill_normal(const Tensor& tensor, float deviation, uint64_t key, uint64_t first = 0) = 0;
   virtual void fill(const Tensor& tensor, float value) = 0;
 
   virtual void matmul(const Matmul&) = 0;
@@ -333,6 +339,7 @@ class Device {
   virtual void swiglu_forward(const SwiGluForward&) = 0;
   virtual void swiglu_backward(const SwiGluBackward&) = 0;
   virtual void cross_entropy(const CrossEntropy&) = 0;
+  virtual void gradient_squares(const GradientSquares&) = 0;
   virtual void gradient_norm(const GradientNorm&) = 0;
   virtual void adamw(const AdamWUpdate&) = 0;
   virtual void scale_table_update(const ScaleTableUpdate&) = 0;

@@ -20,9 +20,9 @@ class ParameterList {
  public:
   // `gradient`: type of the gradients of matrices and embeddings; those of vectors are always F32.
   // `masters`: where the masters of matrices and embeddings go; those of vectors, which operations read
-  // themselves, stay in `plan`.
-  ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient)
-      : plan_(plan), masters_(masters), gradient_(gradient) {}
+  // themselves, stay in `plan`. Of those with at least norm_piece elements a rank, this one keeps a shard.
+  ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient, const Sharding& sharding = {})
+      : plan_(plan), masters_(masters), gradient_(gradient), sharding_(sharding) {}
 
   Parameter add(const std::string& name, ParameterKind kind, const Shape& shape, const Initial& initial);
   std::vector<Parameter>& all() { return parameters_; }
@@ -33,12 +33,13 @@ class ParameterList {
  private:
   MemoryPlan &plan_, &masters_;
   DType gradient_;
+  Sharding sharding_;
   std::vector<Parameter> parameters_;
   std::vector<Initial> initial_;
 };
 
-// A weight as GEMMs in storage precision and the embedding read it: the master itself when storage is F32,
-// otherwise a BF16 copy.
+// A weight as GEMMs in storage precision and the embedding read it: the master itself when storage is F32 and
+// it is whole, otherwise a copy.
 struct StorageWeight {
   Tensor master, copy;
 

@@ -97,7 +97,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
                                             MemoryPlan& plan, MemoryPlan& masters)
     : device(the_device),
       options(the_options),
-      parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient)) {
+      parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient), the_options.sharding) {
   require_buildable(options);
   rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};
@@ -179,13 +179,10 @@ size_t Transformer::Implementation::workspace_bytes() const {
   attention.heads = static_cast<int>(options.spec.heads);
   attention.kv_heads = static_cast<int>(options.spec.kv_heads);
   attention.head_width = static_cast<int>(options.spec.head_width_());
-  std::vector<Tensor> weight_gradients;
-  for (const Parameter& parameter : parameters.all()) weight_gradients.push_back(parameter.gradient);
   const DeviceWork work{.matmuls = matmuls,
                         .attentions = {&attention, 1},
                         .tokens = tokens.rows(),
-                        .width = options.spec.width,
-                        .gradients = weight_gradients};
+                        .width = options.spec.width};
   // A plan without a device is the plan of the one that is always there.
   return device ? device->workspace_bytes(work) : make_cpu_device({})->workspace_bytes(work);
 }

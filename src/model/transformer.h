@@ -27,6 +27,7 @@ struct TransformerOptions {
   int64_t head_chunk = 1024;  // tokens whose logits exist at once
   double z_loss = 0;
   uint64_t seed = 0;
+  Sharding sharding;
 };
 
 // Whether the masters of matrices and embeddings may live outside the device: Error(Usage) naming what reads

@@ -15,6 +15,7 @@ namespace octet {
 inline constexpr int64_t sum_lanes = 256;
 inline constexpr int64_t column_chunk = 64;     // tokens
 inline constexpr int64_t norm_piece = 1 << 14;  // gradient norm: values a partial sum in FP64 covers
+constexpr int64_t norm_pieces(int64_t count) { return (count + norm_piece - 1) / norm_piece; }
 inline constexpr int64_t cross_entropy_chunk =
     512;  // logits whose FP32 sum is added to the FP64 sum of a row
 

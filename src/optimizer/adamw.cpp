@@ -1,7 +1,10 @@
 #include "optimizer/adamw.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
+
+#include "numerics/sums.h"
 
 namespace octet {
 
@@ -52,7 +55,6 @@ AdamW::AdamW(Device* device, const AdamWOptions& options, const States& states,
              std::span<const Parameter> parameters, MemoryPlan& plan)
     : device_(device), options_(options) {
   states_.reserve(parameters.size());
-  gradients_.reserve(parameters.size());
   for (const Parameter& parameter : parameters) {
     const bool vector = parameter.kind == ParameterKind::Vector;
     MemoryPlan& home = vector || !states.offload ? plan : *states.offload;
@@ -64,6 +66,9 @@ AdamW::AdamW(Device* device, const AdamWOptions& options, const States& states,
     const Shape& shape = parameter.master.shape;
     states_.push_back({plan_moment(home, first, shape), plan_moment(home, second, shape)});
   }
+  int64_t pieces = 0;
+  for (const Parameter& parameter : parameters) pieces += norm_pieces(parameter.gradient.elements());
+  partials_ = plan.add("norm_partials", Category::Other, DType::F64, {pieces});
   control_ = plan.add("update_control", Category::Other, DType::U8, {sizeof(UpdateControl)});
   if (states.offload) plan_slots(parameters, states, plan);
 }
@@ -82,7 +87,7 @@ void AdamW::plan_slots(std::span<const Parameter> parameters, const States& stat
     const Parameter& p = parameters[i];
     if (p.kind == ParameterKind::Vector) continue;
     const int64_t elements = p.master.elements(), most = splits(i) ? step : elements;
-    for (int64_t begin = 0; begin < elements; begin += most)
+    for (int64_t begin = 0; begin == 0 || begin < elements; begin += std::max<int64_t>(most, 1))
       offloaded_.push_back({i, begin, std::min(most, elements - begin)});
     size_t piece_bytes = 0;
     PieceState state = at_home(p, {i, 0, std::min(most, elements)});
@@ -108,23 +113,33 @@ double AdamW::decay_of(const Parameter& parameter) const {
 
 void AdamW::step(std::span<const Parameter> parameters, double learning_rate, int64_t t,
                  const Tensor& loss_sum, double loss_divisor) {
-  decide(parameters, loss_sum, loss_divisor);
+  measure(parameters);
+  decide(loss_sum, loss_divisor);
   update(parameters, learning_rate, t);
 }
 
 const UpdateControl* AdamW::control() const { return static_cast<const UpdateControl*>(control_.data); }
 
-void AdamW::decide(std::span<const Parameter> parameters, const Tensor& loss_sum, double loss_divisor) {
-  gradients_.clear();
-  for (const Parameter& parameter : parameters) gradients_.push_back(parameter.gradient);
+void AdamW::measure(std::span<const Parameter> parameters, Whole whole) {
+  int64_t first = 0;
+  for (const Parameter& p : parameters) {
+    const int64_t pieces = norm_pieces(p.gradient.elements()), count = p.master.elements();
+    if (p.shard > 0) device_->zero(partials_.slice(first, pieces));
+    if (p.shard == 0 && whole == Whole::No)
+      device_->zero(partials_.slice(first, pieces));
+    else if (count > 0)
+      device_->gradient_squares({part(p.gradient, p.begin, count),
+                                 partials_.slice(first + p.begin / norm_piece, norm_pieces(count))});
+    first += pieces;
+  }
+}
 
-  GradientNorm norm;
-  norm.gradients = gradients_;
-  norm.loss_sum = loss_sum;
-  norm.loss_divisor = loss_divisor;
-  norm.clip_norm = static_cast<float>(options_.clip_norm);
-  norm.control = static_cast<UpdateControl*>(control_.data);
-  device_->gradient_norm(norm);
+void AdamW::decide(const Tensor& loss_sum, double loss_divisor) {
+  device_->gradient_norm({.partials = partials_,
+                          .loss_sum = loss_sum,
+                          .loss_divisor = loss_divisor,
+                          .clip_norm = static_cast<float>(options_.clip_norm),
+                          .control = static_cast<UpdateControl*>(control_.data)});
 }
 
 void AdamW::update(std::span<const Parameter> parameters, double learning_rate, int64_t t,
@@ -137,14 +152,16 @@ void AdamW::update(std::span<const Parameter> parameters, double learning_rate, 
   common.step = t;
   common.control = control();
   const auto tell = [&](const Piece& piece, const Tensor& master) {
-    if (updated) updated({piece.parameter, piece.begin, master});
+    const Parameter& p = parameters[piece.parameter];
+    const bool last = piece.begin + piece.count == p.master.elements();
+    if (updated) updated({piece.parameter, p.begin + piece.begin, master, last});
   };
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Parameter& parameter = parameters[i];
     if (!offloaded_.empty() && parameter.kind != ParameterKind::Vector) continue;
     const Piece whole{i, 0, parameter.master.elements()};
     const PieceState state{parameter.master, states_[i]};
-    update(parameter, whole, state, common);
+    if (whole.count > 0) update(parameter, whole, state, common);
     tell(whole, state.master);
   }
   if (offloaded_.empty()) return;
@@ -161,7 +178,7 @@ void AdamW::update(std::span<const Parameter> parameters, double learning_rate, 
       transfer(Lane::In, in_slot((i + 1) % slots_.size(), home(i + 1)), home(i + 1));
     }
     const PieceState state = in_slot(i % slots_.size(), home(i));
-    update(parameters[piece.parameter], piece, state, common);
+    if (piece.count > 0) update(parameters[piece.parameter], piece, state, common);
     tell(piece, state.master);
     device_->order(Lane::Out, Lane::Compute);
     transfer(Lane::Out, home(i), state);
@@ -205,7 +222,7 @@ void AdamW::update(const Parameter& parameter, const Piece& piece, const PieceSt
                    const AdamWUpdate& common) {
   AdamWUpdate update = common;
   update.master = state.master.flat();
-  update.gradient = part(parameter.gradient, piece.begin, piece.count);
+  update.gradient = part(parameter.gradient, parameter.begin + piece.begin, piece.count);
   update.first = state.moments.first;
   update.second = state.moments.second;
   update.weight_decay = static_cast<float>(decay_of(parameter));

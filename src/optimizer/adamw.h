@@ -41,12 +41,17 @@ class AdamW {
   };
   std::vector<State>& states() { return states_; }  // in the parameters' order
 
-  // decide(), then update().
+  // measure(), decide(), then update().
   void step(std::span<const Parameter> parameters, double learning_rate, int64_t t, const Tensor& loss_sum,
             double loss_divisor);
+  // The partial sums of the gradient norm of this rank's elements; of whole parameters only where `whole`.
+  // Everything else is zero, so that a sum over the ranks has the bits of one rank's.
+  enum class Whole : uint8_t { No, Yes };
+  void measure(std::span<const Parameter> parameters, Whole whole = Whole::Yes);
+  const Tensor& norm_partials() const { return partials_; }  // F64
   // The norm of the gradients, clipping, and whether the step is applied; loss_sum and divisor as in
   // GradientNorm.
-  void decide(std::span<const Parameter> parameters, const Tensor& loss_sum, double loss_divisor);
+  void decide(const Tensor& loss_sum, double loss_divisor);
   // t from 1. `updated` is called after each piece's update is enqueued: its values are there until it
   // returns.
   using Updated = std::function<void(const MasterPiece&)>;
@@ -76,10 +81,10 @@ class AdamW {
   Device* device_;
   AdamWOptions options_;
   std::vector<State> states_;
-  Tensor control_;                 // U8 [sizeof(UpdateControl)]
-  std::vector<Tensor> gradients_;  // views, kept so that a step allocates nothing
-  std::vector<Piece> offloaded_;   // in the order of their visits
-  std::array<Tensor, 2> slots_;    // U8
+  Tensor control_;                // U8 [sizeof(UpdateControl)]
+  Tensor partials_;               // F64 [norm pieces of all gradients]
+  std::vector<Piece> offloaded_;  // in the order of their visits
+  std::array<Tensor, 2> slots_;   // U8
 };
 
 }  // namespace octet

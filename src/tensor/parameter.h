@@ -16,8 +16,20 @@ struct Parameter {
   std::string name;  // "blocks.3.attention.qkv.weight"
   ParameterKind kind = ParameterKind::Matrix;
   size_t index = 0;  // in the model's list
-  Tensor master;     // FP32; on the device or, offloaded, in the host's page-locked memory
-  Tensor gradient;   // FP32 or BF16, same shape
+  // FP32; on the device or, offloaded, in the host's page-locked memory. Sharded: flat, the elements
+  // [begin, begin + master.elements()), which may be none.
+  Tensor master;
+  int64_t begin = 0;
+  Tensor gradient;  // FP32 or BF16, of the whole shape
+  // Sharded: elements of every rank's shard, the last ones' padding included, and the gradient with its
+  // padding, [ranks * shard]. 0: every rank has the whole.
+  int64_t shard = 0;
+  Tensor padded_gradient;
+};
+
+// Which part of the masters and moments of large parameters a rank keeps (ZeRO, 1910.02054, 5.1).
+struct Sharding {
+  int rank = 0, ranks = 1;
 };
 
 // FP32 values of a parameter, or of some of its elements, on the device.
@@ -25,6 +37,7 @@ struct MasterPiece {
   size_t parameter = 0;  // index
   int64_t begin = 0;     // first element
   Tensor values;         // F32
+  bool last = true;      // of its parameter on this rank
 };
 
 }  // namespace octet

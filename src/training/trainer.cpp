@@ -164,7 +164,8 @@ bool Trainer::gradients(StepReport& report) {
 // applied the device decides for itself.
 void Trainer::update(const StepReport& report) {
   RunMemory& m = memory_;
-  m.optimizer.decide(m.model.parameters(), m.model.loss_sum(), static_cast<double>(config_.batch.tokens));
+  m.optimizer.measure(m.model.parameters());
+  m.optimizer.decide(m.model.loss_sum(), static_cast<double>(config_.batch.tokens));
   ScaleTable& scales = m.model.scales();
   if (scales.count) {
     readback_.take_statistics(report.step, scales);

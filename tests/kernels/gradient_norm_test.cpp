@@ -47,10 +47,18 @@ kernels::Control by_kernels(const Case& c) {
 }
 UpdateControl by_specification(const Case& c) {
   UpdateControl control{};
-  std::vector<Tensor> gradients(c.gradients.begin(), c.gradients.end());
+  int64_t pieces = 0;
+  for (const Array& gradient : c.gradients) pieces += norm_pieces(gradient.elements());
+  const Array partials(DType::F64, {pieces});
+  int64_t next = 0;
+  for (const Array& gradient : c.gradients) {
+    const int64_t own = norm_pieces(gradient.elements());
+    specification().gradient_squares({gradient, partials.tensor().slice(next, own)});
+    next += own;
+  }
   Array loss(DType::F64, {1});
   *loss.as<double>() = c.loss_sum;
-  specification().gradient_norm({.gradients = gradients,
+  specification().gradient_norm({.partials = partials,
                                  .loss_sum = loss,
                                  .loss_divisor = c.loss_divisor,
                                  .clip_norm = c.clip_norm,

@@ -42,8 +42,13 @@ Trained train_states(Device& device, const Moments& moments, bool offload) {
       const auto& [kind, shape] = shapes[i];
       const std::string name = fmt::format("p{}", i);
       MemoryPlan& masters = kind == ParameterKind::Vector ? plans[0] : home;
-      parameters.push_back({name, kind, i, masters.add(name, Category::Masters, DType::F32, shape),
-                            plans[0].add(name + ".gradient", Category::Gradients, DType::BF16, shape)});
+      Parameter p;
+      p.name = name;
+      p.kind = kind;
+      p.index = i;
+      p.master = masters.add(name, Category::Masters, DType::F32, shape);
+      p.gradient = plans[0].add(name + ".gradient", Category::Gradients, DType::BF16, shape);
+      parameters.push_back(p);
     }
     const Tensor loss = plans[0].add("loss", Category::Other, DType::F64, {1});
     AdamW adamw(&device, {}, {moments, offload ? &plans[1] : nullptr, [](size_t p) { return p == 0; }},
@@ -58,7 +63,8 @@ Trained train_states(Device& device, const Moments& moments, bool offload) {
               random_normal(static_cast<uint64_t>(t) * 100 + p.index, static_cast<uint64_t>(i)))));
         device.upload(p.gradient.data, values.data(), p.gradient.bytes());
       }
-      adamw.decide(parameters, loss, 1);
+      adamw.measure(parameters);
+      adamw.decide(loss, 1);
       trained.pieces.clear();
       adamw.update(parameters, 1e-2, t, [&](const MasterPiece& piece) {
         trained.pieces.push_back(

@@ -124,12 +124,12 @@ void CpuDevice::copy(const Tensor& to, const Tensor& from) {
   });
 }
 
-void CpuDevice::fill_normal(const Tensor& tensor, float deviation, uint64_t key) {
+void CpuDevice::fill_normal(const Tensor& tensor, float deviation, uint64_t key, uint64_t first) {
   float* to = tensor.as<float>();
   for_pieces(tensor.elements(), threads_, [&](int64_t begin, int64_t count) {
     for (int64_t i = begin; i < begin + count; ++i) {
-      to[i] =
-          static_cast<float>(static_cast<double>(deviation) * random_normal(key, static_cast<uint64_t>(i)));
+      to[i] = static_cast<float>(static_cast<double>(deviation) *
+                                 random_normal(key, first + static_cast<uint64_t>(i)));
     }
   });
 }

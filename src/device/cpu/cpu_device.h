@@ -22,7 +22,7 @@ class CpuDevice final : public Device {
   void synchronize() override {}
   void zero(const Tensor& tensor) override;
   void copy(const Tensor& to, const Tensor& from) override;
-  void fill_normal(const Tensor& tensor, float deviation, uint64_t key) override;
+  void fill_normal(const Tensor& tensor, float deviation, uint64_t key, uint64_t first) override;
   void fill(const Tensor& tensor, float value) override;
   void accumulate_sum(const Tensor& out, const Tensor& x) override;
 
@@ -41,8 +41,9 @@ class CpuDevice final : public Device {
   void attention_backward(const AttentionBackward&) override;
   void swiglu_forward(const SwiGluForward&) override;  // swiglu.cpp
   void swiglu_backward(const SwiGluBackward&) override;
-  void cross_entropy(const CrossEntropy&) override;           // cross_entropy.cpp
-  void gradient_norm(const GradientNorm&) override;           // gradient_norm.cpp
+  void cross_entropy(const CrossEntropy&) override;        // cross_entropy.cpp
+  void gradient_squares(const GradientSquares&) override;  // gradient_norm.cpp
+  void gradient_norm(const GradientNorm&) override;
   void adamw(const AdamWUpdate&) override;                    // adamw.cpp
   void scale_table_update(const ScaleTableUpdate&) override;  // scale_table.cpp
 

@@ -131,7 +131,7 @@ void GpuDevice::copy(const Tensor& to, const Tensor& from) {
 
 // On the host: random_normal() is FP64 arithmetic of the host's library, and initial weights must not depend
 // on the device.
-void GpuDevice::fill_normal(const Tensor& tensor, float deviation, uint64_t key) {
+void GpuDevice::fill_normal(const Tensor& tensor, float deviation, uint64_t key, uint64_t first) {
   const int64_t count = tensor.elements(), piece = std::min<int64_t>(count, 1 << 20);
   std::vector<float> values(static_cast<size_t>(piece));
   for (int64_t begin = 0; begin < count; begin += piece) {
@@ -139,7 +139,7 @@ void GpuDevice::fill_normal(const Tensor& tensor, float deviation, uint64_t key)
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
       values[static_cast<size_t>(i)] = static_cast<float>(
-          static_cast<double>(deviation) * random_normal(key, static_cast<uint64_t>(begin + i)));
+          static_cast<double>(deviation) * random_normal(key, first + static_cast<uint64_t>(begin + i)));
     }
     backend_->copy_from_host(tensor.as<float>() + begin, values.data(),
                              static_cast<size_t>(n) * sizeof(float));

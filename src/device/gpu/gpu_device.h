@@ -67,7 +67,7 @@ class GpuDevice final : public Device {
   void replay(Replay& replay, uint64_t signature, const std::function<void()>& work) override;
   void zero(const Tensor& tensor) override;
   void copy(const Tensor& to, const Tensor& from) override;
-  void fill_normal(const Tensor& tensor, float deviation, uint64_t key) override;
+  void fill_normal(const Tensor& tensor, float deviation, uint64_t key, uint64_t first) override;
   void fill(const Tensor& tensor, float value) override;
   void accumulate_sum(const Tensor& out, const Tensor& x) override;
   size_t workspace_bytes(const DeviceWork& work) const override;
@@ -88,6 +88,7 @@ class GpuDevice final : public Device {
   void cross_entropy(const CrossEntropy&) override;
 
   // update.cpp
+  void gradient_squares(const GradientSquares&) override;
   void gradient_norm(const GradientNorm&) override;
   void adamw(const AdamWUpdate&) override;
   void scale_table_update(const ScaleTableUpdate&) override;

@@ -38,13 +38,11 @@ size_t scratch_bytes(const DeviceWork& work) {
     rope.kv_heads = a.kv_heads;
     rope.head_width = a.head_width;
   }
-  int64_t pieces = 0;
-  for (const Tensor& gradient : work.gradients) pieces += kernels::norm_pieces(gradient.elements());
   const size_t partials =
       std::max(scratch_size<float>(kernels::rmsnorm_partial_elements(work.tokens, row_width)),
                scratch_size<float>(kernels::rope_partial_elements(rope)));
-  return std::max({cast_bytes(rows, columns) + partials, scratch_size<double>(pieces),
-                   scratch_size<std::byte>(kernels::embedding_scratch_bytes(work.tokens))});
+  return std::max(cast_bytes(rows, columns) + partials,
+                  scratch_size<std::byte>(kernels::embedding_scratch_bytes(work.tokens)));
 }
 
 }  // namespace OCTET_GPU

@@ -18,23 +18,20 @@ static_assert(sizeof(kernels::Control) == sizeof(UpdateControl) &&
                   offsetof(kernels::Control, nonfinite_piece) == offsetof(UpdateControl, nonfinite_piece),
               "kernels::Control is UpdateControl as the kernels see it");
 
+void GpuDevice::gradient_squares(const GradientSquares& op) {
+  const OperationTimer timer = timed("gradient norm");
+  check(op);
+  kernels::squares({.values = op.gradient.data,
+                    .storage = format_of(op.gradient),
+                    .count = op.gradient.elements(),
+                    .partial = op.partials.as<double>(),
+                    .stream = backend_->stream()});
+}
+
 void GpuDevice::gradient_norm(const GradientNorm& op) {
   const OperationTimer timer = timed("gradient norm");
-  int64_t pieces = 0;
-  for (const Tensor& gradient : op.gradients) pieces += kernels::norm_pieces(gradient.elements());
-  Scratch memory = scratch(scratch_size<double>(pieces));
-  double* const partials = memory.take<double>(pieces);
-  double* next = partials;
-  for (const Tensor& gradient : op.gradients) {
-    kernels::squares({.values = gradient.data,
-                      .storage = format_of(gradient),
-                      .count = gradient.elements(),
-                      .partial = next,
-                      .stream = backend_->stream()});
-    next += kernels::norm_pieces(gradient.elements());
-  }
-  kernels::finish_norm({.partial = partials,
-                        .count = pieces,
+  kernels::finish_norm({.partial = op.partials.as<double>(),
+                        .count = op.partials.elements(),
                         .loss_sum = op.loss_sum.as<double>(),
                         .loss_divisor = op.loss_divisor,
                         .clip_norm = op.clip_norm,
