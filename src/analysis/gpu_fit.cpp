@@ -32,6 +32,7 @@ std::vector<Candidate> candidates(const RunConfig& from) {
     add("batch.recompute", "norms_and_swiglu",
         [](RunConfig& c) { c.batch.recompute = Recompute::NormsAndSwiGLU; });
   add("batch.recompute", "block", [](RunConfig& c) { c.batch.recompute = Recompute::Block; });
+  add("memory.offload", "optimizer", [](RunConfig& c) { c.memory.offload = Offload::Optimizer; });
   add("precision.moments.first", "e4m3", [](RunConfig& c) { c.precision.moments.first = Format::E4M3; });
   add("precision.moments.second", "e5m2", [](RunConfig& c) { c.precision.moments.second = Format::E5M2; });
   add("precision.weight_gradient", "bf16", [](RunConfig& c) { c.precision.weight_gradient = Format::BF16; });

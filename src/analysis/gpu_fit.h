@@ -35,8 +35,8 @@ struct GpuFit {
   bool fits() const { return needed_bytes() <= gpu->memory_bytes(); }
 };
 
-// The changes are those that keep the most of the run first: what only costs time or determinism, then what
-// rounds more. Every one is planned like the run itself.
+// The changes are those that keep the most of the run first: what only costs time or determinism, last of
+// these the host's memory (memory.offload); then what rounds more. Every one is planned like the run itself.
 GpuFit gpu_fit(const RunConfig& config, const GpuModel& gpu, const GpuWorkspace& workspace,
                uint64_t planned_bytes);
 

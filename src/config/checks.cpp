@@ -203,6 +203,12 @@ void check_precision(const RunConfig& c, Problems& out) {
   }
 }
 
+void check_memory(const RunConfig& c, Problems& out) {
+  if (c.memory.offload == Offload::None) return;
+  const std::string problem = offload_problem(c.precision);
+  if (!problem.empty()) out.push_back({"/memory/offload", {"/precision"}, "found \"optimizer\"; " + problem});
+}
+
 void check_schedule(const RunConfig& c, Problems& out) {
   if (c.schedule.warmup_steps > 0 && c.schedule.warmup_steps >= c.run.steps) {
     out.push_back(
@@ -221,6 +227,7 @@ std::vector<RuleProblem> check_rules(const RunConfig& c) {
   check_batch(c, out);
   check_micro_alignment(c, out);
   check_precision(c, out);
+  check_memory(c, out);
   check_schedule(c, out);
   for (const SpecProblem& problem : check(c.model, c.precision.float8())) {
     std::string key = problem.key;

@@ -40,15 +40,11 @@ void require_buildable(const TransformerOptions& options) {
 
 }  // namespace
 
-void require_offloadable(const TransformerOptions& options) {
-  if (options.recipe.storage == Format::FP32)
-    throw Error(ExitCode::Usage, "offloaded masters: with precision.storage fp32 the GEMMs read the masters",
-                "storage bf16, or no offload");
-  if (options.recipe.float8() && options.recipe.smooth_swiglu == SmoothSwiGLU::Channel)
-    throw Error(ExitCode::Usage,
-                "offloaded masters: smooth_swiglu \"channel\" reads the down projection's master in every "
-                "micro-batch",
-                "smooth_swiglu dual, or no offload");
+std::string offload_problem(const Recipe& recipe) {
+  if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read the masters themselves";
+  if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+    return "smooth_swiglu \"channel\" reads the down projection's master in every micro-batch";
+  return {};
 }
 
 struct Transformer::Implementation {
@@ -261,7 +257,8 @@ void Transformer::Implementation::reset_scales() {
 Transformer::Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan,
                          MemoryPlan* offload)
     : implementation_(std::make_unique<Implementation>(device, options, plan, offload ? *offload : plan)) {
-  if (offload) require_offloadable(options);
+  if (const std::string problem = offload ? offload_problem(options.recipe) : ""; !problem.empty())
+    throw Error(ExitCode::Usage, "offloaded masters: " + problem, "another recipe, or no offload");
 }
 Transformer::~Transformer() = default;
 

@@ -30,9 +30,9 @@ struct TransformerOptions {
   Sharding sharding;
 };
 
-// Whether the masters of matrices and embeddings may live outside the device: Error(Usage) naming what reads
-// them there.
-void require_offloadable(const TransformerOptions& options);
+// Why the masters of matrices and embeddings may not live outside the device: what reads them there. Empty:
+// they may.
+std::string offload_problem(const Recipe& recipe);
 
 // Where in the run a micro-batch is: keys stochastic rounding.
 struct MicroStep {
@@ -45,7 +45,7 @@ class Transformer {
   // without one (null) the plan is that of a CPU device with default options. Error(Usage) with every broken
   // rule of check().
   // `offload`: where the masters of matrices and embeddings go instead, host memory of
-  // Device::allocate_host(); see require_offloadable().
+  // Device::allocate_host(). Error(Usage) when there is an offload_problem().
   Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan,
               MemoryPlan* offload = nullptr);
   ~Transformer();

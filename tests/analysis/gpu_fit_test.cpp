@@ -1,6 +1,8 @@
 // Plans for GPUs that are not here.
 #include "analysis/gpu_fit.h"
 
+#include <filesystem>
+
 #include "analysis/planner.h"
 #include "error_of.h"
 
@@ -49,6 +51,40 @@ TEST_CASE("8B with FP32 masters and FP8 moments fits 141 GB at context 8192, wit
   CHECK_FALSE(planned("8b-fp8.json", "h100").gpu->fits());
 }
 
+TEST_CASE("3B fits 24 GB with offload and not without") {
+  const RunPlan plan = planned("3b-fp8-24gb.json", "rtx4090");
+  CHECK(plan.gpu->gpu->memory_bytes() == 24'000'000'000);
+  CHECK(plan.gpu->fits());
+  // By hand: F32 gradients, codes of the blocks' weights in both layouts, BF16 of the token table, which is
+  // the head too. 3 GB above these states hold the rest: two layers' pieces, a block, a chunk of logits.
+  const auto parameters = static_cast<double>(plan.parameters);
+  const double table = 128256.0 * 3072;
+  const double states = parameters * 4 + 2 * (parameters - table) + 2 * table;
+  CHECK(static_cast<double>(plan.device_bytes) > states);
+  CHECK(static_cast<double>(plan.device_bytes) < states + 3e9);
+  // Masters 4, moments 2 (1 + 4/128) wait on the host; gains, 2 a layer and the last, stay on the device.
+  const double offloaded = (parameters - (2 * 28 + 1) * 3072.0) * (4 + 2 * (1 + 4.0 / 128));
+  CHECK(static_cast<double>(plan.offload_bytes) == Approx(offloaded).epsilon(1e-6));
+  // Negative control: the same without it, whose only way to fit is offload.
+  const RunPlan resident = planned("3b-fp8-24gb.json", "rtx4090", {"memory.offload=none"});
+  CHECK(resident.offload_bytes == 0);
+  CHECK_FALSE(resident.gpu->fits());
+  REQUIRE(resident.gpu->changes.size() == 1);
+  CHECK(resident.gpu->changes[0].key == "memory.offload");
+  CHECK(resident.gpu->changes[0].value == "optimizer");
+  CHECK(resident.gpu->changes[0].fits);
+  // From the file for larger GPUs the proposals end where this one begins.
+  std::vector<std::string> keys;
+  const RunPlan large = planned("3b-fp8.json", "rtx4090");
+  for (const FitChange& change : large.gpu->changes) keys.push_back(change.key + "=" + change.value);
+  CHECK(keys ==
+        std::vector<std::string>{"batch.micro=1", "batch.recompute=block", "memory.offload=optimizer"});
+  CHECK(large.gpu->changes.back().device_bytes - plan.device_bytes < MemoryPlan::alignment);
+  // Not proposed where a micro-batch reads the masters.
+  const RunPlan channel = planned("3b-fp8.json", "rtx4090", {"precision.smooth_swiglu=channel"});
+  for (const FitChange& change : channel.gpu->changes) CHECK(change.key != "memory.offload");
+}
+
 TEST_CASE("the planned workspace of a GPU is the largest of its parts") {
   for (const char* gpu : {"l40s", "h200", "b200"}) {
     const RunPlan plan = planned("1b-fp8.json", gpu);
@@ -93,5 +129,18 @@ TEST_CASE("what a GPU cannot do is an error, not a plan") {
   CHECK(float8.code() == ExitCode::Hardware);
   CHECK_THAT(float8.what(), contains_text("8.9"));
   CHECK_NOTHROW(planned("1b-bf16.json", "a100"));
-  CHECK(error_of([] { planned("quickstart.json", "h200"); }).code() == ExitCode::Usage);  // heads of 32
+  const Error narrow = error_of([] { planned("quickstart.json", "h200", {"model.heads=4"}); });
+  CHECK(narrow.code() == ExitCode::Usage);
+  CHECK_THAT(narrow.what(), contains_text("heads of 64 to 256 in steps of 8, not 32"));
+  const Error wide = error_of([] { planned("1b-bf16.json", "h200", {"precision.recipe=fp32"}); });
+  CHECK_THAT(wide.what(), contains_text("attention on the GPU reads and writes BF16"));
+}
+
+TEST_CASE("every shipped configuration is one that a GPU can run") {
+  for (const auto& entry : std::filesystem::directory_iterator(configs)) {
+    if (entry.path().extension() != ".json") continue;
+    INFO(entry.path());
+    for (const char* gpu : {"rtx4090", "h200", "b200"})
+      CHECK_NOTHROW(planned(entry.path().filename().string(), gpu));
+  }
 }

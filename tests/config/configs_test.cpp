@@ -74,7 +74,7 @@ std::string violates(const Json& schema, const Json& value, const std::string& a
 }  // namespace
 
 TEST_CASE("every shipped configuration is valid and survives its own resolution") {
-  REQUIRE(shipped().size() >= 22);
+  REQUIRE(shipped().size() >= 23);
   for (const fs::path& path : shipped()) {
     INFO(path);
     const RunConfig config = load_config(path.string());
@@ -101,7 +101,20 @@ TEST_CASE("shipped twins differ in the precision section only") {
     CHECK(load_config(fp8.string()).precision.float8());
     twins.insert(base);
   }
-  CHECK(twins.size() * 2 == shipped().size());
+  CHECK(twins.size() * 2 + 1 == shipped().size());  // 3b-fp8-24gb.json, below
+}
+
+TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig small = load_config((folder / "3b-fp8-24gb.json").string());
+  const RunConfig large = load_config((folder / "3b-fp8.json").string());
+  CHECK(small.memory.offload == Offload::Optimizer);
+  CHECK(small.run.steps == large.run.steps);
+  small.run = large.run;
+  small.memory = large.memory;
+  small.batch.micro = large.batch.micro;
+  small.batch.recompute = large.batch.recompute;
+  CHECK(small == large);
 }
 
 TEST_CASE("the quickstart's FP8 section spells out the recipe fp8") {

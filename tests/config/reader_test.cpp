@@ -221,6 +221,14 @@ TEST_CASE("FP8 needs micro-batches of a multiple of 16 tokens, BF16 does not") {
   CHECK(complaint_of(fmt::format(fmt::runtime(file), 32, 320, "fp8")).what.empty());
 }
 
+TEST_CASE("recipes whose masters a micro-batch reads cannot be offloaded") {
+  const std::string offload = R"({"memory": {"offload": "optimizer"}, "precision": {)";
+  for (const char* reads : {R"("recipe": "fp32"}})", R"("recipe": "fp8", "smooth_swiglu": "channel"}})"})
+    CHECK(complaint_of(offload + reads).has("/memory/offload: found \"optimizer\"; "));
+  for (const char* does_not : {R"("recipe": "bf16"}})", R"("recipe": "fp8", "smooth_swiglu": "dual"}})"})
+    CHECK_NOTHROW(parse_config(offload + does_not, "t"));
+}
+
 TEST_CASE("a preset or recipe is expanded first and the fields beside it override, in any order") {
   const RunConfig c = parse_config(
       R"({"model": {"layers": 8, "preset": "llama-1b"}, "precision": {"smooth_swiglu": "token", "recipe": "fp8"},

@@ -159,12 +159,3 @@ TEST_CASE("an offloaded run writes the checkpoints of a resident one, resumed, r
     }
   }
 }
-
-TEST_CASE("recipes whose masters a micro-batch reads cannot be offloaded") {
-  const TinyData data;
-  for (const char* recipe : {"precision.recipe=fp32", "precision.smooth_swiglu=channel"}) {
-    TinyRun run(data, {"memory.offload=optimizer", recipe});
-    CHECK(error_of([&] { run.go(); }).find("offloaded masters: ") != std::string::npos);
-    CHECK_FALSE(std::filesystem::exists(run.path()));
-  }
-}
