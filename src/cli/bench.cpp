@@ -25,6 +25,7 @@
 #include "training/open_device.h"
 #include "training/precision_proof.h"
 #include "training/run_memory.h"
+#include "training/step_readback.h"
 
 namespace octet {
 namespace {
@@ -78,6 +79,79 @@ Json loader_wait(const std::vector<double>& waits, const std::vector<double>& se
 }
 
 // The step of the trainer without its log, evaluation and checkpoints.
+class StepLoop {
+ public:
+  StepLoop(Device& device, const RunConfig& config, RunMemory& memory, Loader& loader)
+      : device_(device),
+        config_(config),
+        memory_(memory),
+        loader_(loader),
+        ahead_(device.info().asynchronous ? 1 : 0),
+        readback_(device, {}) {}
+
+  // Of each step, from the end of the one before to its own.
+  struct Measured {
+    std::vector<double> seconds, waits;  // waits: of these, for the loader
+    void drop(int64_t first) {
+      seconds.erase(seconds.begin(), seconds.begin() + first);
+      waits.erase(waits.begin(), waits.begin() + first);
+    }
+  };
+  // Enqueues ahead like the trainer: the host waits for a step while the device has the next.
+  Measured run(int64_t steps) {
+    Measured measured;
+    device_.synchronize();
+    double before = monotonic_seconds(), stalled_before = loader_.stalled_seconds();
+    const int64_t first = enqueued_;
+    for (int64_t i = 0; i < steps + ahead_; ++i) {
+      if (i < steps) enqueue();
+      if (i < ahead_) continue;
+      settled_ = first + i - ahead_;
+      readback_.wait(settled_);
+      const double now = monotonic_seconds(), stalled = loader_.stalled_seconds();
+      measured.seconds.push_back(now - before);
+      measured.waits.push_back(stalled - stalled_before);
+      before = now;
+      stalled_before = stalled;
+    }
+    return measured;
+  }
+  float last_loss() const { return readback_.control(settled_).loss; }
+
+ private:
+  void enqueue() {
+    const int64_t step = enqueued_++;
+    const double tokens = static_cast<double>(config_.batch.tokens);
+    Transformer& model = memory_.model;
+    device_.reset_matmul_counts();
+    model.zero_gradients();
+    device_.zero(model.loss_sum());
+    for (int64_t micro = 0; micro < accumulation(config_); ++micro) {
+      const MicroBatch& batch = loader_.next();
+      model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
+                             {step, micro});
+    }
+    memory_.optimizer.measure(model.parameters());
+    memory_.optimizer.decide(model.loss_sum(), tokens);
+    model.update_scales(step, memory_.optimizer.control());
+    memory_.optimizer.update(
+        model.parameters(), learning_rate(config_.schedule, step, config_.run.steps), step + 1,
+        [&](const MasterPiece& piece) { model.refresh_working_weight(piece, step + 1); });
+    readback_.take_outcome(step, model.loss_sum(), memory_.optimizer.control());
+  }
+
+  Device& device_;
+  const RunConfig& config_;
+  RunMemory& memory_;
+  Loader& loader_;
+  const int64_t ahead_;
+  StepReadback readback_;
+  int64_t enqueued_ = 0, settled_ = 0;
+};
+
+// A few: a device that works on its own is waited for after each operation, and replays nothing.
+constexpr int64_t most_steps_by_operation = 5;
+
 Json measure_steps(const RunConfig& config, const TokenSource& source, const StepArguments& arguments) {
   const std::unique_ptr<Device> device = open_device(arguments.device, device_options(config));
   const PlannedMemory planned = measure_memory(device.get(), config);
@@ -104,64 +178,46 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   const uint64_t read_before = storage_read_bytes();
   Loader loader(source.data, options);
 
-  const double tokens = static_cast<double>(config.batch.tokens);
-  std::vector<double> seconds, waits;
-  float loss = 0;
-  for (int64_t step = 0; step < arguments.warmup + arguments.steps; ++step) {
-    if (step == arguments.warmup) {
-      device->set_timing(true);
-      device->reset_timings();
-    }
-    device->reset_matmul_counts();
-    const double begin = monotonic_seconds(), stalled = loader.stalled_seconds();
-    memory.model.zero_gradients();
-    device->zero(memory.model.loss_sum());
-    for (int64_t micro = 0; micro < accumulation(config); ++micro) {
-      const MicroBatch& batch = loader.next();
-      memory.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
-                                    {step, micro});
-    }
-    memory.optimizer.measure(memory.model.parameters());
-    memory.optimizer.decide(memory.model.loss_sum(), tokens);
-    memory.model.update_scales(step, memory.optimizer.control());
-    memory.optimizer.update(
-        memory.model.parameters(), learning_rate(config.schedule, step, config.run.steps), step + 1,
-        [&](const MasterPiece& piece) { memory.model.refresh_working_weight(piece, step + 1); });
-    loss = memory.optimizer.read_control().loss;
-    device->synchronize();
-    if (step < arguments.warmup) continue;
-    seconds.push_back(monotonic_seconds() - begin);
-    waits.push_back(loader.stalled_seconds() - stalled);
-  }
-  const double step_seconds = median(seconds), rate = tokens / step_seconds;
+  StepLoop loop(*device, config, memory, loader);
+  StepLoop::Measured measured = loop.run(arguments.warmup + arguments.steps);
+  measured.drop(arguments.warmup);
+  const float last_loss = loop.last_loss();
+  const MatmulCounts products = device->matmul_counts();
+
+  device->set_timing(true);
+  const int64_t timed_steps = std::min(arguments.steps, most_steps_by_operation);
+  const double timed_seconds = median(loop.run(timed_steps).seconds);
   Json operations = Json::object();
   double all = 0;
   for (const auto& [name, time] : device->timings()) {
-    operations[name] = time / static_cast<double>(arguments.steps);
-    all += time / static_cast<double>(arguments.steps);
+    operations[name] = time / static_cast<double>(timed_steps);
+    all += time / static_cast<double>(timed_steps);
   }
+  const double step_seconds = median(measured.seconds),
+               rate = static_cast<double>(config.batch.tokens) / step_seconds;
   const DeviceInfo info = device->info();
-  Json result = {
-      {"recipe", config.precision.name},
-      {"device", info.name},
-      {"parameters", config.model.parameters()},
-      {"tokens_per_step", config.batch.tokens},
-      {"steps", arguments.steps},
-      {"tokens_per_second", rate},
-      {"step_seconds_median", step_seconds},
-      {"step_seconds_best", seconds.empty() ? 0 : *std::min_element(seconds.begin(), seconds.end())},
-      {"model_flops_per_second", rate * config.model.flops_per_token()},
-      {"peak_flops", info.peak_flops},
-      {"fp8_flop_share", fp8_flop_share(device->matmul_counts())},
-      {"planned_bytes", planned.device_bytes},
-      {"resident_before_bytes", before},
-      {"peak_resident_bytes", status_bytes("VmHWM:")},
-      {"last_loss", json_number(static_cast<double>(loss))},
-      {"seconds_by_operation", std::move(operations)},
-      {"seconds_outside_operations", step_seconds - all},
-      {"gemm_table", gemm_table(device->matmul_counts())},
-      {"storage_read_bytes", storage_read_bytes() - read_before}};
-  result.update(loader_wait(waits, seconds));
+  Json result = {{"recipe", config.precision.name},
+                 {"device", info.name},
+                 {"parameters", config.model.parameters()},
+                 {"tokens_per_step", config.batch.tokens},
+                 {"steps", arguments.steps},
+                 {"tokens_per_second", rate},
+                 {"step_seconds_median", step_seconds},
+                 {"step_seconds_best", *std::min_element(measured.seconds.begin(), measured.seconds.end())},
+                 {"model_flops_per_second", rate * config.model.flops_per_token()},
+                 {"peak_flops", info.peak_flops},
+                 {"fp8_flop_share", fp8_flop_share(products)},
+                 {"planned_bytes", planned.device_bytes},
+                 {"resident_before_bytes", before},
+                 {"peak_resident_bytes", status_bytes("VmHWM:")},
+                 {"last_loss", json_number(static_cast<double>(last_loss))},
+                 {"steps_by_operation", timed_steps},
+                 {"step_seconds_by_operation", timed_seconds},
+                 {"seconds_by_operation", std::move(operations)},
+                 {"seconds_outside_operations", timed_seconds - all},
+                 {"gemm_table", gemm_table(products)},
+                 {"storage_read_bytes", storage_read_bytes() - read_before}};
+  result.update(loader_wait(measured.waits, measured.seconds));
   if (source.synthetic) result["shard_filesystem"] = source.synthetic->filesystem();
   return result;
 }
@@ -182,12 +238,14 @@ void print_step(const Json& r) {
   fmt::print("  memory: planned {}, measured {} above the {} of the program itself\n",
              human_bytes(r["planned_bytes"]), human_bytes(peak > before ? peak - before : 0),
              human_bytes(before));
+  const double timed = r["step_seconds_by_operation"];
+  fmt::print("  operations, waited for one by one in {} more: step {:.4f} s\n",
+             plural(r["steps_by_operation"].get<int64_t>(), "step"), timed);
   std::vector<std::pair<double, std::string>> operations;
   for (const auto& [name, seconds] : r["seconds_by_operation"].items()) operations.push_back({seconds, name});
   std::sort(operations.rbegin(), operations.rend());
   for (const auto& [seconds, name] : operations)
-    fmt::print("  {:<28} {:>9.4f} s {:>6.1f}%\n", name, seconds,
-               100 * seconds / r["step_seconds_median"].get<double>());
+    fmt::print("  {:<28} {:>9.4f} s {:>6.1f}%\n", name, seconds, 100 * seconds / timed);
 }
 
 int bench_step(const StepArguments& arguments) {

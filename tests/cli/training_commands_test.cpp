@@ -205,6 +205,40 @@ TEST_CASE("bench prints numbers a script can read") {
   CHECK(nlohmann::json::parse(matmul.output).size() == 4);
 }
 
+TEST_CASE(
+    "the step that bench measures is the trainer's, on a device that is waited for and on one that is not") {
+  const Workplace place(8);
+  REQUIRE(place.octet("train run.json --quiet --device cpu").code == 0);
+  std::vector<double> losses;  // by step
+  std::ifstream metrics(place.run("metrics.jsonl"));
+  for (std::string line; std::getline(metrics, line);)
+    if (const auto record = nlohmann::json::parse(line); record["kind"] == "step")
+      losses.push_back(static_cast<float>(record["train/loss"].get<double>()));
+  REQUIRE(losses.size() == 8);
+  CHECK(losses[4] != losses[5]);  // the control: a step early or late would show
+  std::string products;
+  for (const char* device :
+       {"cpu", "interpreter", "interpreter --set run.cuda_graphs=false --set memory.offload=optimizer"}) {
+    INFO(device);
+    const CommandRun run =
+        place.octet(std::string("bench step run.json --warmup 2 --steps 4 --json --device ") + device);
+    REQUIRE(run.code == 0);
+    auto found = nlohmann::json::parse(run.output)[0];
+    CHECK(found["last_loss"] == losses[5]);
+    // What a replay repeats is counted as often as what runs as it is.
+    for (auto& row : found["gemm_table"]) row.erase("implementation");
+    if (products.empty()) products = found["gemm_table"].dump();
+    CHECK(found["gemm_table"].dump() == products);
+    CHECK(found["steps"] == 4);
+    CHECK(found["steps_by_operation"] == 4);
+    double operations = 0;
+    for (const auto& [name, seconds] : found["seconds_by_operation"].items())
+      operations += seconds.get<double>();
+    CHECK(found["seconds_by_operation"].contains("adamw"));
+    CHECK(operations > 0);
+  }
+}
+
 #if !defined(OCTET_SANITIZED)  // a sanitizer's shadow takes more address space than the limit leaves
 TEST_CASE("running out of memory is said, with exit code 2 and a hint") {
   // The result has 2^40 elements; the limit of 4 GB of addresses makes that fail on every machine.
