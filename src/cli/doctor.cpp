@@ -15,6 +15,7 @@
 #include "cli/machine.h"
 #include "comm/launch.h"
 #include "config/document.h"
+#include "device/nvidia/recipe_on_gpu.h"
 #include "numerics/recipes.h"
 #include "training/open_device.h"
 
@@ -81,15 +82,16 @@ std::vector<Verdict> verdicts(const MachineFacts& facts) {
     }
     list.push_back(cpu);
     Verdict cuda{recipe, "cuda", cuda_problem.empty() ? "yes" : "no", cuda_problem};
-    if (cuda_problem.empty())
-      cuda.reason = recipe == "fp32" ? "attention needs BF16 storage: use --device cpu"
-                                     : "not yet run on a GPU: check with 'octet selftest --device cuda'";
-    if (cuda_problem.empty() && recipe == "fp32") cuda.state = "no";
-    const bool fp8_gpu = std::any_of(facts.nvidia.devices.begin(), facts.nvidia.devices.end(),
-                                     [](const NvidiaDevice& d) { return d.major * 10 + d.minor >= 89; });
-    if (recipe == "fp8" && !facts.nvidia.devices.empty() && !fp8_gpu) {
-      cuda.state = "no";
-      cuda.reason = "FP8 products need compute capability 8.9 or newer";
+    if (const auto& gpus = facts.nvidia.devices; !gpus.empty()) {  // the first is the one that is used
+      const RecipeOnGpu on_gpu =
+          recipe_on_gpu(make_recipe(recipe), {.capability = gpus.front().major * 10 + gpus.front().minor});
+      if (!on_gpu.obstacle.empty()) {
+        cuda.state = "no";
+        cuda.reason = on_gpu.obstacle;
+      } else if (cuda_problem.empty()) {
+        cuda.reason = fmt::format("{} (not yet run on a GPU: check with 'octet selftest --device cuda')",
+                                  fmt::join(on_gpu.notes, "; "));
+      }
     }
     list.push_back(cuda);
   }

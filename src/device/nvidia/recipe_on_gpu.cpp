@@ -1,0 +1,82 @@
+#include "device/nvidia/recipe_on_gpu.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "device/nvidia/attention_key.h"
+#include "device/nvidia/library_scratch.h"
+
+namespace octet {
+
+namespace {
+
+// The smallest product there is of a recipe's operands, with outer scales where they are codes.
+Matmul product_of(const Recipe& recipe) {
+  Matmul m;
+  m.a.values = {nullptr, dtype_of(recipe.input.format), {16, 16}};
+  m.b.values = {nullptr, dtype_of(recipe.weight.format), {16, 16}};
+  m.out = {nullptr, dtype_of(recipe.storage), {16, 16}};
+  if (recipe.float8()) m.b.granularity = ScaleGranularity::Outer;
+  return m;
+}
+
+AttentionKey backward(int64_t head_width, bool deterministic) {
+  AttentionKey key;
+  key.batch = key.heads = key.kv_heads = 1;
+  key.context = 64;
+  key.head_width = head_width;
+  key.backward = true;
+  key.deterministic = deterministic;
+  return key;
+}
+
+bool has_backward(int64_t head_width, int capability) {
+  try {
+    attention_scratch_estimate(backward(head_width, false), capability);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
+  RecipeOnGpu found;
+  const int c = gpu.capability;
+  const std::string has = fmt::format("this GPU has compute capability {}.{}", c / 10, c % 10);
+  if (c < 80) {
+    found.obstacle = fmt::format("{}, at least 8.0 (Ampere) is needed", has);
+    return found;
+  }
+  OuterScales outer = OuterScales::None;
+  try {
+    AttentionForward attention{};
+    attention.qkv = {nullptr, dtype_of(recipe.storage), {64, 3 * 64}};
+    attention.context = 64;
+    attention.heads = attention.kv_heads = 1;
+    attention.head_width = 64;
+    attention_key(attention);
+    outer = route(product_of(recipe), gpu).outer;
+  } catch (const Error& error) {
+    found.obstacle = error.what();
+    return found;
+  }
+  int64_t widest = 64;
+  for (int64_t width = widest; width <= 256; width += 8)
+    if (has_backward(width, c)) widest = width;
+  found.notes.push_back(fmt::format("attention's heads are 64 to {} wide", widest));
+  const bool keeps_scores = attention_scratch_estimate(backward(64, true), c).score_matrix > 0;
+  found.notes.push_back(
+      keeps_scores ? "run.deterministic: attention's backward pass keeps 2 x batch x heads x context^2 bytes"
+                   : "run.deterministic: attention's backward pass keeps no scores");
+  if (!recipe.float8()) return found;
+  found.notes.push_back(outer == OuterScales::Library
+                            ? "Smooth-SwiGLU's scales ride in cuBLASLt's products"
+                            : "Smooth-SwiGLU's scales are applied by a kernel after the product");
+  found.notes.push_back(c == 89 || c == 90 ? "precision.fast_accumulation has an effect"
+                                           : "precision.fast_accumulation has no effect");
+  return found;
+}
+
+}  // namespace octet
