@@ -63,8 +63,8 @@ enum class Libraries { Same, Other };
 std::vector<SelftestCase> selftest_operations(Libraries libraries);
 SelftestRow run_case(const SelftestCase& one, Device& reference, Device& tested);
 
-// A short training run of a small model per recipe on both devices: the loss of every step, a repeat with the
-// same bits, recomputation with the same bits.
+// A short training run of a small model per recipe on both devices: the loss of every step; a repeat, a run
+// that is resumed halfway and one that recomputes give the same bits.
 std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Libraries libraries);
 
 }  // namespace octet

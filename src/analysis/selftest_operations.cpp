@@ -286,6 +286,35 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
   }
 }
 
+// The weight gradient of a long micro-batch: all products of one sign, so nothing cancels and what the tensor
+// cores drop adds up.
+void add_long_sums(std::vector<SelftestCase>& cases, Libraries libraries) {
+  constexpr int64_t m = 32, n = 32, k = 16384;
+  // Without fast accumulation a sum stays in the tensor cores for at most 128 products, four of their
+  // instructions, each of which drops less than 2^-13 of it; with it that grows with k / 32 (add_products).
+  // In FP32 the order of the other sums moves a few 2^-24.
+  const double bound = libraries == Libraries::Same ? 0 : 4 * 0x1p-13;
+  for (const DType a : {DType::E4M3, DType::E5M2})
+    cases.push_back({"matmul", fmt::format("{} x F8_E4M3 -> F32, {} products of one sign", name_of(a), k),
+                     bound, [=](Workbench& w) {
+                       const auto positive = [&](DType type, int64_t outer, uint64_t key) {
+                         std::vector<uint8_t> codes = random_codes(outer * k, key);
+                         for (uint8_t& code : codes) code &= 0x7f;
+                         Operand x;
+                         x.values = w.bytes(type, {outer, k}, codes.data());
+                         x.inverse_scale = w.floats(DType::F32, {1}, {1.0f}).as<float>();
+                         return x;
+                       };
+                       Matmul op;
+                       op.a = positive(a, m, 1);
+                       op.b = positive(DType::E4M3, n, 2);
+                       op.out = w.zeros(DType::F32, {m, n});
+                       op.gemm_class = GemmClass::Wgrad;
+                       w.device().matmul(op);
+                       w.output("out", op.out);
+                     }});
+}
+
 void add_attention(std::vector<SelftestCase>& cases, Libraries libraries) {
   struct Heads {
     int context, heads, kv_heads, head_width;
@@ -382,6 +411,7 @@ std::vector<SelftestCase> selftest_operations(Libraries libraries) {
   add_ends(cases, libraries);
   add_update(cases);
   add_products(cases, libraries);
+  add_long_sums(cases, libraries);
   add_attention(cases, libraries);
   return cases;
 }

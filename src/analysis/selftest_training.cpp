@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
+#include <optional>
 
 #include "analysis/selftest.h"
 #include "base/hash.h"
@@ -11,6 +13,7 @@
 #include "model/transformer.h"
 #include "numerics/recipes.h"
 #include "optimizer/adamw.h"
+#include "training/run_memory.h"
 
 namespace octet {
 namespace {
@@ -52,29 +55,81 @@ struct ShortRun {
   std::string masters;  // hash
 };
 
-ShortRun train(Device& device, const Recipe& recipe, Recompute recompute = Recompute::None) {
-  const TransformerOptions options = small_model(recipe, recompute);
-  const AdamWOptions adamw;
-  MemoryPlan measured;
-  {
-    Transformer sizes(&device, options, measured);
-    const AdamW states(&device, adamw, {recipe.moments}, sizes.parameters(), measured);
+enum class Resume { No, Halfway };
+
+// The model and its optimizer in an arena of their own.
+struct Trained {
+  Trained(Device& device, const TransformerOptions& options, MemoryPlan& plan)
+      : model(&device, options, plan),
+        optimizer(&device, AdamWOptions{}, {options.recipe.moments}, model.parameters(), plan) {}
+  Transformer model;
+  AdamW optimizer;
+};
+
+class DeviceArena {
+ public:
+  DeviceArena(Device& device, size_t bytes) : device_(device), bytes_(bytes), data_(device.allocate(bytes)) {}
+  ~DeviceArena() {
+    device_.set_workspace({});  // it was in the arena
+    device_.free(data_);
   }
-  struct Arena {
-    Device& device;
-    void* data;
-    ~Arena() { device.free(data); }
-  } const arena{device, device.allocate(measured.peak_bytes())};
-  MemoryPlan placed(arena.data, measured.peak_bytes());
-  Transformer model(&device, options, placed);
-  AdamW optimizer(&device, adamw, {recipe.moments}, model.parameters(), placed);
-  model.initialize();
+  DeviceArena(const DeviceArena&) = delete;
+  DeviceArena& operator=(const DeviceArena&) = delete;
+  MemoryPlan plan() const { return {data_, bytes_}; }
+  void forget() { device_.zero({data_, DType::U8, {static_cast<int64_t>(bytes_)}}); }
+
+ private:
+  Device& device_;
+  size_t bytes_;
+  void* data_;
+};
+
+std::string hash_of_masters(Device& device, Transformer& model) {
+  StreamHash hash;
+  std::vector<std::byte> host;
+  for (const Parameter& parameter : model.parameters()) {
+    host.resize(parameter.master.bytes());
+    device.copy_to_host(host.data(), parameter.master.data, host.size());
+    hash.update(host.data(), host.size());
+  }
+  return hex(hash.digest());
+}
+
+// With Resume::Halfway everything but what a checkpoint holds is forgotten in the middle.
+ShortRun train(Device& device, const Recipe& recipe, Recompute recompute = Recompute::None,
+               Resume resume = Resume::No) {
+  const TransformerOptions options = small_model(recipe, recompute);
+  MemoryPlan measured, measured_host;
+  {
+    Trained sizes(device, options, measured);
+    const Snapshot snapshot(sizes.model, sizes.optimizer, measured_host);
+  }
+  DeviceArena arena(device, measured.peak_bytes());
+  std::optional<MemoryPlan> placed(arena.plan());
+  std::optional<Trained> trained(std::in_place, device, options, *placed);
+  trained->model.initialize();
 
   const int64_t tokens = options.micro_batch * options.spec.context;
   const std::vector<int32_t> ids =
       text(steps * micro_batches * tokens + 1, static_cast<uint64_t>(options.spec.vocabulary));
   ShortRun run;
   for (int64_t step = 0; step < steps; ++step) {
+    if (resume == Resume::Halfway && step == steps / 2) {
+      std::vector<std::byte> host(measured_host.peak_bytes() + MemoryPlan::alignment);
+      void* aligned = host.data();
+      size_t space = host.size();
+      std::align(MemoryPlan::alignment, measured_host.peak_bytes(), aligned, space);
+      MemoryPlan host_plan(aligned, measured_host.peak_bytes());
+      Snapshot(trained->model, trained->optimizer, host_plan).take(device);
+      trained.reset();
+      arena.forget();
+      placed.emplace(arena.plan());
+      trained.emplace(device, options, *placed);
+      MemoryPlan same_host(aligned, measured_host.peak_bytes());
+      Snapshot(trained->model, trained->optimizer, same_host).put_back(device);
+      trained->model.refresh_working_weights(step);
+    }
+    auto& [model, optimizer] = *trained;
     model.zero_gradients();
     device.zero(model.loss_sum());
     for (int64_t micro = 0; micro < micro_batches; ++micro) {
@@ -91,15 +146,7 @@ ShortRun train(Device& device, const Recipe& recipe, Recompute recompute = Recom
     model.refresh_working_weights(step + 1);
   }
   device.synchronize();
-  StreamHash hash;
-  std::vector<std::byte> host;
-  for (const Parameter& parameter : model.parameters()) {
-    host.resize(parameter.master.bytes());
-    device.copy_to_host(host.data(), parameter.master.data, host.size());
-    hash.update(host.data(), host.size());
-  }
-  run.masters = hex(hash.digest());
-  device.set_workspace({});  // it was the arena's
+  run.masters = hash_of_masters(device, trained->model);
   return run;
 }
 
@@ -151,6 +198,10 @@ std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Li
       SelftestRow repeat{"training", fmt::format("{}: a repeat gives the same bits", name), 0, 0, true, ""};
       require_equal(found, train(tested, recipe), repeat);
       rows.push_back(repeat);
+      SelftestRow resumed{"training", fmt::format("{}: a resumed run gives the same bits", name), 0, 0, true,
+                          ""};
+      require_equal(found, train(tested, recipe, Recompute::None, Resume::Halfway), resumed);
+      rows.push_back(resumed);
       for (const auto& [recompute, what] : {std::pair{Recompute::NormsAndSwiGLU, "norms and SwiGLU"},
                                             std::pair{Recompute::Block, "blocks"}}) {
         SelftestRow row{
