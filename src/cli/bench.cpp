@@ -40,6 +40,7 @@ struct StepArguments {
 struct MatmulArguments {
   int64_t m = 2048, n = 2048, k = 2048;
   int repeat = 5, threads = 0;
+  std::string device = "auto";
   bool json = false, deterministic = false;
 };
 
@@ -270,45 +271,53 @@ int bench_step(const StepArguments& arguments) {
   return 0;
 }
 
-struct Operands {
-  std::vector<char> bytes;
+// A matrix in the device's memory.
+struct DeviceMatrix {
+  Arena arena;
   Tensor tensor;
-  Operands(DType type, int64_t rows, int64_t columns, uint64_t seed)
-      : bytes(static_cast<size_t>(rows * columns) * size_of(type)),
-        tensor{bytes.data(), type, {rows, columns}} {
+  DeviceMatrix(Device& device, DType type, int64_t rows, int64_t columns)
+      : arena(device, static_cast<size_t>(rows * columns) * size_of(type)),
+        tensor{arena.data, type, {rows, columns}} {}
+  void randomize(uint64_t seed) {
+    std::vector<char> bytes(tensor.bytes());
+    const Tensor host{bytes.data(), tensor.dtype, tensor.shape};
+    const DType type = tensor.dtype;
     const uint64_t key = random_key(seed, Purpose::Test);
-    for (int64_t i = 0; i < rows * columns; ++i) {
+    for (int64_t i = 0; i < tensor.elements(); ++i) {
       const float x = static_cast<float>(random_bits(key, static_cast<uint64_t>(i)) >> 8) * 0x1p-23f - 1;
       if (type == DType::F32)
-        tensor.as<float>()[i] = x;
+        host.as<float>()[i] = x;
       else if (type == DType::BF16)
-        tensor.as<BFloat16>()[i] = to_bfloat16(x);
+        host.as<BFloat16>()[i] = to_bfloat16(x);
       else
-        tensor.as<uint8_t>()[i] = type == DType::E4M3 ? encode_e4m3(x) : encode_e5m2(x);
+        host.as<uint8_t>()[i] = type == DType::E4M3 ? encode_e4m3(x) : encode_e5m2(x);
     }
+    arena.device.copy_from_host(tensor.data, bytes.data(), bytes.size());
   }
 };
 
 int bench_matmul(const MatmulArguments& arguments) {
-  const std::unique_ptr<Device> device = open_device("auto", {arguments.deterministic, arguments.threads});
+  const std::unique_ptr<Device> device =
+      open_device(arguments.device, {arguments.deterministic, arguments.threads});
   Json results = Json::array();
-  const float one = 1;
+  const Arena one(*device, sizeof(float));
+  device->fill({one.data, DType::F32, {1}}, 1.0f);
   for (const auto& [a, b] : {std::pair{DType::F32, DType::F32}, std::pair{DType::BF16, DType::BF16},
                              std::pair{DType::E4M3, DType::E4M3}, std::pair{DType::E5M2, DType::E4M3}}) {
-    const Operands left(a, arguments.m, arguments.k, 1), right(b, arguments.n, arguments.k, 2);
-    Operands out(a == DType::F32 ? DType::F32 : DType::BF16, arguments.m, arguments.n, 3);
+    DeviceMatrix left(*device, a, arguments.m, arguments.k), right(*device, b, arguments.n, arguments.k);
+    const DeviceMatrix out(*device, a == DType::F32 ? DType::F32 : DType::BF16, arguments.m, arguments.n);
+    left.randomize(1);
+    right.randomize(2);
     Matmul matmul;
     const bool codes = a == DType::E4M3 || a == DType::E5M2;
     matmul.a.values = left.tensor;
     matmul.b.values = right.tensor;
-    if (codes) matmul.a.inverse_scale = matmul.b.inverse_scale = &one;
+    if (codes) matmul.a.inverse_scale = matmul.b.inverse_scale = static_cast<const float*>(one.data);
     matmul.fast_accumulation = codes && a == b;  // fprop of the recipe fp8; E5M2 is a gradient
     matmul.out = out.tensor;
-    std::vector<char> workspace(device->workspace_bytes({.matmuls = {&matmul, 1}}) + MemoryPlan::alignment);
-    const auto misaligned = reinterpret_cast<uintptr_t>(workspace.data()) % MemoryPlan::alignment;
-    char* aligned = workspace.data() + (misaligned ? MemoryPlan::alignment - misaligned : 0);
-    device->set_workspace(
-        {aligned, DType::U8, {static_cast<int64_t>(workspace.size() - MemoryPlan::alignment)}});
+    const size_t workspace_bytes = device->workspace_bytes({.matmuls = {&matmul, 1}});
+    const Arena workspace(*device, workspace_bytes);
+    device->set_workspace({workspace.data, DType::U8, {static_cast<int64_t>(workspace_bytes)}});
     device->reset_matmul_counts();
     std::vector<double> seconds;
     for (int i = 0; i <= arguments.repeat; ++i) {
@@ -321,6 +330,7 @@ int bench_matmul(const MatmulArguments& arguments) {
                          static_cast<double>(arguments.k);
     const double time = median(seconds);
     const std::string implementation = device->matmul_counts().begin()->second.implementation;
+    device->set_workspace({});
     results.push_back({{"a", name_of(a)},
                        {"b", name_of(b)},
                        {"m", arguments.m},
@@ -376,6 +386,7 @@ void add_bench(CLI::App& app, Action& action) {
   matmul->add_option("--repeat", m->repeat, "measured calls")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
+  matmul->add_option("--device", m->device, "auto, cpu or cuda")->capture_default_str();
   matmul->add_option("--threads", m->threads, "0: all")->check(CLI::Range(0, 4096))->capture_default_str();
   matmul->add_flag("--deterministic", m->deterministic, "only kernels with a fixed order of sums");
   matmul->add_flag("--json", m->json, "print JSON");
