@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Training steps of an Octet configuration's model in PyTorch on the CPU: the peer of `octet bench step`.
+"""Training steps of an Octet configuration's model in PyTorch: the peer of `octet bench step`.
 
-    scripts/peers/torch_cpu.py configs/bench-30m-bf16.json --precision bf16
+    scripts/peers/torch_step.py configs/bench-30m-bf16.json --precision bf16
+    scripts/peers/torch_step.py resolved.json --device cuda --compile
 
 Same shape, same batch, random tokens, AdamW, gradient clipping. Prints one JSON object. PyTorch is no dependency
 of Octet: when it cannot be imported, this script makes a virtual environment in ~/.cache/octet/torch-cpu
@@ -139,7 +140,8 @@ def measure(torch, config, arguments):
     torch.manual_seed(config.get("run", {}).get("seed", 1337))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model = build_model(torch, shape)
+    cuda = arguments.device == "cuda"
+    model = build_model(torch, shape).to(arguments.device)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": adam.get("weight_decay", 0.1)}, {"params": others, "weight_decay": 0.0}]
@@ -150,23 +152,27 @@ def measure(torch, config, arguments):
     except (RuntimeError, TypeError):
         optimizer, kind = torch.optim.AdamW(groups, foreach=True, **settings), "foreach"
     step_model = torch.compile(model) if arguments.compile else model
+    finish = torch.cuda.synchronize if cuda else lambda: None
     seconds, loss = [], None
     for step in range(arguments.warmup + arguments.steps):
-        windows = torch.randint(shape["vocabulary"], (accumulation, micro, context + 1))
+        windows = torch.randint(shape["vocabulary"], (accumulation, micro, context + 1)).to(arguments.device)
+        finish()
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         for part in windows:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
+            with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
                 loss = step_model(part[:, :-1], part[:, 1:])
             (loss / accumulation).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), adam.get("clip_norm", 1.0))
         optimizer.step()
+        finish()
         if step >= arguments.warmup:
             seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds)
     tokens = accumulation * micro * context
     return {
-        "peer": "torch_cpu",
+        "peer": "torch",
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
         "precision": arguments.precision,
         "compiled": arguments.compile,
         "tokens_per_second": tokens / median,
@@ -175,7 +181,7 @@ def measure(torch, config, arguments):
         "tokens_per_step": tokens,
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": float(loss.detach()),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "optimizer": f"AdamW ({kind})",
         "torch_version": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -186,6 +192,7 @@ def measure(torch, config, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="an Octet configuration; model and batch are read from it")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="bf16 is torch.autocast")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
