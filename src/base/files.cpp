@@ -101,6 +101,38 @@ std::string nonce() {
 
 bool transient(int error) { return error == EIO || error == ESTALE; }
 
+struct Target {
+  const fs::path& path;
+  ExitCode code;
+};
+
+// `call` writes at most so many bytes and returns as write(2) does.
+template <class Call>
+void write_in_chunks(const Target& target, const void* data, size_t bytes, Call call) {
+  constexpr size_t largest = size_t{16} << 20;
+  const char* from = static_cast<const char*>(data);
+  // With a hook every write becomes at least two, so that a fault can leave a torn one.
+  const size_t chunk = current_hook() ? std::clamp<size_t>((bytes + 1) / 2, 1, largest) : largest;
+  while (bytes > 0) {
+    const size_t wanted = std::min(bytes, chunk);
+    announce(FileOperation::Write, target.path);
+    const ssize_t written = uninterrupted([&] { return call(from, wanted); });
+    if (written < 0) fail(target.code, "write", target.path, errno);
+    if (written == 0) fail(target.code, "write", target.path, ENOSPC);
+    from += written;
+    bytes -= static_cast<size_t>(written);
+  }
+}
+
+void sync_and_close(const Target& target, int& descriptor) {
+  if (descriptor < 0) return;
+  announce(FileOperation::Sync, target.path);
+  if (uninterrupted([&] { return ::fsync(descriptor); }) < 0) fail(target.code, "sync", target.path, errno);
+  // Never retried: after EINTR Linux has closed the descriptor all the same.
+  const int closed = ::close(std::exchange(descriptor, -1));
+  if (closed < 0 && errno != EINTR) fail(target.code, "close", target.path, errno);
+}
+
 }  // namespace
 
 void set_file_hook(FileHook new_hook) {
@@ -129,30 +161,56 @@ FileWriter::~FileWriter() {
 
 void FileWriter::write(const void* data, size_t bytes) {
   if (descriptor_ < 0) throw Error(ExitCode::Internal, fmt::format("write to {} after close", quoted(path_)));
-  constexpr size_t largest = size_t{16} << 20;
-  const char* from = static_cast<const char*>(data);
-  // With a hook every write becomes at least two, so that a fault can leave a torn one.
-  const size_t chunk = current_hook() ? std::clamp<size_t>((bytes + 1) / 2, 1, largest) : largest;
-  while (bytes > 0) {
-    const size_t wanted = std::min(bytes, chunk);
-    announce(FileOperation::Write, path_);
-    const ssize_t written = uninterrupted([&] { return ::write(descriptor_, from, wanted); });
-    if (written < 0) fail(code_, "write", path_, errno);
-    if (written == 0) fail(code_, "write", path_, ENOSPC);
-    from += written;
-    bytes -= static_cast<size_t>(written);
-    bytes_ += static_cast<uint64_t>(written);
-  }
+  write_in_chunks({path_, code_}, data, bytes, [&](const char* from, size_t wanted) {
+    const ssize_t written = ::write(descriptor_, from, wanted);
+    if (written > 0) bytes_ += static_cast<uint64_t>(written);
+    return written;
+  });
 }
 
-void FileWriter::close() {
-  if (descriptor_ < 0) return;
-  announce(FileOperation::Sync, path_);
-  if (uninterrupted([&] { return ::fsync(descriptor_); }) < 0) fail(code_, "sync", path_, errno);
-  // Never retried: after EINTR Linux has closed the descriptor all the same.
-  const int closed = ::close(std::exchange(descriptor_, -1));
-  if (closed < 0 && errno != EINTR) fail(code_, "close", path_, errno);
+void FileWriter::extend(uint64_t bytes) {
+  if (descriptor_ < 0 || bytes < bytes_ || bytes > static_cast<uint64_t>(INT64_MAX))
+    throw Error(ExitCode::Internal, fmt::format("{} cannot get {} bytes", quoted(path_), bytes));
+  if (bytes == bytes_) return;
+  announce(FileOperation::Write, path_);
+  const auto size = static_cast<off_t>(bytes);
+  // Not posix_fallocate(3): where the file system cannot reserve, that writes every block.
+  if (uninterrupted([&] { return ::fallocate(descriptor_, 0, 0, size); }) == 0) return;
+  if (errno != EOPNOTSUPP && errno != ENOSYS) fail(code_, "reserve the space of", path_, errno);
+  if (uninterrupted([&] { return ::ftruncate(descriptor_, size); }) < 0) fail(code_, "extend", path_, errno);
 }
+
+void FileWriter::close() { sync_and_close({path_, code_}, descriptor_); }
+
+RegionWriter::RegionWriter(const fs::path& path, ExitCode code) : path_(path), code_(code) {
+  descriptor_ = open_file(path_, O_WRONLY | O_NOFOLLOW | O_NONBLOCK);
+  if (descriptor_ < 0) fail(code_, "open", path_, errno);
+  struct stat status = {};
+  if (::fstat(descriptor_, &status) < 0 || !S_ISREG(status.st_mode)) {
+    ::close(descriptor_);
+    throw Error(code_, fmt::format("{} is not a file", quoted(path_)));
+  }
+  size_ = static_cast<uint64_t>(status.st_size);
+}
+
+RegionWriter::~RegionWriter() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void RegionWriter::write(uint64_t offset, const void* data, size_t bytes) {
+  if (descriptor_ < 0) throw Error(ExitCode::Internal, fmt::format("write to {} after close", quoted(path_)));
+  uint64_t end = 0;
+  if (!add(offset, bytes, end) || end > size_)
+    throw Error(ExitCode::Internal,
+                fmt::format("{} has {} bytes: {} at {} do not fit", quoted(path_), size_, bytes, offset));
+  write_in_chunks({path_, code_}, data, bytes, [&](const char* from, size_t wanted) {
+    const ssize_t written = ::pwrite(descriptor_, from, wanted, static_cast<off_t>(offset));
+    if (written > 0) offset += static_cast<uint64_t>(written);
+    return written;
+  });
+}
+
+void RegionWriter::close() { sync_and_close({path_, code_}, descriptor_); }
 
 void write_atomically(const fs::path& path, const std::string& text, ExitCode code) {
   const fs::path temporary = path.string() + ".tmp-" + nonce();

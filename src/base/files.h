@@ -36,6 +36,9 @@ class FileWriter {
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;
   void write(const void* data, size_t bytes);
+  // The file gets this size, and the disk space for it where the file system can reserve any; reads as zeros
+  // until it is written. Not less than what is written.
+  void extend(uint64_t bytes);
   void close();  // flush, fsync, close
   uint64_t bytes() const { return bytes_; }
 
@@ -44,6 +47,24 @@ class FileWriter {
   ExitCode code_;
   int descriptor_ = -1;
   uint64_t bytes_ = 0;
+};
+
+// Writes somewhere into a file that is there and has its size already; several processes may do so at once.
+// close() syncs.
+class RegionWriter {
+ public:
+  explicit RegionWriter(const std::filesystem::path& path, ExitCode code = ExitCode::Checkpoint);
+  ~RegionWriter();
+  RegionWriter(const RegionWriter&) = delete;
+  RegionWriter& operator=(const RegionWriter&) = delete;
+  void write(uint64_t offset, const void* data, size_t bytes);  // Error(Internal) beyond the file's end
+  void close();
+
+ private:
+  std::filesystem::path path_;
+  ExitCode code_;
+  int descriptor_ = -1;
+  uint64_t size_ = 0;
 };
 
 // Random reads that survive a file shrinking under them (pread, never mmap).

@@ -126,6 +126,16 @@ void SafetensorsReader::read(const SafetensorsEntry& entry, void* to) const {
   file_.read(entry.offset, to, static_cast<size_t>(entry.bytes));
 }
 
+void SafetensorsReader::read_part(const SafetensorsEntry& entry, uint64_t first_byte, size_t bytes,
+                                  void* to) const {
+  uint64_t end = 0;
+  if (!add(first_byte, bytes, end) || end > entry.bytes)
+    throw Error(code_, fmt::format("\"{}\": \"{}\" has {} bytes, {} at {} were asked for",
+                                   escape_control(path_.string()), escape_control(entry.name), entry.bytes,
+                                   bytes, first_byte));
+  file_.read(entry.offset + first_byte, to, bytes);
+}
+
 std::string safetensors_header(std::span<const NamedTensor> tensors,
                                const std::map<std::string, std::string>& metadata) {
   return header_of(file_order(tensors), metadata);
@@ -145,6 +155,25 @@ uint64_t write_safetensors(const std::filesystem::path& path, std::span<const Na
   for (const NamedTensor* t : order) write(t->tensor.data, t->tensor.bytes());
   file.close();
   return hash.digest();
+}
+
+SafetensorsLayout safetensors_layout(std::span<const NamedTensor> tensors,
+                                     const std::map<std::string, std::string>& metadata) {
+  const std::vector<const NamedTensor*> order = file_order(tensors);
+  SafetensorsLayout layout{header_of(order, metadata), std::vector<uint64_t>(tensors.size()), 0};
+  layout.bytes = layout.header.size();
+  for (const NamedTensor* t : order) {
+    layout.offsets[static_cast<size_t>(t - tensors.data())] = layout.bytes;
+    layout.bytes += t->tensor.bytes();
+  }
+  return layout;
+}
+
+void create_safetensors(const std::filesystem::path& path, const SafetensorsLayout& layout, ExitCode code) {
+  FileWriter file(path, code);
+  file.write(layout.header.data(), layout.header.size());
+  file.extend(layout.bytes);
+  file.close();
 }
 
 }  // namespace octet

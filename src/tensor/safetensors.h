@@ -31,6 +31,8 @@ class SafetensorsReader {
   const SafetensorsEntry& find(const std::string& name) const;  // throws with the nearest name
   bool contains(const std::string& name) const;
   void read(const SafetensorsEntry& entry, void* to) const;
+  // Bytes [first_byte, first_byte + bytes) of the tensor; Error when it has fewer.
+  void read_part(const SafetensorsEntry& entry, uint64_t first_byte, size_t bytes, void* to) const;
 
  private:
   FileReader file_;
@@ -48,6 +50,18 @@ struct NamedTensor {
 // Returns XXH3 of the file.
 uint64_t write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                            const std::map<std::string, std::string>& metadata, ExitCode code);
+// The file made in parts, by several processes: one creates it with its header and full size, then each
+// writes the elements that it holds. The bytes are those of write_safetensors.
+struct SafetensorsLayout {
+  std::string header;
+  std::vector<uint64_t> offsets;  // of the data from the file's start, in the order the tensors were given
+  uint64_t bytes = 0;             // of the whole file
+};
+// From names, types and shapes alone; no data is looked at.
+SafetensorsLayout safetensors_layout(std::span<const NamedTensor> tensors,
+                                     const std::map<std::string, std::string>& metadata);
+void create_safetensors(const std::filesystem::path& path, const SafetensorsLayout& layout, ExitCode code);
+
 // Header bytes alone (8-byte length + JSON), for the golden test and for size planning.
 std::string safetensors_header(std::span<const NamedTensor> tensors,
                                const std::map<std::string, std::string>& metadata);

@@ -10,6 +10,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "training/checkpoint_parts.h"
 
 namespace octet {
 namespace fs = std::filesystem;
@@ -76,7 +77,8 @@ std::vector<int64_t> removable(std::span<const int64_t> steps, const Retention& 
 uint64_t checkpoint_bytes(std::span<const Payload> payloads) {
   uint64_t bytes = 0;
   for (const Payload& p : payloads)
-    for (const NamedTensor& t : p.tensors) bytes += t.tensor.bytes() + 128;  // and its line in the header
+    for (const TensorPiece& t : p.tensors)  // and its line in the header
+      bytes += static_cast<uint64_t>(t.shape.elements()) * size_of(t.values.dtype) + 128;
   return bytes;
 }
 
@@ -94,25 +96,20 @@ void require_disk(const fs::path& checkpoints, std::span<const Payload> payloads
 namespace {
 
 void refuse_nonfinite(const Payload& masters, int64_t step) {
-  for (const NamedTensor& t : masters.tensors) {
-    if (t.tensor.dtype != DType::F32) continue;
-    const float* x = t.tensor.as<float>();
-    const int64_t n = t.tensor.elements();
+  for (const TensorPiece& t : masters.tensors) {
+    if (t.values.dtype != DType::F32) continue;
+    const float* x = t.values.as<float>();
+    const int64_t n = t.values.elements();
     for (int64_t i = 0; i < n; ++i)
       if (!std::isfinite(x[i]))
         throw Error(ExitCode::Checkpoint,
                     fmt::format("step {}: {}[{}] is {}: a checkpoint with non-finite weights is not saved",
-                                step, t.name, i, x[i]),
+                                step, t.name, t.begin + i, x[i]),
                     "the newest checkpoint on disk is from before; resume from it");
   }
 }
 
-void write_files(const fs::path& folder, Manifest& manifest, std::span<const Payload> payloads) {
-  for (const Payload& p : payloads) {
-    if (p.tensors.empty()) continue;  // a run without FP8 sites has no scale table
-    const uint64_t hash = write_safetensors(folder / p.file, p.tensors, {}, ExitCode::Checkpoint);
-    manifest.files.push_back({p.file, fs::file_size(folder / p.file), hex(hash)});
-  }
+void write_manifest(const fs::path& folder, const Manifest& manifest) {
   const std::string text = to_text(manifest);
   FileWriter writer(folder / manifest_file, ExitCode::Checkpoint);
   writer.write(text.data(), text.size());
@@ -169,33 +166,58 @@ void replace_checkpoint(const fs::path& fresh, const fs::path& old) {
 }  // namespace
 
 fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::span<const Payload> payloads) {
+  RankGroup alone;
+  return write_checkpoint(checkpoints, std::move(manifest), payloads, alone);
+}
+
+fs::path write_checkpoint(const fs::path& checkpoints, Manifest manifest, std::span<const Payload> payloads,
+                          RankGroup& group) {
   static std::atomic<unsigned> saves{0};
   const int64_t step = manifest.state.step;
-  for (const Payload& p : payloads)
-    if (p.file == "masters.safetensors") refuse_nonfinite(p, step);
-  require_disk(checkpoints, payloads, ExitCode::Checkpoint);
+  const std::string name = fmt::format("save/{}/{}", step, group.exchanges++);
+  CheckpointParts parts(payloads, group);
+  // Nobody touches the disk before everybody's weights are known to be worth it.
+  parts.agree(name, [&] {
+    for (const Payload& p : payloads)
+      if (p.file == "masters.safetensors") refuse_nonfinite(p, step);
+  });
   const fs::path final_path = checkpoints / checkpoint_name(step);
-  const fs::path temporary =
-      checkpoints / fmt::format("{}.tmp-{}-{}", checkpoint_name(step), getpid(), saves++);
+  fs::path made;  // by this process
   try {
-    std::error_code error;
-    if (!fs::create_directory(temporary, error))
-      throw Error(ExitCode::Checkpoint, fmt::format("{}: {}", temporary.string(), error.message()),
-                  "check permissions and free space of the run's folder");
-    manifest.files.clear();
-    write_files(temporary, manifest, payloads);
-    restore_former(checkpoints);
-    if (fs::exists(final_path, error)) {
-      replace_checkpoint(temporary, final_path);
-    } else {
-      rename_durably(temporary, final_path, ExitCode::Checkpoint);
-      verify_checkpoint(final_path);
-    }
+    const std::vector<std::string> created = together(group, name + "/created", [&]() -> std::string {
+      if (!group.leads()) return {};
+      require_disk(checkpoints, payloads, ExitCode::Checkpoint);
+      const fs::path folder =
+          checkpoints / fmt::format("{}.tmp-{}-{}", checkpoint_name(step), getpid(), saves++);
+      std::error_code error;
+      if (!fs::create_directory(folder, error))
+        throw Error(ExitCode::Checkpoint, fmt::format("{}: {}", folder.string(), error.message()),
+                    "check permissions and free space of the run's folder");
+      made = folder;
+      parts.create(folder);
+      return folder.filename().string();
+    });
+    const fs::path temporary = checkpoints / created.at(0);
+    parts.write(name, temporary);
+    together(group, name + "/saved", [&]() -> std::string {
+      if (!group.leads()) return {};
+      manifest.files = parts.files(temporary);
+      write_manifest(temporary, manifest);
+      restore_former(checkpoints);
+      std::error_code error;
+      if (fs::exists(final_path, error)) {
+        replace_checkpoint(temporary, final_path);
+      } else {
+        rename_durably(temporary, final_path, ExitCode::Checkpoint);
+        verify_checkpoint(final_path);
+      }
+      return {};
+    });
     return final_path;
   } catch (...) {
     try {  // a partial folder only costs space: failing to remove it must not hide the first fault
       std::error_code ignored;
-      if (fs::exists(temporary, ignored)) remove_durably(temporary, ExitCode::Checkpoint);
+      if (!made.empty() && fs::exists(made, ignored)) remove_durably(made, ExitCode::Checkpoint);
     } catch (const Error& error) {
       log_warning("{}", error.what());
     }

@@ -15,11 +15,13 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "tensor/safetensors.h"
 #include "training/metrics.h"
+#include "training/rank_group.h"
 
 namespace octet {
 
@@ -87,9 +89,24 @@ struct Retention {
 // run resumed from stays until there is a newer whole one (F26).
 std::vector<int64_t> removable(std::span<const int64_t> steps, const Retention& retention);
 
+// What one rank holds of a tensor: elements [begin, begin + values.elements()), in the order of the whole.
+struct TensorPiece {
+  std::string name;
+  Tensor values;  // host memory
+  Shape shape;    // of the whole tensor
+  int64_t begin = 0;
+
+  TensorPiece(std::string the_name, const Tensor& whole)
+      : name(std::move(the_name)), values(whole), shape(whole.shape) {}
+  TensorPiece(std::string the_name, const Tensor& piece, const Shape& whole, int64_t first)
+      : name(std::move(the_name)), values(piece), shape(whole), begin(first) {}
+  bool whole() const { return values.elements() == shape.elements(); }
+};
+// All ranks have payloads of the same files, names, types and shapes. A tensor is whole on some ranks, which
+// then have the same values, or its pieces on all ranks together are the tensor, none twice.
 struct Payload {
   std::string file;
-  std::vector<NamedTensor> tensors;  // host memory
+  std::vector<TensorPiece> tensors;
 };
 
 // The protocol: temporary folder, files synced, manifest last and synced, folder synced, rename, parent
@@ -99,7 +116,12 @@ struct Payload {
 // before writing where the file system says so (F20). Refuses masters that are not finite (F33).
 std::filesystem::path write_checkpoint(const std::filesystem::path& checkpoints, Manifest manifest,
                                        std::span<const Payload> payloads);
-uint64_t checkpoint_bytes(std::span<const Payload> payloads);  // without the manifest
+// The same by several ranks at once, to the same bytes: each writes the pieces it holds into the files that
+// rank 0 makes and puts in place. A failure on any rank is an Error(Checkpoint) on all; what the group's
+// all_gather throws passes through, and rank 0 then removes what was partial.
+std::filesystem::path write_checkpoint(const std::filesystem::path& checkpoints, Manifest manifest,
+                                       std::span<const Payload> payloads, RankGroup& group);
+uint64_t checkpoint_bytes(std::span<const Payload> payloads);  // of the whole tensors, without the manifest
 // Error(`code`) unless the disk has room for one checkpoint and a reserve for the manifest and what else the
 // run writes meanwhile.
 void require_disk(const std::filesystem::path& checkpoints, std::span<const Payload> payloads, ExitCode code);

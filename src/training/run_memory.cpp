@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "base/hash.h"
 #include "base/text.h"
+#include "training/checkpoint_parts.h"
 
 namespace octet {
 namespace {
@@ -72,28 +72,46 @@ Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan) : sca
   payloads_[1].file = "moments.safetensors";
   payloads_[2].file = "scale_table.safetensors";
   const std::vector<Parameter>& parameters = model.parameters();
-  for (const Parameter& p : parameters) add(payloads_[0], p.name, p.master, plan);
+  for (const Parameter& p : parameters)
+    add(payloads_[0], {p.name, p.master, p.gradient.shape, p.begin}, plan);
   for (size_t i = 0; i < parameters.size(); ++i) {
+    const Parameter& p = parameters[i];
     const AdamW::State& state = optimizer.states()[i];
     const std::pair<const char*, const MomentTensor*> moments[] = {{".first", &state.first},
                                                                    {".second", &state.second}};
     for (const auto& [suffix, moment] : moments) {
-      add(payloads_[1], parameters[i].name + suffix, moment->values, plan);
-      if (!moment->inverse.empty())
-        add(payloads_[1], parameters[i].name + suffix + ".inverse_scale", moment->inverse, plan);
+      add(payloads_[1], {p.name + suffix, moment->values, p.gradient.shape, p.begin}, plan);
+      if (!moment->inverse.empty()) add(payloads_[1], scales_of(p, suffix, *moment), plan);
     }
   }
   if (!scales_->sites.empty()) {
-    add(payloads_[2], "amax_history", scales_->amax_history, plan);
-    add(payloads_[2], "scale", scales_->scale, plan);
-    add(payloads_[2], "inverse_scale", scales_->inverse_scale, plan);
+    add(payloads_[2], {"amax_history", scales_->amax_history, scales_->amax_history.shape}, plan);
+    add(payloads_[2], {"scale", scales_->scale, scales_->scale.shape}, plan);
+    add(payloads_[2], {"inverse_scale", scales_->inverse_scale, scales_->inverse_scale.shape}, plan);
   }
 }
 
-void Snapshot::add(Payload& payload, const std::string& name, const Tensor& device, MemoryPlan& plan) {
-  const Tensor host = plan.add("checkpoint." + name, Category::Other, device.dtype, device.shape);
-  pairs_.push_back({device, host});
-  payload.tensors.push_back({name, host});
+// A piece begins with a block: its scales are some of the whole tensor's.
+Snapshot::Item Snapshot::scales_of(const Parameter& parameter, const char* suffix,
+                                   const MomentTensor& moment) {
+  const int64_t elements = parameter.gradient.elements(), block = moment.block;
+  const bool whole = parameter.master.elements() == elements;
+  if (block == 0 ? !whole : parameter.begin % block != 0 && parameter.master.elements() > 0)
+    throw Error(
+        ExitCode::Usage,
+        fmt::format("{}: moments with {} cannot be divided among ranks at element {}", parameter.name,
+                    block == 0 ? std::string("one scale a tensor") : fmt::format("blocks of {}", block),
+                    parameter.begin),
+        "choose precision.moments.block 128, or another divisor of 16384");
+  return {parameter.name + suffix + ".inverse_scale", moment.inverse,
+          Shape{block == 0 ? 1 : (elements + block - 1) / block}, block == 0 ? 0 : parameter.begin / block};
+}
+
+void Snapshot::add(Payload& payload, const Item& item, MemoryPlan& plan) {
+  const Tensor host =
+      plan.add("checkpoint." + item.name, Category::Other, item.device.dtype, item.device.shape);
+  pairs_.push_back({item.device, host});
+  payload.tensors.emplace_back(item.name, host, item.shape, item.begin);
 }
 
 void Snapshot::take(Device& device) {
@@ -107,11 +125,11 @@ void Snapshot::take(Device& device) {
 void Snapshot::forget_stateless_sites() const {
   const size_t sites = scales_->sites.size();
   if (sites == 0) return;
-  const std::vector<NamedTensor>& t = payloads_[2].tensors;
-  float* history = t[0].tensor.as<float>();
-  float* scale = t[1].tensor.as<float>();
-  float* inverse = t[2].tensor.as<float>();
-  const size_t window = static_cast<size_t>(t[0].tensor.shape[0]);
+  const std::vector<TensorPiece>& t = payloads_[2].tensors;
+  float* history = t[0].values.as<float>();
+  float* scale = t[1].values.as<float>();
+  float* inverse = t[2].values.as<float>();
+  const size_t window = static_cast<size_t>(t[0].shape[0]);
   for (size_t s = 0; s < sites; ++s) {
     const Cast& cast = scales_->sites[s].cast;
     const bool state = is_float8(cast.format) && cast.scaling == Scaling::Delayed;
@@ -129,35 +147,19 @@ void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
   for (const Payload& payload : payloads_) {
     if (payload.tensors.empty()) continue;
     if (scales == Scales::Forget && &payload == &payloads_[2])
-      for (const NamedTensor& t : payload.tensors) std::memset(t.tensor.data, 0, t.tensor.bytes());
+      for (const TensorPiece& t : payload.tensors) std::memset(t.values.data, 0, t.values.bytes());
     else
-      load(payload, checkpoint / payload.file);
+      read_payload(checkpoint, payload);
   }
 }
 
-void Snapshot::load(const Payload& payload, const std::filesystem::path& path) {
-  const SafetensorsReader reader(path, ExitCode::Checkpoint);
-  if (reader.entries().size() != payload.tensors.size())
-    throw Error(ExitCode::Checkpoint,
-                fmt::format("{}: {} tensors, this run has {}", path.string(), reader.entries().size(),
-                            payload.tensors.size()),
-                "the checkpoint belongs to another model or recipe");
-  for (const NamedTensor& t : payload.tensors) {
-    const SafetensorsEntry& entry = reader.find(t.name);
-    if (entry.dtype != t.tensor.dtype || !(entry.shape == t.tensor.shape))
-      throw Error(
-          ExitCode::Checkpoint,
-          fmt::format("{}: {} is {} {}, this run has {} {}", path.string(), t.name, name_of(entry.dtype),
-                      to_string(entry.shape), name_of(t.tensor.dtype), to_string(t.tensor.shape)),
-          "the checkpoint belongs to another model or recipe; resume with its own configuration");
-  }
-  for (const NamedTensor& t : payload.tensors) reader.read(reader.find(t.name), t.tensor.data);
+std::string Snapshot::masters_hash(RankGroup& group) const {
+  return content_hash("masters", payloads_[0].tensors, group);
 }
 
 std::string Snapshot::masters_hash() const {
-  StreamHash hash;
-  for (const NamedTensor& t : payloads_[0].tensors) hash.update(t.tensor.data, t.tensor.bytes());
-  return hex(hash.digest());
+  RankGroup alone;
+  return masters_hash(alone);
 }
 
 RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans)

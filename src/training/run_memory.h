@@ -15,25 +15,35 @@
 namespace octet {
 
 // Copies of the state a checkpoint holds, taken at a step boundary into planned host memory, so that a
-// writer thread works on them while training goes on.
+// writer thread works on them while training goes on. Of several ranks each copies what it holds: its
+// elements of parameters that are sharded, and their moments; all of the rest.
 class Snapshot {
  public:
   Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& host_plan);
   void take(Device& device);            // device -> host
   void put_back(Device& device) const;  // host -> device (resume, rollback)
-  // Files -> host; names, types and shapes must match. Scales belong to the precision they were made with:
+  // Files -> host; names, types and shapes of the whole tensors must match, however many ranks wrote them and
+  // read them. Scales belong to the precision they were made with:
   // with Scales::Forget their file is not read, and every site is without history.
   enum class Scales : uint8_t { Restore, Forget };
   void load(const std::filesystem::path& checkpoint, Scales scales);
   const std::vector<Payload>& payloads() const { return payloads_; }
-  std::string masters_hash() const;  // XXH3 of the masters in their order
+  // The same for any number of ranks, all of which call it together. [docs/formats.md, "init_hash"]
+  std::string masters_hash(RankGroup& group) const;
+  std::string masters_hash() const;  // of a process alone
 
  private:
   struct Pair {
     Tensor device, host;
   };
-  void add(Payload& payload, const std::string& name, const Tensor& device, MemoryPlan& plan);
-  static void load(const Payload& payload, const std::filesystem::path& path);
+  struct Item {
+    std::string name;
+    Tensor device;
+    Shape shape;  // of the whole
+    int64_t begin = 0;
+  };
+  static Item scales_of(const Parameter& parameter, const char* suffix, const MomentTensor& moment);
+  void add(Payload& payload, const Item& item, MemoryPlan& plan);
   void forget_stateless_sites() const;
 
   ScaleTable* scales_;

@@ -8,8 +8,20 @@
 
 namespace octet {
 
-CheckpointSaver::CheckpointSaver(std::filesystem::path checkpoints, Retention retention, int64_t newest)
-    : checkpoints_(std::move(checkpoints)), retention_(retention), newest_(newest) {}
+CheckpointSaver::CheckpointSaver(std::filesystem::path checkpoints, Retention retention, int64_t newest,
+                                 RankGroup group)
+    : checkpoints_(std::move(checkpoints)), retention_(retention), newest_(newest), group_(std::move(group)) {
+  if (group_.alone()) return;
+  group_.all_gather = [this, gather = std::move(group_.all_gather)](const std::string& name,
+                                                                    const std::string& mine) {
+    try {
+      return gather(name, mine);
+    } catch (...) {
+      lost_ = std::current_exception();
+      throw;
+    }
+  };
+}
 
 CheckpointSaver::~CheckpointSaver() {
   if (running_.valid()) running_.wait();
@@ -31,6 +43,7 @@ std::optional<SaveOutcome> CheckpointSaver::take_outcome() {
 std::optional<SaveOutcome> CheckpointSaver::wait() {
   if (!running_.valid()) return {};
   SaveOutcome outcome = running_.get();
+  if (lost_) std::rethrow_exception(std::exchange(lost_, nullptr));
   if (outcome.error.empty()) newest_ = outcome.step;
   return outcome;
 }
@@ -40,7 +53,7 @@ SaveOutcome CheckpointSaver::save(Manifest manifest, std::span<const Payload> pa
   outcome.step = manifest.state.step;
   const double begin = monotonic_seconds();
   try {
-    write_checkpoint(checkpoints_, std::move(manifest), payloads);
+    write_checkpoint(checkpoints_, std::move(manifest), payloads, group_);
     retire();
   } catch (const Error& error) {
     outcome.error = error.hint().empty() ? error.what() : fmt::format("{} ({})", error.what(), error.hint());
@@ -53,6 +66,7 @@ SaveOutcome CheckpointSaver::save(Manifest manifest, std::span<const Payload> pa
 
 // After the newest is verified. A checkpoint that cannot be removed costs space, not the save.
 void CheckpointSaver::retire() noexcept {
+  if (!group_.leads()) return;
   try {
     const std::vector<CheckpointEntry> entries = list_checkpoints(checkpoints_);
     std::vector<int64_t> steps;

@@ -1,5 +1,7 @@
-// Saves checkpoints beside the training: one at a time, on its own thread, then retention.
+// Saves checkpoints beside the training: one at a time, on its own thread, then retention. With several ranks
+// each has a saver; they begin the same saves in the same order, rank 0's applies retention.
 #pragma once
+#include <exception>
 #include <filesystem>
 #include <future>
 #include <optional>
@@ -18,14 +20,17 @@ struct SaveOutcome {
 
 class CheckpointSaver {
  public:
-  CheckpointSaver(std::filesystem::path checkpoints, Retention retention, int64_t newest);
-  ~CheckpointSaver();  // waits for a save under way
+  CheckpointSaver(std::filesystem::path checkpoints, Retention retention, int64_t newest,
+                  RankGroup group = {});
+  // Waits for a save under way: on a rank that gives up, that may be until the others know (or have gone).
+  ~CheckpointSaver();
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
 
   bool busy() const;  // a save is under way or its outcome was not taken yet
   // The payloads' memory must stay as it is until the outcome is taken. Only when not busy().
   void start(Manifest manifest, std::span<const Payload> payloads);
+  // Both throw what the group threw, when a rank was lost meanwhile.
   std::optional<SaveOutcome> take_outcome();  // of a save that has ended; never waits
   std::optional<SaveOutcome> wait();          // until it has ended; empty when none is under way
 
@@ -42,6 +47,8 @@ class CheckpointSaver {
   std::filesystem::path checkpoints_;
   Retention retention_;
   int64_t newest_;
+  RankGroup group_;
+  std::exception_ptr lost_;  // what the group threw in the save that has ended
   std::future<SaveOutcome> running_;
 };
 

@@ -58,6 +58,43 @@ TEST_CASE("a written file reads back, at any offset") {
   CHECK(read_text(folder.path / "a", ExitCode::Data) == text);
 }
 
+TEST_CASE("a file gets its size first and its bytes in any order, by any number of writers") {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path / "a";
+  {
+    FileWriter writer(path);
+    writer.write("01", 2);
+    CHECK_THROWS_AS(writer.extend(1), Error);
+    writer.extend(10);
+    writer.close();
+  }
+  CHECK(read_text(path, ExitCode::Data) == std::string("01") + std::string(8, '\0'));
+  int writes = 0, syncs = 0;
+  {
+    const HookGuard hook([&](FileOperation operation, const fs::path&) {
+      writes += operation == FileOperation::Write;
+      syncs += operation == FileOperation::Sync;
+    });
+    RegionWriter back(path), front(path);
+    back.write(6, "6789", 4);
+    front.write(2, "2345", 4);
+    front.write(10, nullptr, 0);
+    back.close();
+    front.close();
+    CHECK_THROWS_AS(front.write(2, "x", 1), Error);
+  }
+  CHECK(read_text(path, ExitCode::Data) == "0123456789");
+  CHECK(writes == 4);  // torn in two, each
+  CHECK(syncs == 2);
+
+  RegionWriter writer(path);
+  CHECK_THROWS_AS(writer.write(9, "xy", 2), Error);
+  CHECK_THROWS_AS(writer.write(UINT64_MAX, "xy", 2), Error);
+  CHECK(read_text(path, ExitCode::Data) == "0123456789");
+  fs::create_symlink(path, folder.path / "link");
+  for (const char* name : {"missing", "link", "."}) CHECK_THROWS_AS(RegionWriter(folder.path / name), Error);
+}
+
 TEST_CASE("reading past the end says how much is missing, with the caller's exit code") {
   const TemporaryFolder folder;
   write_atomically(folder.path / "a", "abc", ExitCode::Data);

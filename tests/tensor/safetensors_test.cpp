@@ -77,6 +77,48 @@ TEST_CASE("the golden file is read") {
   CHECK_FALSE(reader.contains("b"));
 }
 
+TEST_CASE("the golden file is made in parts, and read in parts") {
+  const TemporaryFolder folder;
+  uint16_t data[2] = {0x3f80, 0x4000};
+  const NamedTensor without_data{"a", {nullptr, DType::BF16, {2}}};
+  const SafetensorsLayout layout = safetensors_layout({&without_data, 1}, {});
+  CHECK(layout.bytes == golden.size());
+  CHECK(layout.offsets == std::vector<uint64_t>{96});
+  create_safetensors(folder.path / "g", layout, ExitCode::Checkpoint);
+  CHECK(read_text(folder.path / "g", ExitCode::Checkpoint) == golden.substr(0, 96) + std::string(4, '\0'));
+  for (const size_t i : {1, 0}) {
+    RegionWriter part(folder.path / "g");
+    part.write(layout.offsets[0] + 2 * i, &data[i], 2);
+    part.close();
+  }
+  CHECK(read_text(folder.path / "g", ExitCode::Checkpoint) == golden);
+
+  const SafetensorsReader reader(folder.path / "g", ExitCode::Checkpoint);
+  const SafetensorsEntry& a = reader.find("a");
+  uint16_t found = 0;
+  reader.read_part(a, 2, 2, &found);
+  CHECK(found == 0x4000);
+  reader.read_part(a, 4, 0, &found);
+  CHECK(found == 0x4000);
+  CHECK_THROWS_AS(reader.read_part(a, 2, 3, &found), Error);
+  CHECK_THROWS_AS(reader.read_part(a, UINT64_MAX, 2, &found), Error);
+}
+
+TEST_CASE("the layout is that of the writer, in the order the tensors were given") {
+  const TemporaryFolder folder;
+  unsigned char bytes[3] = {1, 2, 3};
+  float floats[2] = {4, 5};
+  const std::vector<NamedTensor> tensors{{"small", {bytes, DType::U8, {3}}},
+                                         {"wide", {floats, DType::F32, {2}}}};
+  write_safetensors(folder.path / "f", tensors, {}, ExitCode::Checkpoint);
+  const SafetensorsReader reader(folder.path / "f", ExitCode::Checkpoint);
+  const SafetensorsLayout layout = safetensors_layout(tensors, {});
+  CHECK(layout.header == safetensors_header(tensors, {}));
+  CHECK(layout.offsets == std::vector<uint64_t>{reader.find("small").offset, reader.find("wide").offset});
+  CHECK(layout.offsets[0] > layout.offsets[1]);  // the file has the widest type first
+  CHECK(layout.bytes == fs::file_size(folder.path / "f"));
+}
+
 TEST_CASE("a missing tensor is named with its nearest relative") {
   const TemporaryFolder folder;
   float x = 1;
