@@ -1,10 +1,12 @@
 #include "device/gpu/interpreted/interpreted_backend.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "device/gpu/gpu_device.h"
 #include "kernels/interpreter/queue.h"
 
@@ -15,8 +17,8 @@ namespace {
 // over memory that is gone by then, fails here too.
 class InterpretedBackend final : public GpuBackend {
  public:
-  InterpretedBackend(const DeviceOptions& options, LibraryScratchBytes planned_as)
-      : cpu_(make_cpu_device(options)), planned_as_(std::move(planned_as)) {}
+  InterpretedBackend(const DeviceOptions& options, LibraryScratchBytes planned_as, Fetches fetches)
+      : cpu_(make_cpu_device(options)), planned_as_(std::move(planned_as)), fetches_(fetches) {}
 
   DeviceInfo info() const override {
     DeviceInfo info = cpu_->info();
@@ -64,16 +66,19 @@ class InterpretedBackend final : public GpuBackend {
     compute_.add([=] { std::memcpy(host, device, bytes); });
   }
   uint64_t mark() override {
-    compute_.add([this, place = marked_ + 1] { reached_ = place; });
-    return ++marked_;
+    ++marked_;
+    marks_[marked_ % marks_.size()] = compute_.added();
+    return marked_;
   }
   void wait(uint64_t place) override {
-    if (reached_ < place) compute_.run();
+    if (place + marks_.size() <= marked_)
+      throw Error(ExitCode::Internal, "a place in the interpreter's queue is waited for too late");
+    compute_.run_until(marks_[place % marks_.size()]);
   }
 
-  // A lane runs only when another waits for it: as late as order() allows.
   void copy_on_lane(Device::Lane where, void* to, const void* from, size_t bytes) override {
     lane(where).add([=] { std::memcpy(to, from, bytes); });
+    if (where == Device::Lane::In && fetches_ == Fetches::Early) in_.run();
   }
   void order(Device::Lane waiting, Device::Lane awaited) override {
     gpu::Queue& first = lane(awaited);
@@ -124,16 +129,18 @@ class InterpretedBackend final : public GpuBackend {
 
   std::unique_ptr<Device> cpu_;
   LibraryScratchBytes planned_as_;
+  Fetches fetches_;
   mutable gpu::Queue compute_, in_, out_;
-  uint64_t marked_ = 0, reached_ = 0;
+  uint64_t marked_ = 0;
+  std::array<uint64_t, Device::marks> marks_{};  // what had been added to compute_ by then
 };
 
 }  // namespace
 
-std::unique_ptr<Device> make_interpreted_device(const DeviceOptions& options,
-                                                LibraryScratchBytes planned_as) {
-  return std::make_unique<GpuDevice>(std::make_unique<InterpretedBackend>(options, std::move(planned_as)),
-                                     options);
+std::unique_ptr<Device> make_interpreted_device(const DeviceOptions& options, LibraryScratchBytes planned_as,
+                                                Fetches fetches) {
+  return std::make_unique<GpuDevice>(
+      std::make_unique<InterpretedBackend>(options, std::move(planned_as), fetches), options);
 }
 
 }  // namespace octet

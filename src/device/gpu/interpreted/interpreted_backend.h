@@ -11,8 +11,14 @@ namespace octet {
 // What a library's calls for this work take.
 using LibraryScratchBytes = std::function<size_t(const DeviceWork&)>;
 
+// When copies to the device run, of all the moments that Device::order() allows: at the last, when somebody
+// waits for them, or at the first, while everything else is still late. A missing order shows in one of the
+// two.
+enum class Fetches : uint8_t { Late, Early };
+
 // `planned_as` answers workspace_bytes() for the libraries instead of the CPU device: a plan for another GPU.
 std::unique_ptr<Device> make_interpreted_device(const DeviceOptions& options,
-                                                LibraryScratchBytes planned_as = {});
+                                                LibraryScratchBytes planned_as = {},
+                                                Fetches fetches = Fetches::Late);
 
 }  // namespace octet
