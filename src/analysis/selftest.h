@@ -63,8 +63,12 @@ enum class Libraries { Same, Other };
 std::vector<SelftestCase> selftest_operations(Libraries libraries);
 SelftestRow run_case(const SelftestCase& one, Device& reference, Device& tested);
 
-// A short training run of a small model per recipe on both devices: the loss of every step; a repeat, a run
-// that is resumed halfway and one that recomputes give the same bits.
-std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Libraries libraries);
+// Whether the tested device gives the same bits each time (DeviceOptions::deterministic).
+enum class Repeats { SameBits, MayDiffer };
+
+// A short training run of a small model per recipe on both devices: the loss of every step; where repeats
+// have the same bits, so have a run that is resumed halfway and one that recomputes.
+std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Libraries libraries,
+                                           Repeats repeats = Repeats::SameBits);
 
 }  // namespace octet

@@ -43,6 +43,18 @@ TEST_CASE("a model trains on the interpreter to the CPU device's bits (slow)") {
   }
 }
 
+TEST_CASE("a device with products of another library is within the bounds, and its bits are not asked for") {
+  const auto reference = make_cpu_device({.deterministic = true}),
+             tested = make_interpreted_device({.deterministic = false});
+  for (const SelftestCase& one : selftest_operations(Libraries::Other)) {
+    if (one.operation != "matmul") continue;
+    const SelftestRow row = run_case(one, *reference, *tested);
+    INFO(row.variant << ": " << row.detail);
+    CHECK(row.bound > 0);
+    CHECK(row.passed);
+  }
+}
+
 TEST_CASE("the selftest sees one wrong value, one too large error, and an error thrown") {
   const auto reference = make_cpu_device({}), tested = make_cpu_device({});
   CHECK(run_case(one_value(0, *reference, 5, 5), *reference, *tested).passed);

@@ -69,6 +69,9 @@ TEST_CASE("a run ahead of its results is the run that waits for each, in every r
                           "evaluation.every=0", "health.every=3"});
   }
   check_like_cpu(data, {"precision.scaling=delayed", "precision.grad.rounding=stochastic"});
+  // Nothing but the key of stochastic rounding differs between its steps.
+  check_like_cpu(data, {"precision.grad.rounding=stochastic", "health.every=0", "checkpoint.every=0",
+                        "evaluation.every=0"});
 }
 
 TEST_CASE("a step that is not finite is skipped on the device, and told one step later") {
