@@ -7,6 +7,7 @@
 #include "analysis/selftest_cases.h"
 #include "base/random.h"
 #include "numerics/bfloat16.h"
+#include "numerics/block_codes.h"
 #include "numerics/sums.h"
 
 namespace octet::selftest {
@@ -90,6 +91,34 @@ void add_ends(std::vector<SelftestCase>& cases, Libraries libraries) {
 
 // ---- update
 
+namespace {
+
+// What three ranks would send each other, and its sum.
+void encode_and_add_up(Workbench& w, DType storage, int64_t n, int log2_mu) {
+  constexpr int64_t pieces = 3;
+  const int64_t piece = (n + pieces - 1) / pieces;
+  const Tensor messages = w.zeros(DType::U8, {pieces, message_bytes(piece)});
+  const Tensor saturated = w.zeros(DType::U32, {1});
+  w.device().encode_blocks({.source = w.floats(storage, {n}, hard(n, 1)),
+                            .messages = messages,
+                            .piece = piece,
+                            .log2_mu = log2_mu,
+                            .rounding_key = 3,
+                            .saturated = saturated});
+  Tensor gathered = messages, received = messages;
+  gathered.shape = {1, pieces, message_bytes(piece)};
+  received.shape = {pieces, 1, message_bytes(piece)};
+  const Tensor whole = w.zeros(storage, {n}), sum = w.zeros(storage, {piece});
+  w.device().decode_blocks({.messages = gathered, .out = whole, .piece = piece});
+  w.device().decode_blocks({.messages = received, .out = sum, .piece = piece});
+  w.output("messages", messages);
+  w.output("saturated", saturated);
+  w.output("decoded", whole);
+  w.output("sum", sum);
+}
+
+}  // namespace
+
 void add_update(std::vector<SelftestCase>& cases) {
   constexpr int64_t count = 20000;
   for (const DType storage : {DType::F32, DType::BF16}) {
@@ -117,6 +146,14 @@ void add_update(std::vector<SelftestCase>& cases) {
                                                    .control = static_cast<UpdateControl*>(control.data)});
                          w.output("control", control);
                        }});
+    }
+  }
+  for (const DType storage : {DType::F32, DType::BF16}) {
+    for (const int64_t n : {int64_t{3}, int64_t{20003}}) {
+      for (const int log2_mu : {0, 2}) {
+        cases.push_back({"block codes", with_storage(storage, fmt::format("{}, mu {}", n, 1 << log2_mu)), 0,
+                         [=](Workbench& w) { encode_and_add_up(w, storage, n, log2_mu); }});
+      }
     }
   }
   cases.push_back({"accumulate sum", "F32, 1000", 0, [](Workbench& w) {

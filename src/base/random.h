@@ -46,7 +46,13 @@ OCTET_HD uint32_t random_bits(uint64_t key, uint64_t element) {
 }
 
 // What a random number is for: mixed into the key so that no two uses share a stream.
-enum class Purpose : uint32_t { Initialization = 1, StochasticRounding = 2, DataOrder = 3, Test = 4 };
+enum class Purpose : uint32_t {
+  Initialization = 1,
+  StochasticRounding = 2,
+  DataOrder = 3,
+  Test = 4,
+  GradientWire = 5,
+};
 
 // Key of (seed, purpose, two more coordinates such as tensor and step).
 OCTET_HD uint64_t random_key(uint64_t seed, Purpose purpose, uint64_t a = 0, uint64_t b = 0) {

@@ -3,13 +3,20 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <utility>
 
 #include "base/error.h"
+#include "base/random.h"
+#include "numerics/block_codes.h"
 
 namespace octet {
 namespace {
 
-int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+// An all-reduce of codes goes on to its all-gather when as many reductions follow it: by then its exchange
+// has had time.
+constexpr size_t lag = 4;
+
 size_t aligned(size_t bytes) {
   return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
 }
@@ -33,28 +40,46 @@ GradientReduction::GradientReduction(Device* device, Communicator* communicator,
       wire_type_(wire_type(options.wire)) {
   if (options.gradient != DType::F32 && options.gradient != DType::BF16)
     refuse(fmt::format("gradients are F32 or BF16, not {}", name_of(options.gradient)));
-  if (options.wire == GradientWire::FP8) refuse("fp8 is not there yet");
-  if (ranks > 1 && !direct())
+  if (ranks == 1) return;
+  if (!direct())
     ring_ = plan.add("gradient_reduction.ring", Category::Scratch, DType::U8,
                      {static_cast<int64_t>(scratch_bytes(options.largest))});
+  if (!codes()) return;
+  saturated_ = plan.add("gradient_reduction.saturated", Category::Scratch, DType::U32, {1});
+  if (plan.measuring()) return;
+  device_->zero(saturated_);
+  saturated_host_ = static_cast<uint32_t*>(device_->allocate_host(sizeof(uint32_t)));
 }
 
-GradientReduction::~GradientReduction() = default;
+GradientReduction::~GradientReduction() {
+  if (saturated_host_) device_->free_host(saturated_host_);
+}
+
+// ---- scratch
+
+int64_t GradientReduction::piece_of(const Tensor& gradient) const {
+  return (gradient.elements() + ranks_ - 1) / ranks_;
+}
+// This rank's piece, when the gradient is cut into pieces of piece_of(): the last ones may be short or empty.
+Tensor GradientReduction::own_piece(const Tensor& gradient) const {
+  const int64_t n = gradient.elements(), piece = piece_of(gradient);
+  const int64_t begin = std::min(n, communicator_->rank() * piece);
+  return gradient.slice(begin, std::min(piece, n - begin));
+}
 
 size_t GradientReduction::scratch_bytes(int64_t elements) const {
-  return direct() ? 0 : aligned(static_cast<size_t>(elements) * size_of(wire_type_));
-}
-
-int64_t GradientReduction::piece_of(const Flight& flight) const {
-  return divide_up(flight.gradient.elements(), ranks_);
-}
-Tensor GradientReduction::own_piece(const Tensor& whole) const {
-  const int64_t piece = whole.elements() / ranks_;
-  return whole.slice(communicator_->rank() * piece, piece);
+  if (direct()) return 0;
+  if (!codes()) return aligned(static_cast<size_t>(elements) * size_of(wire_type_));
+  const int64_t piece = (elements + ranks_ - 1) / ranks_;
+  const size_t messages = aligned(static_cast<size_t>(ranks_ * message_bytes(piece)));
+  // A BF16 gradient has no room for its piece's sum.
+  const size_t sum =
+      options_.gradient == DType::F32 ? 0 : aligned(static_cast<size_t>(piece) * sizeof(float));
+  return 2 * messages + sum;
 }
 
 // Room in the ring: behind the newest, or again at its beginning. What is there is finished first.
-void GradientReduction::take(Flight& flight) {
+void GradientReduction::take_scratch(Flight& flight) {
   const size_t bytes = scratch_bytes(flight.gradient.elements());
   if (bytes == 0) return;
   flight.begin = top_ + bytes <= ring_.bytes() ? top_ : 0;
@@ -64,25 +89,35 @@ void GradientReduction::take(Flight& flight) {
   };
   while (std::any_of(flights_.begin(), flights_.end(), in_the_way)) finish_oldest();
   top_ = flight.end;
+  std::byte* next = static_cast<std::byte*>(ring_.data) + flight.begin;
+  const auto cut = [&](DType dtype, const Shape& shape) {
+    const Tensor tensor{next, dtype, shape};
+    next += aligned(tensor.bytes());
+    return tensor;
+  };
+  if (!codes()) {
+    flight.sent = cut(wire_type_, flight.gradient.shape);
+    return;
+  }
+  const int64_t piece = piece_of(flight.gradient);
+  flight.sent = cut(DType::U8, {ranks_, message_bytes(piece)});
+  flight.received = cut(DType::U8, {ranks_, message_bytes(piece)});
+  if (options_.gradient != DType::F32) flight.sum = cut(DType::F32, {piece});
 }
+
+// ---- on the way
 
 GradientReduction::Ticket GradientReduction::all_reduce(const Tensor& gradient, uint64_t step,
                                                         uint64_t tensor) {
-  return start({.ticket = given_ + 1,
-                .kind = Kind::AllReduce,
-                .gradient = gradient.flat(),
-                .step = step,
-                .tensor = tensor});
+  return start(
+      {.kind = Kind::AllReduce, .gradient = gradient.flat(), .name = {.step = step, .tensor = tensor}});
 }
 GradientReduction::Ticket GradientReduction::reduce_scatter(const Tensor& gradient, uint64_t step,
                                                             uint64_t tensor) {
   if (gradient.elements() % ranks_ != 0)
     refuse(fmt::format("{} elements are no multiple of {} ranks", gradient.elements(), ranks_));
-  return start({.ticket = given_ + 1,
-                .kind = Kind::ReduceScatter,
-                .gradient = gradient.flat(),
-                .step = step,
-                .tensor = tensor});
+  return start(
+      {.kind = Kind::ReduceScatter, .gradient = gradient.flat(), .name = {.step = step, .tensor = tensor}});
 }
 
 GradientReduction::Ticket GradientReduction::start(Flight flight) {
@@ -90,43 +125,130 @@ GradientReduction::Ticket GradientReduction::start(Flight flight) {
   if (gradient.dtype != options_.gradient || gradient.elements() > options_.largest)
     refuse(fmt::format("{} elements of {}, planned are at most {} of {}", gradient.elements(),
                        name_of(gradient.dtype), options_.largest, name_of(options_.gradient)));
-  ++given_;
+  flight.ticket = ++given_;
   if (ranks_ == 1 || gradient.elements() == 0) return given_;
-  take(flight);
-  flight.sent = gradient;
-  if (!direct()) {
-    flight.sent = {static_cast<std::byte*>(ring_.data) + flight.begin, wire_type_, gradient.shape};
-    device_->copy(flight.sent, gradient);
+  take_scratch(flight);
+  if (codes()) {
+    encode(flight, Stage::Scatter, gradient);
+    flight.operation = communicator_->all_to_all(flight.received, flight.sent);
+  } else {
+    if (direct())
+      flight.sent = gradient;
+    else
+      device_->copy(flight.sent, gradient);
+    flight.operation =
+        flight.kind == Kind::AllReduce
+            ? communicator_->all_reduce(flight.sent, Reduction::Sum)
+            : communicator_->reduce_scatter(own_piece(flight.sent), flight.sent, Reduction::Sum);
   }
-  flight.operation = flight.kind == Kind::AllReduce
-                         ? communicator_->all_reduce(flight.sent, Reduction::Sum)
-                         : communicator_->reduce_scatter(own_piece(flight.sent), flight.sent, Reduction::Sum);
   flights_.push_back(flight);
+  for (size_t i = 0; i + lag < flights_.size(); ++i) gather(flights_[i]);
   return given_;
 }
 
+// Scatter: the whole gradient, into all messages. Gather: this rank's piece, into its own.
+void GradientReduction::encode(const Flight& flight, Stage stage, const Tensor& source) {
+  const auto rank = static_cast<uint64_t>(communicator_->rank());
+  const uint64_t who = flight.name.tensor << 32 | rank << 1 | (stage == Stage::Gather ? 1u : 0u);
+  device_->encode_blocks(
+      {.source = source,
+       .messages = stage == Stage::Scatter ? flight.sent : flight.sent.slice(communicator_->rank(), 1),
+       .piece = piece_of(flight.gradient),
+       .log2_mu = state_.scale.log2_mu,
+       .rounding_key = random_key(options_.seed, Purpose::GradientWire, who, flight.name.step),
+       .saturated = saturated_});
+  encoded_ +=
+      static_cast<uint64_t>(stage == Stage::Scatter ? flight.gradient.elements() : piece_of(flight.gradient));
+}
+
+// This rank's piece of the sum, from the messages of all.
+void GradientReduction::add_up(const Flight& flight, const Tensor& sum) {
+  communicator_->wait(flight.operation);
+  Tensor messages = flight.received;
+  messages.shape = {ranks_, 1, flight.received.columns()};
+  device_->decode_blocks({.messages = messages, .out = sum, .piece = piece_of(flight.gradient)});
+}
+
+void GradientReduction::gather(Flight& flight) {
+  if (!codes() || flight.kind != Kind::AllReduce || flight.stage == Stage::Gather) return;
+  Tensor sum = own_piece(flight.gradient);
+  if (!flight.sum.empty()) sum = flight.sum.slice(0, sum.elements());
+  add_up(flight, sum);
+  encode(flight, Stage::Gather, sum);
+  flight.operation = communicator_->all_gather(flight.sent, flight.sent.slice(communicator_->rank(), 1));
+  flight.stage = Stage::Gather;
+}
+
 void GradientReduction::finish_oldest() {
+  gather(flights_.front());
   const Flight flight = flights_.front();
   flights_.pop_front();
+  const Tensor& gradient = flight.gradient;
+  if (codes() && flight.kind == Kind::ReduceScatter) return add_up(flight, own_piece(gradient));
   communicator_->wait(flight.operation);
-  if (direct()) return;
-  if (flight.kind == Kind::AllReduce)
-    device_->copy(flight.gradient, flight.sent);
-  else
-    device_->copy(own_piece(flight.gradient), own_piece(flight.sent));
+  if (codes()) {
+    Tensor messages = flight.sent;
+    messages.shape = {1, ranks_, flight.sent.columns()};
+    device_->decode_blocks({.messages = messages, .out = gradient, .piece = piece_of(gradient)});
+  } else if (!direct()) {
+    if (flight.kind == Kind::AllReduce)
+      device_->copy(gradient, flight.sent);
+    else
+      device_->copy(own_piece(gradient), own_piece(flight.sent));
+  }
 }
 
 void GradientReduction::wait(Ticket ticket) {
   if (ticket > given_) refuse(fmt::format("wait for reduction {} of {}", ticket, given_));
+  if (flights_.empty() || flights_.front().ticket > ticket) return;
+  // Operations end in the order they were given: an all-gather waits for every exchange before it anyway.
+  for (Flight& flight : flights_) gather(flight);
   while (!flights_.empty() && flights_.front().ticket <= ticket) finish_oldest();
 }
+
+// ---- the automatic scale
 
 void GradientReduction::end_step() {
   if (!flights_.empty())
     refuse(fmt::format("the step ends, but reduction {} was not waited for", flights_.front().ticket));
+  if (!codes() || ranks_ == 1) return;
+  fetch_counter();
+  const int encoded_log2_mu = state_.scale.log2_mu;
+  if (state_.values > 0 && state_.counted_log2_mu == state_.scale.log2_mu)
+    state_.scale.step(state_.saturated, state_.values);
+  communicator_->wait(communicator_->all_reduce(saturated_, Reduction::Max));
+  device_->download(saturated_host_, saturated_.data, sizeof(uint32_t));
+  place_ = device_->mark();
+  device_->zero(saturated_);
+  state_.values = std::exchange(encoded_, 0);
+  state_.counted_log2_mu = encoded_log2_mu;
 }
 
-GradientReduction::State GradientReduction::state() { return state_; }
-void GradientReduction::restore(const State& state) { state_ = state; }
+// What was counted in the step that ended last.
+void GradientReduction::fetch_counter() {
+  if (!place_) return;
+  device_->wait(*place_);
+  place_.reset();
+  state_.saturated = *saturated_host_;
+}
+
+GradientReduction::State GradientReduction::state() {
+  fetch_counter();
+  return state_;
+}
+
+void GradientReduction::restore(const State& state) {
+  const AutomaticScale& scale = state.scale;
+  if (scale.log2_mu < AutomaticScale::smallest_log2 || scale.log2_mu > -AutomaticScale::smallest_log2 ||
+      scale.clean_steps < 0 || scale.clean_steps >= AutomaticScale::clean_steps_to_double)
+    throw Error(ExitCode::Checkpoint,
+                fmt::format("automatic scale of gradients: mu 2^{} after {} clean steps, expected at most "
+                            "2^+-{} and {}",
+                            scale.log2_mu, scale.clean_steps, -AutomaticScale::smallest_log2,
+                            AutomaticScale::clean_steps_to_double - 1),
+                "the checkpoint is damaged; resume from another");
+  fetch_counter();
+  state_ = state;
+}
 
 }  // namespace octet

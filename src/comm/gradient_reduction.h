@@ -4,7 +4,7 @@
 //         rounded to BF16 once.
 //   BF16  values are rounded to BF16 once, then the communicator's sum of BF16: CPU ranks add in FP32 in rank
 //         order and round once, NCCL rounds at every hop.
-//   FP8   each rank encodes its gradient once, E4M3 in blocks of 128 with a power-of-two scale each,
+//   FP8   each rank encodes its gradient once, E4M3 in blocks of 256 with a power-of-two scale each,
 //         stochastically; the codes are exchanged (all-to-all), decoded and added in FP32 in rank order by
 //         the owner of a piece. reduce_scatter keeps that sum; all_reduce encodes it again for the
 //         all-gather. Never NCCL's sum of FP8, which rounds to FP8 at every hop.  [2310.18313; 2407.02610]
@@ -40,10 +40,12 @@ class GradientReduction {
     int64_t largest = 0;          // elements of the largest gradient
   };
   // What a checkpoint keeps; the same on all ranks. Only FP8 changes it. The newest step's count is judged at
-  // the end of the next step, so that nobody waits for the device.
+  // the end of the next step, so that nobody waits for the device, unless mu was halved meanwhile.
   struct State {
     AutomaticScale scale;
-    uint64_t saturated = 0, values = 0;  // of the newest step: most on a rank, of how many
+    // Of the newest step: the most on a rank, of how many, with which mu.
+    uint64_t saturated = 0, values = 0;
+    int counted_log2_mu = 0;
     bool operator==(const State&) const = default;
   };
 
@@ -74,33 +76,40 @@ class GradientReduction {
  private:
   enum class Kind : uint8_t { AllReduce, ReduceScatter };
   enum class Stage : uint8_t { Scatter, Gather };
+  struct Name {
+    uint64_t step, tensor;
+  };
   struct Flight {  // a reduction under way
-    Ticket ticket;
     Kind kind;
     Tensor gradient;  // [n]
-    uint64_t step, tensor;
-    size_t begin = 0, end = 0;        // bytes of the ring
-    Tensor sent = {}, received = {};  // messages [ranks, bytes]; sent: the gradient in the wire's type
-    Tensor sum = {};                  // F32 [piece] or empty: the piece's sum before it is encoded again
+    Name name;
+    Ticket ticket = 0;
+    size_t begin = 0, end = 0;  // bytes of the ring
+    // FP8: messages [ranks, message_bytes(piece)]. Else `sent` is the gradient in the wire's type.
+    Tensor sent = {}, received = {};
+    Tensor sum = {};  // F32 [piece] or empty: FP8 of a BF16 gradient
     Stage stage = Stage::Scatter;
     Communicator::Ticket operation = 0;
   };
-  Ticket start(Flight flight);
-  void start_codes(Flight& flight);
-  void gather(Flight& flight);  // Scatter -> Gather
-  void finish_oldest();
-  size_t scratch_bytes(int64_t elements) const;
-  void take(Flight& flight);
-  Tensor cut(Flight& flight, DType dtype, Shape shape);
-  int64_t piece_of(const Flight& flight) const;
-  Tensor own_piece(const Tensor& whole) const;
+
+  bool codes() const { return options_.wire == GradientWire::FP8; }
   bool direct() const { return options_.gradient == wire_type_; }
+  int64_t piece_of(const Tensor& gradient) const;
+  Tensor own_piece(const Tensor& gradient) const;
+  size_t scratch_bytes(int64_t elements) const;
+  void take_scratch(Flight& flight);
+  Ticket start(Flight flight);
+  void encode(const Flight& flight, Stage stage, const Tensor& source);
+  void add_up(const Flight& flight, const Tensor& sum);
+  void gather(Flight& flight);  // an all-reduce of codes: Scatter -> Gather
+  void finish_oldest();
+  void fetch_counter();
 
   Device* const device_;
   Communicator* const communicator_;
   const int ranks_;
   const Options options_;
-  DType wire_type_;
+  const DType wire_type_;
   Tensor ring_;  // U8
   size_t top_ = 0;
   std::deque<Flight> flights_;
@@ -108,7 +117,7 @@ class GradientReduction {
 
   // FP8 only.
   State state_;
-  uint64_t encoded_ = 0;  // values, of this step
+  uint64_t encoded_ = 0;  // values, of this step; at most on a rank
   Tensor saturated_;      // U32 [1], of this step
   uint32_t* saturated_host_ = nullptr;
   std::optional<uint64_t> place_;  // in the device's queue, behind the download; none: state_ has it

@@ -245,6 +245,26 @@ struct ScaleTableUpdate {
   const UpdateControl* control = nullptr;  // device memory; null: applied
 };
 
+// Codes of a gradient for the wire, in messages of `piece` values each [numerics/block_codes.h]:
+//   code = E4M3(source * scale of its block), rounded stochastically
+// with random_bits(rounding_key, p * coded_bytes(piece) + i) for value i of message p. What lies beyond the
+// source is zero.
+struct EncodeBlocks {
+  Tensor source;    // F32 or BF16 [n]
+  Tensor messages;  // U8 [pieces, message_bytes(piece)], 16-byte aligned; n <= pieces * piece
+  int64_t piece = 0;
+  int log2_mu = 0;  // every scale is multiplied by 2^log2_mu
+  uint64_t rounding_key = 0;
+  Tensor saturated;  // U32 [1]: += finite values beyond the largest code
+};
+// out[p * piece + i] = sum over s of value i of message [s, p]: in FP32 in the order of s, rounded once to
+// out.
+struct DecodeBlocks {
+  Tensor messages;  // U8 [sources, pieces, message_bytes(piece)], 16-byte aligned
+  Tensor out;       // F32 or BF16 [n], n <= pieces * piece
+  int64_t piece = 0;
+};
+
 // The work a device will be given that may need scratch memory, as shapes and types without data.
 struct DeviceWork {
   std::span<const Matmul> matmuls = {};
@@ -343,6 +363,8 @@ class Device {
   virtual void gradient_norm(const GradientNorm&) = 0;
   virtual void adamw(const AdamWUpdate&) = 0;
   virtual void scale_table_update(const ScaleTableUpdate&) = 0;
+  virtual void encode_blocks(const EncodeBlocks&) = 0;
+  virtual void decode_blocks(const DecodeBlocks&) = 0;
   // out[0] (F64) += sum of x (F32), in the order of numerics/sums.h.
   virtual void accumulate_sum(const Tensor& out, const Tensor& x) = 0;
 

@@ -46,6 +46,8 @@ class CpuDevice final : public Device {
   void gradient_norm(const GradientNorm&) override;
   void adamw(const AdamWUpdate&) override;                    // adamw.cpp
   void scale_table_update(const ScaleTableUpdate&) override;  // scale_table.cpp
+  void encode_blocks(const EncodeBlocks&) override;           // block_codes.cpp
+  void decode_blocks(const DecodeBlocks&) override;
 
  private:
   // Fills out.row and out.column (and the scales, amax and counters) from out.high; nothing to do when there

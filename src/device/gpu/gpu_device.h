@@ -92,6 +92,8 @@ class GpuDevice final : public Device {
   void gradient_norm(const GradientNorm&) override;
   void adamw(const AdamWUpdate&) override;
   void scale_table_update(const ScaleTableUpdate&) override;
+  void encode_blocks(const EncodeBlocks&) override;
+  void decode_blocks(const DecodeBlocks&) override;
 
   // cast.cpp
   void cast(const CastOperation&) override;

@@ -1,9 +1,11 @@
-// Once a step: the gradient norm, AdamW, the scale table.
+// Once a step: the gradient on the wire and its norm, AdamW, the scale table.
 #include <cstddef>
 
 #include "device/adamw_rates.h"
+#include "device/block_codes.h"
 #include "device/gpu/gpu_device.h"
 #include "kernels/adamw.h"
+#include "kernels/block_codes.h"
 #include "kernels/gradient_norm.h"
 #include "kernels/scale_table.h"
 
@@ -17,6 +19,34 @@ static_assert(sizeof(kernels::Control) == sizeof(UpdateControl) &&
                   offsetof(kernels::Control, apply) == offsetof(UpdateControl, apply) &&
                   offsetof(kernels::Control, nonfinite_piece) == offsetof(UpdateControl, nonfinite_piece),
               "kernels::Control is UpdateControl as the kernels see it");
+
+void GpuDevice::encode_blocks(const EncodeBlocks& op) {
+  const OperationTimer timer = timed("encode blocks");
+  check(op);
+  kernels::encode_blocks({.source = op.source.data,
+                          .storage = format_of(op.source),
+                          .count = op.source.elements(),
+                          .messages = op.messages.as<uint8_t>(),
+                          .pieces = op.messages.rows(),
+                          .piece = op.piece,
+                          .log2_mu = op.log2_mu,
+                          .rounding_key = op.rounding_key,
+                          .saturated = op.saturated.as<uint32_t>(),
+                          .stream = backend_->stream()});
+}
+
+void GpuDevice::decode_blocks(const DecodeBlocks& op) {
+  const OperationTimer timer = timed("decode blocks");
+  check(op);
+  kernels::decode_blocks({.messages = op.messages.as<uint8_t>(),
+                          .sources = op.messages.shape[0],
+                          .pieces = op.messages.shape[1],
+                          .piece = op.piece,
+                          .out = op.out.data,
+                          .storage = format_of(op.out),
+                          .count = op.out.elements(),
+                          .stream = backend_->stream()});
+}
 
 void GpuDevice::gradient_squares(const GradientSquares& op) {
   const OperationTimer timer = timed("gradient norm");
