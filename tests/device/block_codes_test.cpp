@@ -50,7 +50,10 @@ Tensor decode(OpFixture& on, Tensor messages, int64_t sources, const Sizes& size
   on->decode_blocks({.messages = messages, .out = out, .piece = sizes.piece()});
   return out;
 }
-Bytes bytes_of(const Tensor& t) { return {t.as<uint8_t>(), t.as<uint8_t>() + t.bytes()}; }
+Bytes bytes_of(const Tensor& t) {
+  const auto* const begin = static_cast<const uint8_t*>(t.data);
+  return {begin, begin + t.bytes()};
+}
 
 }  // namespace
 
