@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "base/log.h"
 #include "base/text.h"
 #include "cli/command.h"
 #include "cli/train_ranks.h"
@@ -72,18 +73,18 @@ int run_train(const TrainArguments& arguments, const CLI::App& command) {
   if (starts_ranks(arguments))
     return train_ranks({command, request.config, arguments.ranks.value_or(1), arguments.max_restarts});
   request.launch = detect_launch(arguments.launch, process_environment());
-  if (request.launch.ranks > 1) {
-    if (request.launch.rank == 0) Progress().note("launch: " + describe(request.launch));
-    throw Error(ExitCode::Usage,
-                fmt::format("{} ranks: data-parallel training is not built yet", request.launch.ranks),
-                "train with one rank");
-  }
+  if (request.launch.ranks > 1 && request.launch.rank == 0)
+    Progress().note("launch: " + describe(request.launch));
   request.device = arguments.device;
   request.overwrite = arguments.overwrite;
   request.accept_changed_data = arguments.accept_changed_data;
   request.inject = arguments.inject;
   request.quiet = arguments.quiet;
+  const bool follows = request.launch.rank > 0;
+  if (follows) set_log_level(LogLevel::Warning);  // rank 0 speaks for all
   const TrainResult result = train(request);
+  if (follows && (result.code == ExitCode::Success || result.code == ExitCode::Stopped))
+    return static_cast<int>(result.code);
   switch (result.code) {
     case ExitCode::Success:
       Progress().note(fmt::format(

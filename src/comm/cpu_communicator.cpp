@@ -36,7 +36,8 @@ void require(bool condition, const std::string& what) {
 CpuCommunicator::CpuCommunicator(ControlPlane& control, Device& device, const CpuCommunicatorOptions& options)
     : control_(control),
       device_(device),
-      staged_(options.staging == CpuCommunicatorOptions::Staging::Always || !device.info().uses_host_memory),
+      staged_(options.staging == CpuCommunicatorOptions::Staging::Always || !device.info().uses_host_memory ||
+              device.info().asynchronous),
       exchange_(control, connect_ranks(control, options.transport)),
       thread_(&CpuCommunicator::work, this) {}
 

@@ -330,6 +330,13 @@ void add_batch(List& list) {
   list.push_back(choice("/memory/offload", AT(memory.offload),
                         Names<Offload>{{Offload::None, "none"}, {Offload::Optimizer, "optimizer"}},
                         about("states kept in host memory; the result never changes", Free)));
+  list.push_back(integer("/parallel/zero", AT(parallel.zero), {0, 1},
+                         about("what the ranks share out: 0 nothing, 1 masters and moments", Free)));
+  list.push_back(
+      choice("/parallel/reduce", AT(parallel.reduce),
+             Names<GradientWire>{
+                 {GradientWire::FP32, "fp32"}, {GradientWire::BF16, "bf16"}, {GradientWire::FP8, "fp8"}},
+             about("format of gradients between ranks", Recorded)));
   list.push_back(number("/loss/z_loss", AT(loss.z_loss), {0, 1},
                         about("factor of the squared log of the softmax sum", Recorded)));
 }

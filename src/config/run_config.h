@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/gradient_reduction.h"
 #include "data/dataset.h"
 #include "model/spec.h"
 #include "model/transformer.h"
@@ -70,6 +71,13 @@ struct MemoryOptions {
   bool operator==(const MemoryOptions&) const = default;
 };
 
+// Several ranks. zero 0: every rank keeps all states; 1: masters and moments are sharded.
+struct ParallelOptions {
+  int64_t zero = 1;
+  GradientWire reduce = GradientWire::BF16;
+  bool operator==(const ParallelOptions&) const = default;
+};
+
 struct RunConfig {
   RunOptions run;
   TransformerSpec model;
@@ -77,6 +85,7 @@ struct RunConfig {
   DataOptions data;
   BatchOptions batch;
   MemoryOptions memory;
+  ParallelOptions parallel;
   LossOptions loss;
   AdamWOptions optimizer;
   ScheduleOptions schedule;

@@ -277,6 +277,7 @@ struct DeviceInfo {
   double peak_flops = 0;          // dense BF16 FLOP/s the progress line's percentage refers to; 0 = unknown
   std::string peak_source;        // one sentence: where that number comes from
   bool uses_host_memory = false;  // its arena and the host's come out of the same memory
+  std::string identity;           // of the hardware, where two processes should not share it; else empty
   bool asynchronous = false;      // operations are enqueued: the host runs ahead of them
 };
 
@@ -284,6 +285,7 @@ struct DeviceOptions {
   bool deterministic = false;  // only implementations with a fixed summation order
   int threads = 0;             // CPU: 0 = all
   bool graphs = true;          // GPU: replay() records CUDA graphs
+  int local_rank = 0;          // GPU: the one of this number, modulo those visible
 };
 
 // One piece of work that is enqueued again and again, for Device::replay(). Whoever owns its tensors owns it.

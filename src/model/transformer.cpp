@@ -54,7 +54,7 @@ struct Transformer::Implementation {
   Pass pass(PassKind kind, uint64_t position);
   void upload(const int32_t* host_tokens, const int32_t* host_targets);
   void forward(const Pass& pass);
-  void backward(const Pass& pass);
+  void backward(const Pass& pass, const Transformer::GradientsReady& ready);
   void refresh(const MasterPiece& piece, int64_t step);
   void refresh_all(int64_t step);
   void reset_scales();
@@ -73,6 +73,7 @@ struct Transformer::Implementation {
   ScaleTable scales;
   TokenTable embedding;
   std::vector<Block> blocks;
+  std::vector<size_t> first_parameter;   // of each block, then of the head
   std::vector<const Linear*> linear_of;  // by parameter; null: not a linear's
   std::optional<Head> head;              // declares its parameters after the blocks
   RopeTable rope;
@@ -99,7 +100,11 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
   const Blueprint blueprint{options, plan, parameters, scales, rope};
   embedding = declare_token_table(blueprint, "embedding");
   blocks.reserve(static_cast<size_t>(options.spec.layers));
-  for (int i = 0; i < static_cast<int>(options.spec.layers); ++i) blocks.emplace_back(blueprint, i);
+  for (int i = 0; i < static_cast<int>(options.spec.layers); ++i) {
+    first_parameter.push_back(parameters.all().size());
+    blocks.emplace_back(blueprint, i);
+  }
+  first_parameter.push_back(parameters.all().size());
   head.emplace(blueprint, embedding);
   linear_of.resize(parameters.all().size());
   for (const Block& block : blocks)
@@ -201,16 +206,25 @@ void Transformer::Implementation::forward(const Pass& pass) {
   head->normalise(pass, stream);
 }
 
-void Transformer::Implementation::backward(const Pass& pass) {
+void Transformer::Implementation::backward(const Pass& pass, const Transformer::GradientsReady& ready) {
+  const auto tell = [&](size_t first, size_t end) {
+    if (ready) ready(first, end - first);
+  };
   head->backward(pass, blocks.back().output_gradient_target(pass, gradients));
-  for (size_t i = blocks.size(); i-- > 1;)
+  // A tied head's table is the embedding's, which comes last.
+  tell(first_parameter.back(), parameters.all().size());
+  for (size_t i = blocks.size(); i-- > 1;) {
     blocks[i].backward(pass, gradients, blocks[i - 1].output_gradient_target(pass, gradients), branch);
+    tell(first_parameter[i], first_parameter[i + 1]);
+  }
   CastTarget embedding_gradient;
   embedding_gradient.high = gradients.residual.high;
   blocks.front().backward(pass, gradients, embedding_gradient, branch);
+  tell(first_parameter[0], first_parameter[1]);
   device->embedding_backward({.table_gradient = embedding.parameter.gradient,
                               .tokens = tokens,
                               .out_gradient = gradients.residual.high});
+  tell(0, first_parameter[0]);
 }
 
 void Transformer::Implementation::refresh(const MasterPiece& piece, int64_t step) {
@@ -259,6 +273,12 @@ Transformer::Transformer(Device* device, const TransformerOptions& options, Memo
     : implementation_(std::make_unique<Implementation>(device, options, plan, offload ? *offload : plan)) {
   if (const std::string problem = offload ? offload_problem(options.recipe) : ""; !problem.empty())
     throw Error(ExitCode::Usage, "offloaded masters: " + problem, "another recipe, or no offload");
+  if (options.sharding.ranks > 1 && options.recipe.float8() &&
+      options.recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+    throw Error(ExitCode::Usage,
+                "sharded masters: smooth_swiglu \"channel\" reads the down projection's master in every "
+                "micro-batch",
+                "smooth_swiglu \"dual\", or parallel.zero 0");
 }
 Transformer::~Transformer() = default;
 
@@ -268,11 +288,14 @@ ScaleTable& Transformer::scales() { return implementation_->scales; }
 Tensor Transformer::loss_sum() const { return implementation_->loss_sum; }
 Tensor Transformer::token_losses() const { return implementation_->losses; }
 
-void Transformer::initialize() {
+void Transformer::initialize_masters() {
   Implementation& self = *implementation_;
   self.parameters.initialize(*self.device, self.options.seed);
   self.reset_scales();
-  self.refresh_all(0);
+}
+void Transformer::initialize() {
+  initialize_masters();
+  implementation_->refresh_all(0);
 }
 
 void Transformer::refresh_working_weights(int64_t step) { implementation_->refresh_all(step); }
@@ -289,17 +312,21 @@ void Transformer::zero_gradients() {
 }
 
 void Transformer::forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale,
-                                   MicroStep where) {
+                                   MicroStep where, const GradientsReady& ready) {
   Implementation& self = *implementation_;
   const uint64_t position = position_of(where);
   self.upload(tokens, targets);
-  self.device->replay(self.training_work, self.training_signature(position, gradient_scale), [&] {
+  const auto work = [&] {
     const Pass pass = self.pass(PassKind::Training, position);
     self.forward(pass);
     self.head->loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
     self.device->accumulate_sum(self.loss_sum, self.losses);
-    self.backward(pass);
-  });
+    self.backward(pass, ready);
+  };
+  if (ready)
+    work();
+  else
+    self.device->replay(self.training_work, self.training_signature(position, gradient_scale), work);
 }
 
 void Transformer::forward(const int32_t* tokens, const int32_t* targets) {

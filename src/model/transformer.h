@@ -1,6 +1,7 @@
 // The transformer: forward, loss and backward by hand against Device.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -56,7 +57,8 @@ class Transformer {
   std::vector<Parameter>& parameters();  // fixed order, fixed names
   ScaleTable& scales();
 
-  void initialize();  // masters from the seed, then refresh_working_weights(); norms 1, biases 0
+  void initialize_masters();  // without the working weights
+  void initialize();          // masters from the seed, then refresh_working_weights(); norms 1, biases 0
   // masters -> BF16 copies or codes; after load and every update. `step`: updates asked for so far, the key
   // of stochastic rounding; a run that resumes after that step makes the same codes.
   void refresh_working_weights(int64_t step);
@@ -67,7 +69,11 @@ class Transformer {
 
   // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and
   // its gradients, scaled by gradient_scale = 1 / (tokens of the global batch), to the parameters' gradients.
-  void forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale, MicroStep where);
+  // `ready`, if any, is told while backward is enqueued which parameters' gradients are complete from there
+  // on: [first, first + count) of parameters(). Nothing is replayed then.
+  using GradientsReady = std::function<void(size_t first, size_t count)>;
+  void forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale, MicroStep where,
+                        const GradientsReady& ready = {});
   // Adds the token losses to loss_sum(); no amax is recorded, no gradient touched. Per-token losses:
   // token_losses().
   void forward(const int32_t* tokens, const int32_t* targets);

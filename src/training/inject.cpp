@@ -19,14 +19,17 @@ namespace {
 constexpr int killed = 137;  // what a shell reports after SIGKILL
 
 const std::map<std::string, std::vector<std::string>>& grammar() {
-  static const std::map<std::string, std::vector<std::string>> keys = {{"kill", {"file-operation", "step"}},
-                                                                       {"enospc", {"write", "count"}},
-                                                                       {"slow", {"milliseconds"}},
-                                                                       {"nan", {"step", "count"}},
-                                                                       {"spike", {"step", "loss"}},
-                                                                       {"memory", {"available"}},
-                                                                       {"file-system", {"free", "exchange"}},
-                                                                       {"signal", {"name", "phase", "step"}}};
+  static const std::map<std::string, std::vector<std::string>> keys = {
+      {"kill", {"file-operation", "step", "phase"}},
+      {"hang", {"step", "phase"}},
+      {"exit", {"step", "phase"}},
+      {"enospc", {"write", "count"}},
+      {"slow", {"milliseconds"}},
+      {"nan", {"step", "count"}},
+      {"spike", {"step", "loss"}},
+      {"memory", {"available"}},
+      {"file-system", {"free", "exchange"}},
+      {"signal", {"name", "phase", "step"}}};
   return keys;
 }
 
@@ -87,8 +90,8 @@ Injector::Rule Injector::parse(const std::string& spec) {
     const size_t equals = pair.find('=');
     const std::string key = pair.substr(0, equals),
                       value = equals == std::string::npos ? "" : pair.substr(equals + 1);
-    if (std::find(known->second.begin(), known->second.end(), key) == known->second.end())
-      refuse(spec, fmt::format("'{}' takes {}", rule.action, fmt::join(known->second, ", ")));
+    if (key != "rank" && std::find(known->second.begin(), known->second.end(), key) == known->second.end())
+      refuse(spec, fmt::format("'{}' takes {}, rank", rule.action, fmt::join(known->second, ", ")));
     const bool is_text = key == "name" || key == "phase";
     if (value.empty() || value.size() > 12 ||
         (!is_text && value.find_first_not_of("0123456789") != std::string::npos))
@@ -100,7 +103,7 @@ Injector::Rule Injector::parse(const std::string& spec) {
     refuse(spec, "name is TERM, INT, USR1 or USR2; phase is startup, step, evaluation or save");
   const std::vector<std::string> phases = {"startup", "step", "evaluation", "save"};
   if (const std::string& phase = rule.text("phase");
-      rule.action == "signal" && std::find(phases.begin(), phases.end(), phase) == phases.end()) {
+      !phase.empty() && std::find(phases.begin(), phases.end(), phase) == phases.end()) {
     const std::string near = nearest(phase, phases);
     refuse(spec,
            fmt::format("no phase '{}': {}", phase,
@@ -110,10 +113,12 @@ Injector::Rule Injector::parse(const std::string& spec) {
   return rule;
 }
 
-Injector::Injector(const std::vector<std::string>& specs, std::filesystem::path folder)
+Injector::Injector(const std::vector<std::string>& specs, std::filesystem::path folder, int rank)
     : folder_(std::move(folder)) {
   for (const std::string& spec : specs) {
-    rules_.push_back(parse(spec));
+    Rule rule = parse(spec);
+    if (rule.number("rank", rank) != rank) continue;
+    rules_.push_back(std::move(rule));
     const std::string& action = rules_.back().action;
     hooked_ =
         hooked_ || action == "enospc" || action == "slow" || !rules_.back().text("file-operation").empty();
@@ -156,7 +161,14 @@ void Injector::before_file_operation(int operation, const std::filesystem::path&
 
 void Injector::enter(Phase phase, int64_t step) {
   for (Rule& rule : rules_) {
-    if (rule.action == "kill" && phase == Phase::Step && rule.number("step", -1) == step) _exit(killed);
+    const std::string& where = rule.text("phase");
+    const bool here = rule.number("step", -1) == step && name_of(phase) == (where.empty() ? "step" : where);
+    if (here && rule.action == "kill") _exit(killed);
+    if (here && rule.action == "exit") _exit(0);
+    if (here && rule.action == "hang" && !rule.spent) {
+      rule.spent = true;
+      std::raise(SIGSTOP);
+    }
     if (rule.action == "signal" && !rule.spent && rule.text("phase") == name_of(phase) &&
         (rule.values.count("step") == 0 || rule.number("step", -1) == step)) {
       rule.spent = true;

@@ -1,7 +1,9 @@
 // Faults on demand, to rehearse what a cluster does to a run (`octet train --inject SPEC`, repeatable).
 //
 //   kill:file-operation=N       the process dies before its N-th change to a file of the run
-//   kill:step=K                 ... before step K
+//   kill:step=K[,phase=P]       ... before step K, or as its evaluation or save begins (P: step, evaluation,
+//   save) hang:step=K[,phase=P]       it stops there (SIGSTOP) until somebody continues it
+//   exit:step=K[,phase=P]       it leaves there with exit code 0
 //   enospc:write=N[,count=M]    writes N .. N+M-1 inside checkpoints/ find the disk full
 //   file-system:free=N,exchange=0   N bytes seem free (a save is refused); names cannot be exchanged
 //   memory:available=N          N bytes of memory seem available
@@ -11,7 +13,7 @@
 //   signal:name=TERM,phase=startup|step|evaluation|save[,step=K]   the process gets SIGTERM, INT, USR1 or
 //   USR2
 //
-// Steps count from 1, as in the log.
+// Steps count from 1, as in the log. Every rule takes rank=R: only on that rank.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -26,9 +28,9 @@ enum class Phase : uint8_t { Startup, Step, Evaluation, Save };
 
 class Injector {
  public:
-  Injector(const std::vector<std::string>& specs,
-           std::filesystem::path folder);  // Error(Usage) names the rule
-  ~Injector();                             // the file hook goes too
+  Injector(const std::vector<std::string>& specs, std::filesystem::path folder,
+           int rank = 0);  // Error(Usage) names the rule
+  ~Injector();             // the file hook goes too
   Injector(const Injector&) = delete;
   Injector& operator=(const Injector&) = delete;
 

@@ -69,6 +69,7 @@ int64_t rewind_metrics(const std::filesystem::path& path, int64_t step) noexcept
 }
 
 RunLog::RunLog(const RunLogOptions& options) : path_(options.folder / metrics_file) {
+  if (options.folder.empty()) return;
   rewind_metrics(path_, options.resumed_from);
   descriptor_ = open_for_append(path_);
   if (options.tensorboard)

@@ -21,8 +21,8 @@ double number_of(const Json& value);  // the way back
 int64_t rewind_metrics(const std::filesystem::path& path, int64_t step) noexcept;
 
 struct RunLogOptions {
-  std::filesystem::path folder;
-  int64_t resumed_from = -1;  // step; -1: a fresh run, former records go
+  std::filesystem::path folder;  // empty: nothing is written (rank 0 writes for all)
+  int64_t resumed_from = -1;     // step; -1: a fresh run, former records go
   bool tensorboard = true;
 };
 

@@ -59,10 +59,11 @@ std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions
   }
 }
 
-DeviceOptions device_options(const RunConfig& config) {
+DeviceOptions device_options(const RunConfig& config, int local_rank) {
   return {.deterministic = config.run.deterministic,
           .threads = config.run.threads,
-          .graphs = config.run.cuda_graphs};
+          .graphs = config.run.cuda_graphs,
+          .local_rank = local_rank};
 }
 
 }  // namespace octet

@@ -13,5 +13,5 @@ namespace octet {
 std::unique_ptr<Device> open_device(const std::string& name, const DeviceOptions& options);
 // What a run asks of its device. Whoever plans, measures or trains a run opens the device with these, so that
 // all three have the same workspace.
-DeviceOptions device_options(const RunConfig& config);
+DeviceOptions device_options(const RunConfig& config, int local_rank = 0);
 }  // namespace octet

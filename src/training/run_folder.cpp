@@ -93,6 +93,11 @@ RunFolder::RunFolder(const TrainRequest& request, const std::string& data_finger
   write_atomically(path_ / config_file, config.dump(2) + "\n", ExitCode::Checkpoint);
 }
 
+RunFolder::RunFolder(fs::path path, FoundCheckpoint resume)
+    : path_(std::move(path)), follows_(true), resume_(std::move(resume)) {
+  claim_.settled = true;  // nothing to give back
+}
+
 RunFolder::Claim::~Claim() {
   if (settled) return;
   std::error_code ignored;
@@ -234,7 +239,7 @@ void RunFolder::check_resumable(const TrainRequest& request, const std::string& 
 }
 
 void RunFolder::write_status(State state, ExitCode code, const std::string& reason) const noexcept {
-  if (!claim_.settled) return;
+  if (!claim_.settled || follows_) return;
   try {
     const Json status = {{"state", name_of(state)},
                          {"exit_code", static_cast<int>(code)},

@@ -20,6 +20,8 @@ class RunFolder {
   // Locks the folder and decides between a fresh start and a resume (F05, F06, F11, F23); writes config.json.
   // A folder that held no run is as it was before when the run is refused, here or before settle().
   RunFolder(const TrainRequest& request, const std::string& data_fingerprint);
+  // On a rank that follows rank 0, which has made the other one: nothing is locked or written.
+  RunFolder(std::filesystem::path path, FoundCheckpoint resume);
 
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
@@ -52,6 +54,7 @@ class RunFolder {
   };
 
   std::filesystem::path path_;
+  bool follows_ = false;
   Claim claim_;
   FoundCheckpoint resume_;
   int64_t step_ = 0;

@@ -11,8 +11,9 @@
 namespace octet {
 namespace {
 
-TransformerOptions transformer_options(const RunConfig& c) {
+TransformerOptions transformer_options(const RunConfig& c, const Sharding& ranks) {
   TransformerOptions o;
+  if (c.parallel.zero > 0) o.sharding = ranks;
   o.spec = c.model;
   o.recipe = c.precision;
   o.micro_batch = c.batch.micro;
@@ -36,9 +37,9 @@ size_t aligned(size_t bytes) {
 
 }  // namespace
 
-PlannedMemory measure_memory(Device* device, const RunConfig& config) {
+PlannedMemory measure_memory(Device* device, const RunConfig& config, const Sharding& ranks) {
   MemoryPlan device_plan, host_plan, offload_plan;
-  const RunMemory memory(device, config, {device_plan, host_plan, offload_plan});
+  const RunMemory memory(device, config, {device_plan, host_plan, offload_plan}, ranks);
   return {aligned(device_plan.peak_bytes()), aligned(host_plan.peak_bytes()),
           aligned(offload_plan.peak_bytes()),
           memory.validation_tokens.bytes() + memory.validation_targets.bytes()};
@@ -61,7 +62,21 @@ void require_memory(const PlannedMemory& planned, const DeviceInfo& device, size
 }
 
 int64_t global_batch(const RunConfig& c) { return c.batch.tokens / c.model.context; }
-int64_t accumulation(const RunConfig& c) { return global_batch(c) / c.batch.micro; }
+int64_t accumulation(const RunConfig& c, int ranks) {
+  const int64_t micros = global_batch(c) / c.batch.micro;
+  if (micros % ranks == 0) return micros / ranks;
+  std::string works;
+  for (int64_t r = 1; r <= micros; ++r)
+    if (micros % r == 0) works += fmt::format("{}{}", works.empty() ? "" : ", ", r);
+  throw Error(
+      ExitCode::Usage,
+      fmt::format("{} ranks do not divide the {} micro-batches of a step (batch.tokens {}, batch.micro {} "
+                  "windows of {} tokens)",
+                  ranks, micros, c.batch.tokens, c.batch.micro, c.model.context),
+      fmt::format("ranks that work: {}; or another batch.micro, which the result does not depend on but "
+                  "for rounding",
+                  works));
+}
 WindowOrder window_order(const RunConfig& c) {
   return c.data.shuffle ? WindowOrder::Shuffled : WindowOrder::AsStored;
 }
@@ -162,12 +177,14 @@ std::string Snapshot::masters_hash() const {
   return masters_hash(alone);
 }
 
-RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans)
-    : model(device, transformer_options(c), plans.device, offload(c) ? &plans.offload : nullptr),
+RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, const Sharding& ranks,
+                     Communicator* communicator)
+    : model(device, transformer_options(c, ranks), plans.device, offload(c) ? &plans.offload : nullptr),
       optimizer(device, c.optimizer,
                 {c.precision.moments, offload(c) ? &plans.offload : nullptr,
                  [this](size_t parameter) { return model.splits_refresh(parameter); }},
                 model.parameters(), plans.device),
+      data_parallel(device, communicator, ranks.ranks, c, model, optimizer, plans.device),
       evaluation_sum(plans.device.add("evaluation.loss_sum", Category::Other, DType::F64, {1})),
       validation_tokens(plans.host.add("validation.tokens", Category::Batch, DType::I32,
                                        {validation_batches(c), c.batch.micro * c.model.context})),

@@ -11,6 +11,7 @@
 #include "optimizer/adamw.h"
 #include "tensor/memory_plan.h"
 #include "training/checkpoint.h"
+#include "training/data_parallel.h"
 
 namespace octet {
 
@@ -58,10 +59,13 @@ struct RunMemory {
   struct Plans {
     MemoryPlan &device, &host, &offload;
   };
-  RunMemory(Device* device, const RunConfig& config, const Plans& plans);
+  // Several ranks: `communicator` may be null while measuring.
+  RunMemory(Device* device, const RunConfig& config, const Plans& plans, const Sharding& ranks = {},
+            Communicator* communicator = nullptr);
 
   Transformer model;
   AdamW optimizer;
+  DataParallel data_parallel;
   Tensor evaluation_sum;  // F64 [1] on the device
   Tensor
       validation_tokens;  // I32 [batches, micro * context] on the host, the same windows at every evaluation
@@ -75,13 +79,15 @@ struct PlannedMemory {
   size_t offload_bytes = 0;     // page-locked, beside host_bytes
   size_t validation_bytes = 0;  // of host_bytes
 };
-PlannedMemory measure_memory(Device* device, const RunConfig& config);
+PlannedMemory measure_memory(Device* device, const RunConfig& config, const Sharding& ranks = {});
 // Error(Usage) when the arenas, both where the device uses the host's memory, are more than `available` bytes
 // of it (0: unknown). A machine that promises more than it has kills the run at some step instead.
 void require_memory(const PlannedMemory& planned, const DeviceInfo& device, size_t available);
 
 int64_t global_batch(const RunConfig& config);  // context windows a step
-int64_t accumulation(const RunConfig& config);  // micro-batches a step
+// Micro-batches of a step on each rank. Error(Usage) with the numbers of ranks that work when they do not
+// divide the global batch.
+int64_t accumulation(const RunConfig& config, int ranks = 1);
 WindowOrder window_order(const RunConfig& config);
 
 }  // namespace octet

@@ -9,7 +9,9 @@
 #include "base/log.h"
 #include "base/signals.h"
 #include "base/text.h"
+#include "base/version.h"
 #include "training/open_device.h"
+#include "training/ranks.h"
 #include "training/trainer.h"
 
 namespace octet {
@@ -93,6 +95,42 @@ void warn_of_shared_shards(const Dataset& train, const Dataset* validation) {
   if (files > 0) log_warning("{}: the same tokens are read in both", first);
 }
 
+// What the ranks of one run have in common, and what each has for itself.
+Agreement agreement_of(const TrainRequest& request, const std::string& fingerprint, const Device& device) {
+  Agreement agreement;
+  agreement.equal = {{"version", version()},
+                     {"build", build_summary()},
+                     {"configuration", config_hash(request.config)},
+                     {"run folder", run_output(request.config).string()},
+                     {"data", fingerprint},
+                     {"kind of device", device.queue() ? "GPU" : "CPU"}};
+  if (const std::string identity = device.info().identity; !identity.empty())
+    agreement.unique = {{"GPU", identity}};
+  return agreement;
+}
+
+// Rank 0 decides about the folder and where to go on; the others follow.
+std::unique_ptr<RunFolder> open_folder(const TrainRequest& request, const std::string& fingerprint,
+                                       Ranks& ranks) {
+  if (ranks.leads()) {
+    auto folder = std::make_unique<RunFolder>(request, fingerprint);
+    ranks.from_leader("folder", folder->resume().folder.string());
+    return folder;
+  }
+  const std::filesystem::path checkpoint = ranks.from_leader("folder", "");
+  const std::filesystem::path path = run_output(request.config);
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(path, ignored))
+    throw Error(ExitCode::Usage,
+                fmt::format("rank {}: {} is not there, although rank 0 has just made it", ranks.rank(),
+                            path.string()),
+                "run.output must be on a file system that all ranks share");
+  if (checkpoint.empty())
+    return std::make_unique<RunFolder>(std::filesystem::canonical(path), FoundCheckpoint{});
+  return std::make_unique<RunFolder>(std::filesystem::canonical(path),
+                                     FoundCheckpoint{checkpoint, read_manifest(checkpoint)});
+}
+
 }  // namespace
 
 TrainResult train(const TrainRequest& request) {
@@ -100,8 +138,10 @@ TrainResult train(const TrainRequest& request) {
   SignalGuard signals;
   // What the command line says comes first, then the data, then this machine, and the run's folder last: what
   // is refused has touched nothing.
-  Injector injector(request.inject, std::filesystem::weakly_canonical(run_output(config)));
-  const std::unique_ptr<Device> device = open_device(request.device, device_options(config));
+  Injector injector(request.inject, std::filesystem::weakly_canonical(run_output(config)),
+                    request.launch.rank);
+  const std::unique_ptr<Device> device =
+      open_device(request.device, device_options(config, request.launch.local_rank));
   if (request.resume.kind == ResumePolicy::Kind::Path) read_manifest(request.resume.path);
   const Dataset data(config.data.train, config.data.raw_width, config.model.context, config.model.vocabulary);
   std::unique_ptr<Dataset> validation;
@@ -112,24 +152,33 @@ TrainResult train(const TrainRequest& request) {
   check_epochs(data, SampleOrder(data, config.run.seed, window_order(config)),
                config.run.steps * global_batch(config), config.data.epochs);
   const RunConfig planned = with_real_validation(config, validation.get());
-  const PlannedMemory bytes = measure_memory(device.get(), planned);
+  const Launch& launch = request.launch;
+  const Sharding place{launch.rank, launch.ranks};
+  accumulation(config, launch.ranks);  // refuses
+  const PlannedMemory bytes = measure_memory(device.get(), planned, place);
   require_memory(bytes, device->info(), injector.available_memory());
   const std::string fingerprint = fingerprint_of(data, validation.get());
-  RunFolder folder(request, fingerprint);
-  const auto failed = [&folder](const Error& error) {
-    folder.write_status(RunFolder::State::Failed, error.code(), error.what());
+  Ranks ranks(launch, agreement_of(request, fingerprint, *device), *device);
+  std::unique_ptr<RunFolder> folder;
+  const auto failed = [&](const Error& error) {
+    ranks.abort(error.what());
+    if (folder) folder->write_status(RunFolder::State::Failed, error.code(), error.what());
     return error;
   };
   try {
+    folder = open_folder(request, fingerprint, ranks);
     const DeviceArena device_arena(*device, bytes.device_bytes);
     const HostArena host_arena(bytes.host_bytes);
     const PageLockedArena offload_arena(*device, bytes.offload_bytes);
     MemoryPlan device_plan(device_arena.data, bytes.device_bytes),
         host_plan(host_arena.data, bytes.host_bytes), offload_plan(offload_arena.data, bytes.offload_bytes);
-    RunMemory memory(device.get(), planned, {device_plan, host_plan, offload_plan});
-    Trainer trainer({request, *device, data, validation.get(), fingerprint, folder, memory,
-                     bytes.device_bytes + bytes.host_bytes + bytes.offload_bytes, signals, injector});
-    return trainer.run();
+    RunMemory memory(device.get(), planned, {device_plan, host_plan, offload_plan}, place,
+                     ranks.communicator());
+    Trainer trainer({request, *device, data, validation.get(), fingerprint, *folder, memory,
+                     bytes.device_bytes + bytes.host_bytes + bytes.offload_bytes, signals, injector, ranks});
+    const TrainResult result = trainer.run();
+    ranks.finish();
+    return result;
   } catch (const Error& error) {
     throw failed(error);
   } catch (const std::bad_alloc&) {

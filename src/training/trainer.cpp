@@ -1,6 +1,9 @@
 #include "training/trainer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/hash.h"
@@ -27,16 +30,19 @@ Trainer::Trainer(const TrainerParts& p)
       planned_bytes_(p.planned_bytes),
       signals_(p.signals),
       injector_(p.injector),
+      ranks_(p.ranks),
       state_(p.folder.resume().manifest.state),
       detector_(config_.health.spike_deviations, config_.health.spike_window),
       order_(p.train, config_.run.seed, window_order(config_)),
-      log_({folder_.path(), folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
+      log_({p.ranks.leads() ? folder_.path() : std::filesystem::path(),
+            folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
       saver_(
           folder_.checkpoints(), {config_.checkpoint.keep, config_.checkpoint.keep_every},
-          folder_.resume().folder == folder_.checkpoints() / checkpoint_name(state_.step) ? state_.step : -1),
+          folder_.resume().folder == folder_.checkpoints() / checkpoint_name(state_.step) ? state_.step : -1,
+          p.ranks.alone() ? RankGroup{} : rank_group(*p.ranks.control())),
       epochs_(p.train.sources().size(), -1),
       readback_(device_, {static_cast<int64_t>(memory_.model.scales().sites.size()),
-                          p.train.sources().size() > 1 ? accumulation(config_) : 0,
+                          p.train.sources().size() > 1 ? accumulation(config_, p.ranks.count()) : 0,
                           config_.batch.micro * config_.model.context}) {}
 
 TrainResult Trainer::run() {
@@ -59,7 +65,7 @@ TrainResult Trainer::loop() {
   if (!evaluate_if_due()) return stop();
   if (evaluated_late_ == state_.step && state_.step < config_.run.steps) save_if_due();
   while (launched() < config_.run.steps) {
-    Outcome outcome = signals_.stop_requested() ? Outcome::Interrupted : launch();
+    Outcome outcome = stop_requested() ? Outcome::Interrupted : launch();
     const bool ahead = outcome == Outcome::Done && runs_ahead();
     if (!ahead && settle() == Outcome::Diverged) outcome = Outcome::Diverged;
     if (outcome == Outcome::Diverged) return result(ExitCode::Numerics, failure_);
@@ -83,10 +89,10 @@ int64_t Trainer::launched() const { return in_flight_ ? in_flight_->step : state
 // it leaves it.
 bool Trainer::runs_ahead() {
   const int64_t step = launched(), save = config_.checkpoint.every;
-  save_asked_ = signals_.take_save_request() || save_asked_;
+  save_asked_ = take_save_request() || save_asked_;
   return device_info_.asynchronous && config_.health.on_spike == SpikePolicy::Log &&
-         step < config_.run.steps && !save_asked_ && !signals_.stop_requested() &&
-         (save <= 0 || step % save != 0) && !evaluation_due(step);
+         step < config_.run.steps && !save_asked_ && !stop_requested() && (save <= 0 || step % save != 0) &&
+         !evaluation_due(step);
 }
 
 // Enqueues a step, then settles the one before: the host waits while the device has work.
@@ -95,7 +101,13 @@ Trainer::Outcome Trainer::launch() {
   report.step = launched() + 1;
   report.begin = monotonic_seconds();
   report.learning_rate = learning_rate(config_.schedule, report.step - 1, config_.run.steps);
+  ranks_.set_phase("step", report.step);
   injector_.enter(Phase::Step, report.step);
+  if (ControlPlane* control = ranks_.control()) {
+    if (signals_.stop_requested()) control->request_stop(signals_.stop_reason());
+    if (signals_.take_save_request()) control->request_save();
+    control->propose(report.step);
+  }
   device_.reset_matmul_counts();
 
   if (!gradients(report)) return Outcome::Interrupted;
@@ -115,32 +127,35 @@ Trainer::Outcome Trainer::launch() {
   }
   update(report);
   report.matmuls = device_.matmul_counts();
+  if (ControlPlane* control = ranks_.control()) requests_ = control->agreed(report.step);
   if (settle() == Outcome::Diverged) return Outcome::Diverged;  // what was just enqueued is given up
   in_flight_ = std::move(report);
   return Outcome::Done;
 }
 
 bool Trainer::gradients(StepReport& report) {
-  const int64_t micros = accumulation(config_);
+  const int64_t micros = accumulation(config_, ranks_.count());
   const double tokens = static_cast<double>(config_.batch.tokens);
-  std::vector<uint64_t> hashes;
 
   memory_.model.zero_gradients();
   device_.zero(memory_.model.loss_sum());
   for (int64_t micro = 0; micro < micros; ++micro) {
     // A partial step leaves no trace in the state: what is saved now is the end of the step before.
-    if (signals_.stop_requested()) return false;
+    // With several ranks all stop after the same step.
+    if (ranks_.alone() && stop_requested()) return false;
     const MicroBatch& batch = loader_->next();
     note_epochs(batch, report);
-    hashes.push_back(batch.hash);
+    report.batch_hashes.push_back(batch.hash);
     memory_.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
-                                   {report.step - 1, micro});
+                                   {report.step - 1, ranks_.rank() * micros + micro},
+                                   micro + 1 == micros ? memory_.data_parallel.reduce_as_ready(report.step)
+                                                       : Transformer::GradientsReady{});
     if (data_.sources().size() > 1) {
       readback_.take_token_losses(report.step, micro, memory_.model.token_losses());
       report.sources.insert(report.sources.end(), batch.sources.begin(), batch.sources.end());
     }
   }
-  report.batch_hash = hash64(hashes.data(), hashes.size() * sizeof(uint64_t));
+  memory_.data_parallel.finish_gradients(report.step);
 
   if (const double extra = injector_.spike(report.step); extra > 0) {
     double sum = 0;
@@ -164,8 +179,8 @@ bool Trainer::gradients(StepReport& report) {
 // applied the device decides for itself.
 void Trainer::update(const StepReport& report) {
   RunMemory& m = memory_;
-  m.optimizer.measure(m.model.parameters());
-  m.optimizer.decide(m.model.loss_sum(), static_cast<double>(config_.batch.tokens));
+  m.data_parallel.decide(static_cast<double>(config_.batch.tokens));
+  m.data_parallel.merge_amaxes();
   ScaleTable& scales = m.model.scales();
   if (scales.count) {
     readback_.take_statistics(report.step, scales);
@@ -175,12 +190,11 @@ void Trainer::update(const StepReport& report) {
   count_casts(report.step + 1);
   if (report.skip) {
     if (!scales.sites.empty()) device_.zero(scales.amax);
-    m.model.refresh_working_weights(report.step);
+    m.data_parallel.refresh_working_weights(report.step);
     return;
   }
   m.model.update_scales(report.step - 1, m.optimizer.control());
-  m.optimizer.update(m.model.parameters(), report.learning_rate, report.step,
-                     [&](const MasterPiece& piece) { m.model.refresh_working_weight(piece, report.step); });
+  m.data_parallel.update(report.learning_rate, report.step);
 }
 
 // Waits for the step in flight and does the books: `state_` is the device's again.
@@ -189,6 +203,9 @@ Trainer::Outcome Trainer::settle() {
   StepReport report = std::move(*in_flight_);
   in_flight_.reset();
   readback_.wait(report.step);
+  ranks_.check();
+  add_source_losses(report);
+  exchange(report);
   const UpdateControl& control = readback_.control(report.step);
   report.loss = readback_.loss_sum(report.step) / static_cast<double>(config_.batch.tokens);
   report.gradient_norm = control.gradient_norm;
@@ -206,6 +223,48 @@ Trainer::Outcome Trainer::settle() {
   state_.spike_history = detector_.history();
   record(report);
   return goes_on ? Outcome::Done : Outcome::Diverged;
+}
+
+// The hash of the whole batch, as one process would have seen it, and the losses by source.
+void Trainer::exchange(StepReport& report) {
+  if (!ranks_.alone()) {
+    const auto bytes_of = [](const auto& values) {
+      return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0]));
+    };
+    const size_t hash_bytes = report.batch_hashes.size() * sizeof(uint64_t),
+                 source_bytes = report.source_loss.size() * sizeof(double);
+    const std::vector<std::string> all = ranks_.all(
+        fmt::format("step/{}", report.step),
+        bytes_of(report.batch_hashes) + bytes_of(report.source_loss) + bytes_of(report.source_tokens));
+    report.batch_hashes.clear();
+    std::fill(report.source_loss.begin(), report.source_loss.end(), 0.0);
+    std::fill(report.source_tokens.begin(), report.source_tokens.end(), 0.0);
+    for (const std::string& part : all) {
+      const auto add = [&](std::vector<double>& sums, size_t at) {
+        for (size_t i = 0; i < sums.size(); ++i) {
+          double value = 0;
+          std::memcpy(&value, part.data() + at + i * sizeof value, sizeof value);
+          sums[i] += value;
+        }
+      };
+      for (size_t at = 0; at < hash_bytes; at += sizeof(uint64_t)) {
+        uint64_t hash = 0;
+        std::memcpy(&hash, part.data() + at, sizeof hash);
+        report.batch_hashes.push_back(hash);
+      }
+      add(report.source_loss, hash_bytes);
+      add(report.source_tokens, hash_bytes + source_bytes);
+    }
+  }
+  report.batch_hash = hash64(report.batch_hashes.data(), report.batch_hashes.size() * sizeof(uint64_t));
+}
+
+bool Trainer::stop_requested() const { return ranks_.alone() ? signals_.stop_requested() : requests_.stop; }
+bool Trainer::take_save_request() {
+  return ranks_.alone() ? signals_.take_save_request() : std::exchange(requests_.save, false);
+}
+std::string Trainer::stop_reason() const {
+  return ranks_.alone() ? signals_.stop_reason() : requests_.stop_reason;
 }
 
 // What a spike, or a loss or norm that is not finite, means for the run; false when it has to end.
@@ -272,13 +331,17 @@ bool Trainer::roll_back(double loss, double deviation) {
     failure_ = fmt::format("{}, after {} (health.max_rollbacks)", text, plural(state_.rollbacks, "rollback"));
     return false;
   }
-  const FoundCheckpoint found = find_newest_checkpoint(folder_.checkpoints());
+  FoundCheckpoint found;
+  if (ranks_.leads()) found = find_newest_checkpoint(folder_.checkpoints());
+  found.folder = ranks_.from_leader(fmt::format("rollback/{}", state_.rollbacks), found.folder.string());
   if (found.folder.empty()) return false;
+  if (!ranks_.leads()) found.manifest = read_manifest(found.folder);
   const int64_t next_sample = state_.next_sample + global_batch(config_), rollbacks = state_.rollbacks + 1,
                 skipped = next_sample - found.manifest.state.next_sample;
   restore(found);
   state_ = found.manifest.state;
-  set_aside_later(folder_.checkpoints(), state_.step);  // damaged ones that were passed over
+  if (ranks_.leads())
+    set_aside_later(folder_.checkpoints(), state_.step);  // damaged ones that were passed over
   saver_.go_back_to(state_.step);
   state_.next_sample = next_sample;
   state_.rollbacks = rollbacks;
@@ -289,7 +352,7 @@ bool Trainer::roll_back(double loss, double deviation) {
     device_.zero(scales.counters);  // of the step that is given up
   }
   count_casts(state_.step + 1);
-  memory_.model.refresh_working_weights(state_.step);
+  memory_.data_parallel.refresh_working_weights(state_.step);
   open_loader();
   log_.rewind(state_.step);
   const std::string message =
@@ -312,6 +375,7 @@ bool Trainer::evaluation_due(int64_t step) const {
 bool Trainer::evaluate_if_due() {
   const int64_t step = state_.step;
   if (!evaluation_due(step)) return true;
+  ranks_.set_phase("evaluation", step);
   ScaleTable& scales = memory_.model.scales();
   const bool count = scales.count;
   scales.count = false;
@@ -319,14 +383,16 @@ bool Trainer::evaluate_if_due() {
   bool complete = true;
   for (int64_t b = 0; complete && b < validation_batches_; ++b) {
     injector_.enter(Phase::Evaluation, step);
-    complete = !signals_.stop_requested();
+    complete = !ranks_.alone() || !stop_requested();
     if (!complete) break;
+    if (b % ranks_.count() != ranks_.rank()) continue;  // the ranks share them out
     memory_.model.forward(memory_.validation_tokens.slice(b, 1).as<int32_t>(),
                           memory_.validation_targets.slice(b, 1).as<int32_t>());
     device_.accumulate_sum(memory_.evaluation_sum, memory_.model.token_losses());
   }
   scales.count = count;
   if (!complete) return false;
+  memory_.data_parallel.add_up(memory_.evaluation_sum);
   double sum = 0;
   device_.synchronize();
   device_.copy_to_host(&sum, memory_.evaluation_sum.data, sizeof(sum));
@@ -338,7 +404,7 @@ bool Trainer::evaluate_if_due() {
              {{"time", wall_seconds()},
               {"validation/loss", json_number(loss)},
               {"validation/bits_per_token", json_number(loss / std::log(2.0))}});
-  if (!request_.quiet)
+  if (!request_.quiet && ranks_.leads())
     progress_.note(
         fmt::format("validation  step {}  loss {:.4f}  {:.4f} bits/token", step, loss, loss / std::log(2.0)));
   return true;
@@ -365,13 +431,14 @@ void Trainer::finish(const std::optional<SaveOutcome>& outcome) {
 void Trainer::save_if_due() {
   poll_saver();
   const int64_t every = config_.checkpoint.every;
-  const bool asked = signals_.take_save_request() || save_asked_;
+  const bool asked = take_save_request() || save_asked_;
   save_asked_ = false;
   const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
   if ((!asked && !due) || saved()) return;
-  if (saver_.busy() && asked) {
+  const bool busy = busy_anywhere();
+  if (busy && asked) {
     finish(saver_.wait());
-  } else if (saver_.busy()) {  // never queue: a slow disk must not hold the training up (F25)
+  } else if (busy) {  // never queue: a slow disk must not hold the training up (F25)
     const std::string text =
         fmt::format("step {}: not saved, the save before it is still running", state_.step);
     log_warning("{}", text);
@@ -380,6 +447,15 @@ void Trainer::save_if_due() {
   }
   start_save();
   if (!config_.checkpoint.asynchronous) finish(saver_.wait());
+}
+
+// All ranks begin the same saves.
+bool Trainer::busy_anywhere() {
+  bool busy = false;
+  for (const std::string& one :
+       ranks_.all(fmt::format("busy/{}/{}", state_.rollbacks, state_.step), saver_.busy() ? "busy" : ""))
+    busy = busy || !one.empty();
+  return busy;
 }
 
 bool Trainer::save_now() {
@@ -392,6 +468,7 @@ bool Trainer::save_now() {
 }
 
 void Trainer::start_save() {
+  ranks_.set_phase("save", state_.step);
   injector_.enter(Phase::Save, state_.step);
   evaluated_late_ = -1;
   memory_.snapshot.take(device_);
@@ -411,7 +488,7 @@ void Trainer::finish_save(const SaveOutcome& outcome) {
         fmt::format("{} saved in {:.2f} s", checkpoint_name(outcome.step), outcome.seconds);
     log_.event(outcome.step, "checkpoint", text);
     folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
-    if (!request_.quiet) progress_.note(text);
+    if (!request_.quiet && ranks_.leads()) progress_.note(text);
     return;
   }
   save_error_ = outcome.error;
@@ -427,7 +504,7 @@ void Trainer::finish_save(const SaveOutcome& outcome) {
 // ---------------------------------------------------------------------------------------------------
 
 TrainResult Trainer::stop() {
-  const std::string signal = signals_.stop_reason();
+  const std::string signal = stop_reason();
   log_info("{}: saving step {} before stopping", signal, state_.step);
   if (!save_now()) return result(ExitCode::StoppedUnsaved, signal + ", and the save failed: " + save_error_);
   return result(ExitCode::Stopped, signal);

@@ -14,6 +14,7 @@
 #include "training/inject.h"
 #include "training/metrics.h"
 #include "training/progress.h"
+#include "training/ranks.h"
 #include "training/run_folder.h"
 #include "training/run_memory.h"
 #include "training/saver.h"
@@ -33,6 +34,7 @@ struct TrainerParts {
   size_t planned_bytes;
   SignalGuard& signals;
   Injector& injector;
+  Ranks& ranks;
 };
 
 class Trainer {
@@ -48,6 +50,8 @@ class Trainer {
     double loss = 0, gradient_norm = 0, learning_rate = 0;
     bool skip = false;  // the policy says so
     bool applied = false, spike = false;
+    std::vector<uint64_t> batch_hashes;              // of this rank's micro-batches; settled: of all
+    std::vector<double> source_loss, source_tokens;  // of mixtures
     uint64_t batch_hash = 0;
     MatmulCounts matmuls;
     std::vector<int> sources;         // of mixtures: of every context window
@@ -59,6 +63,10 @@ class Trainer {
   void begin();  // initial weights or those of a checkpoint
   int64_t launched() const;
   bool runs_ahead();
+  bool stop_requested() const;  // by a signal here; several ranks: as all have agreed
+  bool take_save_request();
+  std::string stop_reason() const;
+  void exchange(StepReport& report);  // what only all ranks know together
   Outcome launch();
   Outcome settle();
   bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
@@ -68,7 +76,7 @@ class Trainer {
   void count_casts(int64_t next_step);
   void record(const StepReport& report);
   void record_start(const MatmulCounts& counts);
-  void add_source_losses(const StepReport& report, Json& record) const;
+  void add_source_losses(StepReport& report) const;
   void note_epochs(const MicroBatch& batch, StepReport& report);
 
   bool evaluation_due(int64_t step) const;
@@ -79,6 +87,7 @@ class Trainer {
   void restore(const FoundCheckpoint& found);
   bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();
+  bool busy_anywhere();
   bool save_now();  // waits; false when it failed
   void start_save();
   void poll_saver();  // Error(Checkpoint) where a failed save ends the run
@@ -103,6 +112,8 @@ class Trainer {
   size_t planned_bytes_;
   SignalGuard& signals_;
   Injector& injector_;
+  Ranks& ranks_;
+  Requests requests_;  // several ranks: what all do after the step launched last
 
   TrainingState state_;
   SpikeDetector detector_;

@@ -15,14 +15,20 @@ void Trainer::begin() {
   if (found.folder.empty()) {
     state_ = {};
     count_casts(1);
-    memory_.model.initialize();
+    memory_.model.initialize_masters();
+    memory_.data_parallel.refresh_working_weights(0);
     memory_.snapshot.take(device_);
-    state_.init_hash = memory_.snapshot.masters_hash();
+    if (ranks_.alone()) {
+      state_.init_hash = memory_.snapshot.masters_hash();
+    } else {
+      RankGroup group = rank_group(*ranks_.control());
+      state_.init_hash = memory_.snapshot.masters_hash(group);
+    }
     log_info("starting fresh in {}: initial weights {}", folder_.path().string(), state_.init_hash);
   } else {
     restore(found);
     count_casts(state_.step + 1);
-    memory_.model.refresh_working_weights(state_.step);
+    memory_.data_parallel.refresh_working_weights(state_.step);
     detector_.restore(state_.spike_history);
     const std::string text = fmt::format("from {}", found.folder.filename().string());
     log_info("resuming {} in {}", text, folder_.path().string());
@@ -45,7 +51,7 @@ void Trainer::begin() {
 
 // What would end the run in its first step or at its first save is found while refusing it leaves no folder.
 void Trainer::check_first_step() {
-  require_disk(folder_.checkpoints(), memory_.snapshot.payloads(), ExitCode::Usage);
+  if (ranks_.leads()) require_disk(folder_.checkpoints(), memory_.snapshot.payloads(), ExitCode::Usage);
   std::vector<int32_t> window(static_cast<size_t>(config_.model.context) + 1);
   for (int64_t i = 0; i < global_batch(config_); ++i) {
     const SampleLocation at = order_.locate(state_.next_sample + i);
@@ -69,6 +75,8 @@ void Trainer::open_loader() {
   o.micro_batch = config_.batch.micro;
   o.global_batch = global_batch(config_);
   o.first_sample = state_.next_sample;
+  o.rank = ranks_.rank();
+  o.ranks = ranks_.count();
   loader_.reset();
   loader_ = std::make_unique<Loader>(data_, o);
 }

@@ -41,20 +41,19 @@ std::string Trainer::diagnosis(const StepReport& report, const UpdateControl& co
   return text;
 }
 
-// Mean losses of the sources of a mixture.
-void Trainer::add_source_losses(const StepReport& r, Json& record) const {
+// Of this rank's windows, by source of a mixture.
+void Trainer::add_source_losses(StepReport& r) const {
   if (r.sources.empty()) return;
   const int64_t context = config_.model.context, windows = config_.batch.micro;
-  std::vector<double> loss(data_.sources().size()), tokens(loss.size());
+  r.source_loss.assign(data_.sources().size(), 0);
+  r.source_tokens.assign(data_.sources().size(), 0);
   for (size_t w = 0; w < r.sources.size(); ++w) {
     const auto source = static_cast<size_t>(r.sources[w]);
     const auto window = static_cast<int64_t>(w);
     const float* losses = readback_.token_losses(r.step, window / windows) + window % windows * context;
-    for (int64_t i = 0; i < context; ++i) loss[source] += losses[i];
-    tokens[source] += static_cast<double>(context);
+    for (int64_t i = 0; i < context; ++i) r.source_loss[source] += losses[i];
+    r.source_tokens[source] += static_cast<double>(context);
   }
-  for (size_t s = 0; s < loss.size(); ++s)
-    if (tokens[s] > 0) record["train/loss/" + data_.sources()[s].name] = json_number(loss[s] / tokens[s]);
 }
 
 void Trainer::record(const StepReport& r) {
@@ -81,12 +80,14 @@ void Trainer::record(const StepReport& r) {
                    {"perf/step_seconds", seconds},
                    {"perf/fp8_flop_share", fp8_flop_share(r.matmuls)},
                    {"memory/bytes", memory}};
-    add_source_losses(r, record);
+    for (size_t s = 0; s < r.source_loss.size(); ++s)
+      if (r.source_tokens[s] > 0)
+        record["train/loss/" + data_.sources()[s].name] = json_number(r.source_loss[s] / r.source_tokens[s]);
     log_.write("step", r.step, record);
   }
   if (!r.health.is_null()) log_.write("health", r.step, r.health);
 
-  if (request_.quiet) return;
+  if (request_.quiet || !ranks_.leads()) return;
   ProgressLine line;
   line.step = r.step;
   line.steps = config_.run.steps;
@@ -122,8 +123,9 @@ void Trainer::record_start(const MatmulCounts& counts) {
                 {"peak_source", device_info_.peak_source},
                 {"flops_per_token", config_.model.flops_per_token()},
                 {"threads", config_.run.threads},
+                {"ranks", ranks_.count()},
                 {"deterministic", config_.run.deterministic}}}});
-  if (!request_.quiet) progress_.note(format_gemm_table(counts));
+  if (!request_.quiet && ranks_.leads()) progress_.note(format_gemm_table(counts));
 }
 
 }  // namespace octet

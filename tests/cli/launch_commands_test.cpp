@@ -55,12 +55,12 @@ TEST_CASE("octet doctor prints which rank this process is, or why it cannot be t
 TEST_CASE("octet train --ranks N starts this command N times; flags that contradict it are refused") {
   const SmallRun place;
   for (const char* flag : {"--ranks 2", "--gpus=2"}) {
-    const CommandRun run = place.octet(std::string("train run.json --quiet --set run.steps=3 ") + flag);
+    const CommandRun run = place.octet(
+        std::string("train run.json --quiet --overwrite --set run.output=other --set run.steps=3 ") + flag);
     INFO(run.output);
-    CHECK(run.code == 2);
+    CHECK(run.code == 0);
     CHECK(run.says("launch: rank 0 of 2 (OCTET_RANK; local rank 0 of 2), rendezvous at 127.0.0.1:"));
-    CHECK(run.says("[rank 1] error: 2 ranks"));
-    CHECK(run.says("launcher: every rank ended with exit code 2"));
+    CHECK(count_of(run.output, "finished: step 3") == 1);
   }
   CHECK(place.octet("train run.json --ranks 2 --rank 0 --world-size 2").says("error: --ranks with --rank"));
   CHECK(place.octet("train run.json --max-restarts 2 --launcher mpi")
@@ -88,7 +88,7 @@ TEST_CASE("a process in a Slurm allocation without a step does not train by itse
   CHECK(place.octet("train run.json --quiet --launcher single --set run.steps=4", batch).code == 0);
 }
 
-TEST_CASE("--max-restarts goes on from the newest checkpoint after a kill, with the same result") {
+TEST_CASE("train --max-restarts goes on from the newest checkpoint after a kill, with the same result") {
   const SmallRun place;
   CHECK(
       place.octet("train run.json --quiet --set run.output=whole --set checkpoint.asynchronous=false").code ==

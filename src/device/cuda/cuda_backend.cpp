@@ -5,7 +5,7 @@
 namespace octet {
 
 CudaBackend::CudaBackend(const DeviceOptions& options)
-    : gpu_(open_gpu()),
+    : gpu_(open_gpu(options.local_rank)),
       scratch_(stream_),
       matmul_(gpu_, options, stream_, scratch_),
       attention_(gpu_, options, stream_, scratch_) {}

@@ -80,7 +80,7 @@ void check_architecture(const GpuFacts& facts, const std::string& architectures)
             fmt::format("build with -DOCTET_CUDA_ARCHITECTURES=\"{}\"", facts.capability));
 }
 
-GpuFacts open_gpu() {
+GpuFacts open_gpu(int local_rank) {
   DeviceCount found;
   found.error = cudaGetDeviceCount(&found.count);
   cudaGetLastError();  // the error above is sticky, and it is handled here
@@ -89,12 +89,14 @@ GpuFacts open_gpu() {
   if (const char* visible = std::getenv("CUDA_VISIBLE_DEVICES")) found.visible_devices = visible;
   check_device_count(found);
 
-  constexpr int device = 0;
+  const int device = local_rank % found.count;
   check_cuda(cudaSetDevice(device), "selecting the GPU");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, device), "asking the GPU for its properties");
   GpuFacts facts;
   facts.name = properties.name;
+  facts.identity = fmt::format("{:08x}:{:02x}:{:02x}", properties.pciDomainID, properties.pciBusID,
+                               properties.pciDeviceID);
   facts.capability = 10 * properties.major + properties.minor;
   facts.processors = properties.multiProcessorCount;
   facts.memory_bytes = properties.totalGlobalMem;
@@ -106,6 +108,8 @@ GpuFacts open_gpu() {
 
 DeviceInfo device_info(const GpuFacts& facts) {
   DeviceInfo info;
+  info.identity = facts.identity;
+  info.asynchronous = true;
   info.name = facts.name;
   if (const GpuModel* model = find_gpu_model(facts.name)) {
     info.peak_flops = model->bfloat16_tera_flops * 1e12;

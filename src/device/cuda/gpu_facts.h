@@ -11,16 +11,17 @@
 namespace octet {
 
 struct GpuFacts {
-  std::string name;     // "NVIDIA H200"
-  int capability = 0;   // 90: compute capability 9.0
-  int processors = 0;   // streaming multiprocessors
-  double clock_hz = 0;  // highest of the multiprocessors; 0: unknown
+  std::string name;      // "NVIDIA H200"
+  std::string identity;  // PCI address: 0000:3b:00
+  int capability = 0;    // 90: compute capability 9.0
+  int processors = 0;    // streaming multiprocessors
+  double clock_hz = 0;   // highest of the multiprocessors; 0: unknown
   size_t memory_bytes = 0;
   int driver_version = 0;  // CUDA that the driver speaks, 13000: 13.0
 };
 
-// Selects the first visible GPU. Error(Hardware): see cuda_device.h.
-GpuFacts open_gpu();
+// Selects the visible GPU number `local_rank`, modulo their number. Error(Hardware): see cuda_device.h.
+GpuFacts open_gpu(int local_rank);
 
 // What cudaGetDeviceCount said, and what there is to say about it.
 struct DeviceCount {

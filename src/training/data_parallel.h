@@ -1,0 +1,67 @@
+// A step over several ranks: each reads its slice of the global batch; gradients are added up while backward
+// still runs; each rank updates the masters of its shards (ZeRO-1, 1910.02054) and gathers the working
+// weights. Alone it is the plain step.
+//
+// Every rank ends a step with the same loss, norm, scales and working weights, and takes the same decisions.
+// What the reductions round: gradient_reduction.h, docs/numerics.md.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <optional>
+
+#include "comm/gradient_reduction.h"
+#include "config/run_config.h"
+#include "device/device.h"
+#include "model/transformer.h"
+#include "optimizer/adamw.h"
+#include "tensor/memory_plan.h"
+
+namespace octet {
+
+class DataParallel {
+ public:
+  // Plans what it needs. `communicator` may be null while measuring, and with one rank.
+  DataParallel(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
+               Transformer& model, AdamW& optimizer, MemoryPlan& plan);
+
+  // For the last micro-batch of a step (from 1); null with one rank: there is nothing to start.
+  Transformer::GradientsReady reduce_as_ready(int64_t step);
+  // The step's gradients and loss sum are those of all ranks.
+  void finish_gradients(int64_t step);
+  // AdamW::decide with the norm over all ranks.
+  void decide(double loss_divisor);
+  // amax = the largest of all ranks, before the scale table is updated.
+  void merge_amaxes();
+  // Update and working weights. `step` from 1.
+  void update(double learning_rate, int64_t step);
+  void refresh_working_weights(int64_t step);  // of the masters as they are
+  void add_up(const Tensor& sums);             // F64, over the ranks
+
+ private:
+  // A sharded parameter's weights on their way: rounded to storage, gathered, then refreshed.
+  struct Gather {
+    Tensor buffer;  // U8, the largest one
+    Tensor whole;   // storage [ranks * shard], its view for the parameter under way
+    size_t parameter = 0;
+    Communicator::Ticket ticket = 0;
+    bool open = false;       // some of its pieces are here
+    bool under_way = false;  // gathered
+  };
+  void take(const MasterPiece& piece, int64_t step);
+  void finish(Gather& gather, int64_t step);
+
+  Device* device_;
+  Communicator* communicator_;
+  int ranks_;
+  DType storage_;
+  Transformer& model_;
+  AdamW& optimizer_;
+  bool sharded_ = false;
+  std::optional<GradientReduction> reduction_;
+  GradientReduction::Ticket newest_reduction_ = 0;
+  Communicator::Ticket newest_ = 0;
+  std::array<Gather, 2> gathers_;
+  size_t next_gather_ = 0;
+};
+
+}  // namespace octet

@@ -1,0 +1,58 @@
+#include "training/ranks.h"
+
+#include <cstdlib>
+
+#include "comm/cpu_communicator.h"
+#if defined(OCTET_HAS_NCCL)
+#include "comm/nccl/nccl_communicator.h"
+#endif
+
+namespace octet {
+namespace {
+
+std::unique_ptr<Communicator> make_communicator(ControlPlane& control, Device& device) {
+#if defined(OCTET_HAS_NCCL)
+  if (device.queue() != nullptr) return make_nccl_communicator(control, device);
+#endif
+  return std::make_unique<CpuCommunicator>(control, device);
+}
+
+}  // namespace
+
+Ranks::Ranks(const Launch& launch, const Agreement& agreement, Device& device)
+    : rank_(launch.rank), count_(launch.ranks) {
+  if (alone()) return;
+  ControlOptions options;
+  if (const char* secret = std::getenv("OCTET_SECRET")) options.rendezvous.secret = secret;
+  control_ = std::make_unique<ControlPlane>(launch, agreement, options);
+  try {
+    communicator_ = make_communicator(*control_, device);
+  } catch (const std::exception& error) {
+    abort(error.what());
+    throw;
+  }
+}
+
+Ranks::~Ranks() = default;
+
+void Ranks::set_phase(const char* phase, int64_t step) {
+  if (control_) control_->set_phase(phase, step);
+}
+void Ranks::check() const {
+  if (control_) control_->check();
+}
+std::string Ranks::from_leader(const std::string& name, const std::string& mine) {
+  return control_ ? control_->broadcast(name, mine, 0) : mine;
+}
+std::vector<std::string> Ranks::all(const std::string& name, const std::string& mine) {
+  if (!control_) return {mine};
+  return control_->all_gather(name, mine);
+}
+void Ranks::finish() {
+  if (control_) control_->finish();
+}
+void Ranks::abort(const std::string& reason) noexcept {
+  if (control_) control_->abort(reason);
+}
+
+}  // namespace octet
