@@ -148,7 +148,7 @@ TrainResult train(const TrainRequest& request) {
   if (!config.data.validation.empty())
     validation = std::make_unique<Dataset>(config.data.validation, config.data.raw_width,
                                            config.model.context, config.model.vocabulary);
-  warn_of_shared_shards(data, validation.get());
+  if (request.launch.rank == 0) warn_of_shared_shards(data, validation.get());
   check_epochs(data, SampleOrder(data, config.run.seed, window_order(config)),
                config.run.steps * global_batch(config), config.data.epochs);
   const RunConfig planned = with_real_validation(config, validation.get());
