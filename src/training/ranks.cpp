@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "base/log.h"
 #include "comm/cpu_communicator.h"
 #if defined(OCTET_HAS_NCCL)
 #include "comm/nccl/nccl_communicator.h"
@@ -14,6 +15,10 @@ std::unique_ptr<Communicator> make_communicator(ControlPlane& control, Device& d
 #if defined(OCTET_HAS_NCCL)
   if (device.queue() != nullptr) return make_nccl_communicator(control, device);
 #endif
+  if (device.queue() != nullptr && control.rank() == 0)
+    log_warning(
+        "this build of octet has no NCCL: the GPUs exchange gradients and weights through the host, which is "
+        "slow; build it where nccl.h is (apt: libnccl-dev)");
   return std::make_unique<CpuCommunicator>(control, device);
 }
 

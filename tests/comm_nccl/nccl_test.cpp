@@ -10,21 +10,11 @@
 #include "comm/nccl/library.h"
 #include "comm/nccl/nccl_communicator.h"
 #include "device/cuda/cuda_device.h"
+#include "error_of.h"
 
 using namespace octet;
 
 namespace {
-
-template <class Call>
-Error error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error;
-  }
-  FAIL("nothing was thrown");
-  return Error(ExitCode::Internal, "");
-}
 
 // The stand-in: how often it is still in progress, then in which state. Functions of a C library know no
 // object.
