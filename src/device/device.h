@@ -265,6 +265,31 @@ struct DecodeBlocks {
   int64_t piece = 0;
 };
 
+// Every operation, once: its name and its arguments. Device declares them from this list, and so does every
+// device that implements them.
+// clang-format off
+#define OCTET_DEVICE_OPERATIONS(operation) \
+  operation(matmul, Matmul) \
+  operation(cast, CastOperation) \
+  operation(embedding_forward, EmbeddingForward) \
+  operation(embedding_backward, EmbeddingBackward) \
+  operation(rmsnorm_forward, RmsNormForward) \
+  operation(rmsnorm_backward, RmsNormBackward) \
+  operation(rope_forward, RopeForward) \
+  operation(rope_backward, RopeBackward) \
+  operation(attention_forward, AttentionForward) \
+  operation(attention_backward, AttentionBackward) \
+  operation(swiglu_forward, SwiGluForward) \
+  operation(swiglu_backward, SwiGluBackward) \
+  operation(cross_entropy, CrossEntropy) \
+  operation(gradient_squares, GradientSquares) \
+  operation(gradient_norm, GradientNorm) \
+  operation(adamw, AdamWUpdate) \
+  operation(scale_table_update, ScaleTableUpdate) \
+  operation(encode_blocks, EncodeBlocks) \
+  operation(decode_blocks, DecodeBlocks)
+// clang-format on
+
 // The work a device will be given that may need scratch memory, as shapes and types without data.
 struct DeviceWork {
   std::span<const Matmul> matmuls = {};
@@ -348,25 +373,9 @@ class Device {
   virtual void fill_normal(const Tensor& tensor, float deviation, uint64_t key, uint64_t first = 0) = 0;
   virtual void fill(const Tensor& tensor, float value) = 0;
 
-  virtual void matmul(const Matmul&) = 0;
-  virtual void cast(const CastOperation&) = 0;
-  virtual void embedding_forward(const EmbeddingForward&) = 0;
-  virtual void embedding_backward(const EmbeddingBackward&) = 0;
-  virtual void rmsnorm_forward(const RmsNormForward&) = 0;
-  virtual void rmsnorm_backward(const RmsNormBackward&) = 0;
-  virtual void rope_forward(const RopeForward&) = 0;
-  virtual void rope_backward(const RopeBackward&) = 0;
-  virtual void attention_forward(const AttentionForward&) = 0;
-  virtual void attention_backward(const AttentionBackward&) = 0;
-  virtual void swiglu_forward(const SwiGluForward&) = 0;
-  virtual void swiglu_backward(const SwiGluBackward&) = 0;
-  virtual void cross_entropy(const CrossEntropy&) = 0;
-  virtual void gradient_squares(const GradientSquares&) = 0;
-  virtual void gradient_norm(const GradientNorm&) = 0;
-  virtual void adamw(const AdamWUpdate&) = 0;
-  virtual void scale_table_update(const ScaleTableUpdate&) = 0;
-  virtual void encode_blocks(const EncodeBlocks&) = 0;
-  virtual void decode_blocks(const DecodeBlocks&) = 0;
+#define OCTET_DECLARE(name, Arguments) virtual void name(const Arguments&) = 0;
+  OCTET_DEVICE_OPERATIONS(OCTET_DECLARE)
+#undef OCTET_DECLARE
   // out[0] (F64) += sum of x (F32), in the order of numerics/sums.h.
   virtual void accumulate_sum(const Tensor& out, const Tensor& x) = 0;
 

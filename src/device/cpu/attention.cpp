@@ -23,6 +23,7 @@
 
 #include "base/error.h"
 #include "device/cpu/attention.h"
+#include "device/cpu/cpu_device.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/micro_kernel.h"
 #include "device/cpu/softmax_lanes.h"
@@ -337,6 +338,24 @@ void attention_backward(const AttentionBackward& a, GemmEngine& engine) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t t = 0; t < team.tasks; ++t) backward_task(a, g, {t / g.kv_heads, t % g.kv_heads}, mine);
   }
+}
+
+void CpuDevice::attention_forward(const AttentionForward& a) {
+  const OperationTimer timer(timing_, timings_, "attention forward");
+  octet::attention_forward(a, *gemm_);
+  finish_cast(a.out);
+  MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.out.high.dtype}];
+  ++count.calls;
+  count.flops += attention_flops({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv.rows(), 2);
+  count.implementation = "blocked-f32";
+}
+void CpuDevice::attention_backward(const AttentionBackward& a) {
+  const OperationTimer timer(timing_, timings_, "attention backward");
+  octet::attention_backward(a, *gemm_);
+  MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.qkv_gradient.dtype}];
+  ++count.calls;
+  count.flops += attention_flops({a.context, a.heads, a.kv_heads, a.head_width}, a.qkv.rows(), 5);
+  count.implementation = "blocked-f32";
 }
 
 }  // namespace octet

@@ -1,4 +1,6 @@
 #include "device/cpu/cpu_device.h"
+#include "device/cpu/attention.h"
+#include "device/cpu/embedding.h"
 
 #include <fmt/format.h>
 #include <omp.h>
@@ -153,5 +155,14 @@ void CpuDevice::accumulate_sum(const Tensor& out, const Tensor& x) {
   add_values(lanes, x.as<float>(), x.elements());
   *out.as<double>() += sum_of(lanes);
 }
+
+// Operations run one after the other, so the workspace is as large as the hungriest.
+size_t CpuDevice::workspace_bytes(const DeviceWork& work) const {
+  size_t bytes = std::max(gemm_->workspace_bytes(work.matmuls), embedding_scratch_bytes(work.tokens));
+  for (const AttentionForward& attention : work.attentions)
+    bytes = std::max(bytes, attention_scratch_bytes(attention, gemm_->threads()));
+  return bytes;
+}
+void CpuDevice::set_workspace(const Tensor& workspace) { gemm_->set_workspace(workspace); }
 
 }  // namespace octet

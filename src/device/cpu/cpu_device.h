@@ -26,28 +26,13 @@ class CpuDevice final : public Device {
   void fill(const Tensor& tensor, float value) override;
   void accumulate_sum(const Tensor& out, const Tensor& x) override;
 
-  void matmul(const Matmul&) override;  // cpu_device_products.cpp (matmul.cpp ...)
   size_t workspace_bytes(const DeviceWork& work) const override;
   void set_workspace(const Tensor& workspace) override;
 
-  void cast(const CastOperation&) override;                  // cast.cpp
-  void embedding_forward(const EmbeddingForward&) override;  // embedding.cpp
-  void embedding_backward(const EmbeddingBackward&) override;
-  void rmsnorm_forward(const RmsNormForward&) override;  // rmsnorm.cpp
-  void rmsnorm_backward(const RmsNormBackward&) override;
-  void rope_forward(const RopeForward&) override;  // cpu_device_products.cpp (rope.cpp)
-  void rope_backward(const RopeBackward&) override;
-  void attention_forward(const AttentionForward&) override;  // idem (attention.cpp)
-  void attention_backward(const AttentionBackward&) override;
-  void swiglu_forward(const SwiGluForward&) override;  // swiglu.cpp
-  void swiglu_backward(const SwiGluBackward&) override;
-  void cross_entropy(const CrossEntropy&) override;        // cross_entropy.cpp
-  void gradient_squares(const GradientSquares&) override;  // gradient_norm.cpp
-  void gradient_norm(const GradientNorm&) override;
-  void adamw(const AdamWUpdate&) override;                    // adamw.cpp
-  void scale_table_update(const ScaleTableUpdate&) override;  // scale_table.cpp
-  void encode_blocks(const EncodeBlocks&) override;           // block_codes.cpp
-  void decode_blocks(const DecodeBlocks&) override;
+  // Each in the file of its name (or family: rmsnorm.cpp, gradient_norm.cpp, block_codes.cpp).
+#define OCTET_OVERRIDE(name, Arguments) void name(const Arguments&) override;
+  OCTET_DEVICE_OPERATIONS(OCTET_OVERRIDE)
+#undef OCTET_OVERRIDE
 
  private:
   // Fills out.row and out.column (and the scales, amax and counters) from out.high; nothing to do when there

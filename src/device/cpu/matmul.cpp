@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "device/cpu/blocked_gemm.h"
+#include "device/cpu/cpu_device.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/onednn_gemm.h"
 #include "device/products.h"
@@ -76,6 +77,15 @@ size_t GemmEngine::workspace_bytes(std::span<const Matmul> matmuls) const {
     for (const Matmul& m : matmuls)
       if (onednn_->may_suit(m)) bytes = std::max(bytes, onednn_->workspace_bytes(m));
   return bytes;
+}
+
+void CpuDevice::matmul(const Matmul& m) {
+  const OperationTimer timer(timing_, timings_, "matmul");
+  const char* implementation = gemm_->run(m);
+  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
+  ++count.calls;
+  count.flops += matmul_flops(m);
+  count.implementation = implementation;
 }
 
 }  // namespace octet

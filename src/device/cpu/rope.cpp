@@ -5,6 +5,7 @@
 // numerics/sums.h), so a device that makes it in a second pass over memory gets the same number. Value heads
 // only take the bias.
 #include "device/cpu/rope.h"
+#include "device/cpu/cpu_device.h"
 
 #include <algorithm>
 #include <utility>
@@ -107,6 +108,16 @@ void rope_backward(const RopeBackward& r, int threads) {
     }
     if (bias) add(bias, total, width);
   }
+}
+
+void CpuDevice::rope_forward(const RopeForward& r) {
+  const OperationTimer timer(timing_, timings_, "rope forward");
+  octet::rope_forward(r, threads_);
+}
+void CpuDevice::rope_backward(const RopeBackward& r) {
+  const OperationTimer timer(timing_, timings_, "rope backward");
+  octet::rope_backward(r, threads_);
+  finish_cast(r.out);
 }
 
 }  // namespace octet

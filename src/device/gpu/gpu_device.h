@@ -72,31 +72,12 @@ class GpuDevice final : public Device {
   void accumulate_sum(const Tensor& out, const Tensor& x) override;
   size_t workspace_bytes(const DeviceWork& work) const override;
   void set_workspace(const Tensor& workspace) override;
-  void matmul(const Matmul&) override;
-  void attention_forward(const AttentionForward&) override;
-  void attention_backward(const AttentionBackward&) override;
 
-  // forward_backward.cpp
-  void embedding_forward(const EmbeddingForward&) override;
-  void embedding_backward(const EmbeddingBackward&) override;
-  void rmsnorm_forward(const RmsNormForward&) override;
-  void rmsnorm_backward(const RmsNormBackward&) override;
-  void rope_forward(const RopeForward&) override;
-  void rope_backward(const RopeBackward&) override;
-  void swiglu_forward(const SwiGluForward&) override;
-  void swiglu_backward(const SwiGluBackward&) override;
-  void cross_entropy(const CrossEntropy&) override;
-
-  // update.cpp
-  void gradient_squares(const GradientSquares&) override;
-  void gradient_norm(const GradientNorm&) override;
-  void adamw(const AdamWUpdate&) override;
-  void scale_table_update(const ScaleTableUpdate&) override;
-  void encode_blocks(const EncodeBlocks&) override;
-  void decode_blocks(const DecodeBlocks&) override;
-
-  // cast.cpp
-  void cast(const CastOperation&) override;
+  // Each in the file of its family: forward_backward.cpp, cast.cpp, update.cpp; products and attention, which
+  // are the backend's, in gpu_device.cpp.
+#define OCTET_OVERRIDE(name, Arguments) void name(const Arguments&) override;
+  OCTET_DEVICE_OPERATIONS(OCTET_OVERRIDE)
+#undef OCTET_OVERRIDE
 
  private:
   PendingCast begin_cast(const CastTarget& target, Scratch& scratch);
