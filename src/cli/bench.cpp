@@ -18,6 +18,7 @@
 #include "config/run_config.h"
 #include "data/loader.h"
 #include "device/cpu/host_facts.h"
+#include "device/measured_device.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/recipes.h"
@@ -150,11 +151,39 @@ class StepLoop {
   int64_t enqueued_ = 0, settled_ = 0;
 };
 
+// The median of a few.
+double seconds_of(Device& device, const std::function<void()>& work) {
+  std::vector<double> seconds;
+  for (int i = 0; i < 4; ++i) {
+    device.synchronize();
+    const double begin = monotonic_seconds();
+    work();
+    device.synchronize();
+    if (i > 0) seconds.push_back(monotonic_seconds() - begin);  // the first one prepares
+  }
+  return median(seconds);
+}
+
+// The floors of operations, measured in the same run: byte/s, read and written, of the device's own copy, and
+// what launching an operation and waiting for it takes.
+struct Floors {
+  double copy_bandwidth = 0, wait_seconds = 0;
+};
+Floors measure_floors(Device& device) {
+  const int64_t bytes = int64_t{256} << 20;  // beyond any cache
+  const Arena to(device, static_cast<size_t>(bytes)), from(device, static_cast<size_t>(bytes));
+  const Tensor target{to.data, DType::U8, {bytes}}, source{from.data, DType::U8, {bytes}};
+  return {2 * static_cast<double>(bytes) / seconds_of(device, [&] { device.copy(target, source); }),
+          seconds_of(device, [&] { device.zero(target.slice(0, 256)); })};
+}
+
 // A few: a device that works on its own is waited for after each operation, and replays nothing.
 constexpr int64_t most_steps_by_operation = 5;
 
 Json measure_steps(const RunConfig& config, const TokenSource& source, const StepArguments& arguments) {
-  const std::unique_ptr<Device> device = open_device(arguments.device, device_options(config));
+  const std::unique_ptr<Device> opened = open_device(arguments.device, device_options(config));
+  const auto device = std::make_unique<MeasuredDevice>(*opened);
+  const Floors floors = measure_floors(*device);
   const PlannedMemory planned = measure_memory(device.get(), config);
   require_memory(planned, device->info(), available_memory());
   const uint64_t before = status_bytes("VmRSS:");
@@ -185,14 +214,18 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   const float last_loss = loop.last_loss();
   const MatmulCounts products = device->matmul_counts();
 
-  device->set_timing(true);
+  device->measure(true);
   const int64_t timed_steps = std::min(arguments.steps, most_steps_by_operation);
   const double timed_seconds = median(loop.run(timed_steps).seconds);
   Json operations = Json::object();
   double all = 0;
-  for (const auto& [name, time] : device->timings()) {
-    operations[name] = time / static_cast<double>(timed_steps);
-    all += time / static_cast<double>(timed_steps);
+  for (const auto& [name, cost] : device->costs()) {
+    const double seconds = cost.seconds / static_cast<double>(timed_steps);
+    operations[name] = {{"seconds", seconds},
+                        {"calls", cost.calls / static_cast<uint64_t>(timed_steps)},
+                        {"least_bytes", cost.bytes / static_cast<uint64_t>(timed_steps)},
+                        {"flops", cost.flops / static_cast<uint64_t>(timed_steps)}};
+    all += seconds;
   }
   const double step_seconds = median(measured.seconds),
                rate = static_cast<double>(config.batch.tokens) / step_seconds;
@@ -214,13 +247,38 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
                  {"last_loss", json_number(static_cast<double>(last_loss))},
                  {"steps_by_operation", timed_steps},
                  {"step_seconds_by_operation", timed_seconds},
-                 {"seconds_by_operation", std::move(operations)},
+                 {"operations", std::move(operations)},
+                 {"copy_bytes_per_second", floors.copy_bandwidth},
+                 {"wait_seconds", floors.wait_seconds},
                  {"seconds_outside_operations", timed_seconds - all},
                  {"gemm_table", gemm_table(products)},
                  {"storage_read_bytes", storage_read_bytes() - read_before}};
   result.update(loader_wait(measured.waits, measured.seconds));
   if (source.synthetic) result["shard_filesystem"] = source.synthetic->filesystem();
   return result;
+}
+
+// "of copy": least bytes an operation moves, by its time, against the device's own copy of memory. Operands
+// that are still in a cache can exceed 100 %.
+void print_operations(const Json& r) {
+  const double timed = r["step_seconds_by_operation"], copy = r["copy_bytes_per_second"];
+  fmt::print(
+      "  operations, waited for one by one in {} more: step {:.4f} s; a copy moves {}/s; {:.1f} us of each "
+      "call are the wait\n",
+      plural(r["steps_by_operation"].get<int64_t>(), "step"), timed, human_bytes(static_cast<uint64_t>(copy)),
+      1e6 * r["wait_seconds"].get<double>());
+  std::vector<std::pair<double, std::string>> operations;
+  for (const auto& [name, cost] : r["operations"].items()) operations.push_back({cost["seconds"], name});
+  std::sort(operations.rbegin(), operations.rend());
+  fmt::print("  {:<34} {:>6} {:>10} {:>7} {:>8} {:>9}\n", "", "calls", "seconds", "of step", "of copy",
+             "FLOP/s");
+  for (const auto& [seconds, name] : operations) {
+    const Json& cost = r["operations"][name];
+    const double flops = cost["flops"];
+    fmt::print("  {:<34} {:>6} {:>10.6f} {:>6.1f}% {:>7.1f}% {:>9}\n", name, cost["calls"].get<uint64_t>(),
+               seconds, 100 * seconds / timed, 100 * cost["least_bytes"].get<double>() / seconds / copy,
+               flops > 0 ? human_count(flops / seconds) : "");
+  }
 }
 
 void print_step(const Json& r) {
@@ -239,14 +297,7 @@ void print_step(const Json& r) {
   fmt::print("  memory: planned {}, measured {} above the {} of the program itself\n",
              human_bytes(r["planned_bytes"]), human_bytes(peak > before ? peak - before : 0),
              human_bytes(before));
-  const double timed = r["step_seconds_by_operation"];
-  fmt::print("  operations, waited for one by one in {} more: step {:.4f} s\n",
-             plural(r["steps_by_operation"].get<int64_t>(), "step"), timed);
-  std::vector<std::pair<double, std::string>> operations;
-  for (const auto& [name, seconds] : r["seconds_by_operation"].items()) operations.push_back({seconds, name});
-  std::sort(operations.rbegin(), operations.rend());
-  for (const auto& [seconds, name] : operations)
-    fmt::print("  {:<28} {:>9.4f} s {:>6.1f}%\n", name, seconds, 100 * seconds / timed);
+  print_operations(r);
 }
 
 int bench_step(const StepArguments& arguments) {
@@ -354,8 +405,8 @@ void add_bench(CLI::App& app, Action& action) {
   command->require_subcommand(1);
 
   auto s = std::make_shared<StepArguments>();
-  CLI::App* step =
-      command->add_subcommand("step", "Steady-state training steps: tokens/s, time by operation, memory");
+  CLI::App* step = command->add_subcommand(
+      "step", "Steady-state training steps: tokens/s, memory, each operation beside its floor");
   step->add_option("CONFIG", s->config, "configuration of a run")->required();
   step->add_option("--set", s->set, "override one key")->type_name("KEY=VALUE")->expected(1)->take_all();
   step->add_option("--variants", s->variants, "recipes to measure, one after the other, for example bf16,fp8")

@@ -388,17 +388,11 @@ class Device {
   }
   virtual void set_workspace(const Tensor& workspace) { (void)workspace; }  // 256-byte aligned; empty: none
 
-  const MatmulCounts& matmul_counts() const { return counts_; }
-  void reset_matmul_counts() { counts_.clear(); }
-  // Seconds spent by operation name, while timing is on.
-  void set_timing(bool on) { timing_ = on; }
-  const std::map<std::string, double>& timings() const { return timings_; }
-  void reset_timings() { timings_.clear(); }
+  virtual const MatmulCounts& matmul_counts() const { return counts_; }
+  virtual void reset_matmul_counts() { counts_.clear(); }
 
  protected:
   MatmulCounts counts_;
-  bool timing_ = false;
-  std::map<std::string, double> timings_;
 };
 
 std::unique_ptr<Device> make_cpu_device(const DeviceOptions& options);

@@ -80,22 +80,6 @@ TEST_CASE("fill, zero and accumulate_sum", "[cpu_device]") {
   CHECK_THROWS(f->fill(f.zeros(DType::I32, {1}), 1.0f));
 }
 
-TEST_CASE("operations are timed by name, only while timing is on", "[cpu_device]") {
-  OpFixture f;
-  const Tensor source = f.zeros(DType::F32, {2, 2});
-  CastOperation op;
-  op.source = source;
-  op.out.high = f.zeros(DType::BF16, {2, 2});
-  f->cast(op);
-  CHECK(f->timings().empty());
-  f->set_timing(true);
-  f->cast(op);
-  CHECK(f->timings().count("cast") == 1);
-  CHECK(f->timings().at("cast") >= 0);
-  f->reset_timings();
-  CHECK(f->timings().empty());
-}
-
 TEST_CASE("the device says what it is, and a peak only with its source", "[cpu_device]") {
   const DeviceInfo info = OpFixture(2)->info();
   CHECK(info.name.rfind("CPU (", 0) == 0);

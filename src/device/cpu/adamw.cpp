@@ -175,7 +175,6 @@ int64_t span_of(const MomentStore& first, const MomentStore& second) {
 }  // namespace
 
 void CpuDevice::adamw(const AdamWUpdate& op) {
-  const OperationTimer timer(timing_, timings_, "adamw");
   check(op);
   if (op.control->apply == 0) return;
   const AdamWRates rates = adamw_rates(op);

@@ -341,7 +341,6 @@ void attention_backward(const AttentionBackward& a, GemmEngine& engine) {
 }
 
 void CpuDevice::attention_forward(const AttentionForward& a) {
-  const OperationTimer timer(timing_, timings_, "attention forward");
   octet::attention_forward(a, *gemm_);
   finish_cast(a.out);
   MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.out.high.dtype}];
@@ -350,7 +349,6 @@ void CpuDevice::attention_forward(const AttentionForward& a) {
   count.implementation = "blocked-f32";
 }
 void CpuDevice::attention_backward(const AttentionBackward& a) {
-  const OperationTimer timer(timing_, timings_, "attention backward");
   octet::attention_backward(a, *gemm_);
   MatmulCount& count = counts_[{GemmClass::Attention, a.qkv.dtype, a.qkv.dtype, a.qkv_gradient.dtype}];
   ++count.calls;

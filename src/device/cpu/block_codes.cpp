@@ -46,7 +46,6 @@ OCTET_VECTORIZED void add_values(float* sum, const float* values, int64_t n) {
 }  // namespace
 
 void CpuDevice::encode_blocks(const EncodeBlocks& op) {
-  const OperationTimer timer(timing_, timings_, "encode blocks");
   check(op);
   const int64_t piece = op.piece, blocks = code_blocks(piece), coded = coded_bytes(piece),
                 stride = message_bytes(piece), total = op.messages.rows() * blocks;
@@ -75,7 +74,6 @@ void CpuDevice::encode_blocks(const EncodeBlocks& op) {
 }
 
 void CpuDevice::decode_blocks(const DecodeBlocks& op) {
-  const OperationTimer timer(timing_, timings_, "decode blocks");
   check(op);
   const int64_t piece = op.piece, blocks = code_blocks(piece), coded = coded_bytes(piece),
                 stride = message_bytes(piece), sources = op.messages.shape[0], pieces = op.messages.shape[1],

@@ -358,7 +358,6 @@ void CpuDevice::finish_cast(const CastTarget& out) {
 }
 
 void CpuDevice::cast(const CastOperation& operation) {
-  const OperationTimer timer(timing_, timings_, "cast");
   Source source{operation.source};
   if (!operation.column_factor.empty()) source.column_factor = operation.column_factor.as<float>();
   const CastTarget& out = operation.out;

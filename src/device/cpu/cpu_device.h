@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "device/device.h"
-#include "device/operation_timer.h"
 
 namespace octet {
 

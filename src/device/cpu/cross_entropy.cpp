@@ -103,7 +103,6 @@ void run(const CrossEntropy& op, int threads) {
 }  // namespace
 
 void CpuDevice::cross_entropy(const CrossEntropy& op) {
-  const OperationTimer timer(timing_, timings_, "cross entropy");
   const int32_t* targets = op.targets.as<int32_t>();
   for (int64_t t = 0; t < op.logits.rows(); ++t) {
     if (targets[t] >= op.logits.columns()) {

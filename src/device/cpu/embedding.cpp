@@ -55,7 +55,6 @@ void scatter_strip(const EmbeddingBackward& op, const uint64_t* order, int64_t b
 }  // namespace
 
 void CpuDevice::embedding_forward(const EmbeddingForward& op) {
-  const OperationTimer timer(timing_, timings_, "embedding forward");
   check_tokens(op.tokens, op.table.rows());
   const int32_t* ids = op.tokens.as<int32_t>();
   const int64_t tokens = op.tokens.elements();
@@ -69,7 +68,6 @@ void CpuDevice::embedding_forward(const EmbeddingForward& op) {
 }
 
 void CpuDevice::embedding_backward(const EmbeddingBackward& op) {
-  const OperationTimer timer(timing_, timings_, "embedding backward");
   check_tokens(op.tokens, op.table_gradient.rows());
   const int32_t* ids = op.tokens.as<int32_t>();
   const size_t tokens = static_cast<size_t>(op.tokens.elements());

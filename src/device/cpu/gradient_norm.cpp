@@ -49,7 +49,6 @@ void squares_of_pieces(const Tensor& tensor, int threads, double* partials) {
 }  // namespace
 
 void CpuDevice::gradient_squares(const GradientSquares& op) {
-  const OperationTimer timer(timing_, timings_, "gradient norm");
   check(op);
   double* partials = op.partials.as<double>();
   op.gradient.dtype == DType::F32 ? squares_of_pieces<float>(op.gradient, threads_, partials)
@@ -57,7 +56,6 @@ void CpuDevice::gradient_squares(const GradientSquares& op) {
 }
 
 void CpuDevice::gradient_norm(const GradientNorm& op) {
-  const OperationTimer timer(timing_, timings_, "gradient norm");
   const double* partials = op.partials.as<double>();
   const int64_t pieces = op.partials.elements();
   Lanes<double> lanes;

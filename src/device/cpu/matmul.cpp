@@ -80,7 +80,6 @@ size_t GemmEngine::workspace_bytes(std::span<const Matmul> matmuls) const {
 }
 
 void CpuDevice::matmul(const Matmul& m) {
-  const OperationTimer timer(timing_, timings_, "matmul");
   const char* implementation = gemm_->run(m);
   MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
   ++count.calls;

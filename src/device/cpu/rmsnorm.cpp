@@ -193,13 +193,11 @@ void backward(const RmsNormBackward& op, int threads) {
 }  // namespace
 
 void CpuDevice::rmsnorm_forward(const RmsNormForward& op) {
-  const OperationTimer timer(timing_, timings_, "rmsnorm forward");
   op.residual.dtype == DType::F32 ? forward<float>(op, threads_) : forward<BFloat16>(op, threads_);
   finish_cast(op.out);
 }
 
 void CpuDevice::rmsnorm_backward(const RmsNormBackward& op) {
-  const OperationTimer timer(timing_, timings_, "rmsnorm backward");
   op.residual.dtype == DType::F32 ? backward<float>(op, threads_) : backward<BFloat16>(op, threads_);
   finish_cast(op.residual_gradient);
 }

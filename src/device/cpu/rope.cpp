@@ -110,12 +110,8 @@ void rope_backward(const RopeBackward& r, int threads) {
   }
 }
 
-void CpuDevice::rope_forward(const RopeForward& r) {
-  const OperationTimer timer(timing_, timings_, "rope forward");
-  octet::rope_forward(r, threads_);
-}
+void CpuDevice::rope_forward(const RopeForward& r) { octet::rope_forward(r, threads_); }
 void CpuDevice::rope_backward(const RopeBackward& r) {
-  const OperationTimer timer(timing_, timings_, "rope backward");
   octet::rope_backward(r, threads_);
   finish_cast(r.out);
 }

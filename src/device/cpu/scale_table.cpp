@@ -7,7 +7,6 @@
 namespace octet {
 
 void CpuDevice::scale_table_update(const ScaleTableUpdate& op) {
-  const OperationTimer timer(timing_, timings_, "scale table update");
   ScaleTable& table = *op.table;
   const int64_t sites = static_cast<int64_t>(table.sites.size());
   if (sites == 0) return;

@@ -68,14 +68,12 @@ void backward(const SwiGluBackward& op, int threads) {
 }  // namespace
 
 void CpuDevice::swiglu_forward(const SwiGluForward& op) {
-  const OperationTimer timer(timing_, timings_, "swiglu forward");
   const CastTarget out = smooth_swiglu_target(op.out, op.mode);
   op.gate_up.dtype == DType::F32 ? forward<float>(op, threads_) : forward<BFloat16>(op, threads_);
   finish_cast(out);
 }
 
 void CpuDevice::swiglu_backward(const SwiGluBackward& op) {
-  const OperationTimer timer(timing_, timings_, "swiglu backward");
   op.gate_up.dtype == DType::F32 ? backward<float>(op, threads_) : backward<BFloat16>(op, threads_);
   finish_cast(op.out);
 }

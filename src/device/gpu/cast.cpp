@@ -167,7 +167,6 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
 }
 
 void GpuDevice::cast(const CastOperation& op) {
-  const OperationTimer timer = timed("cast");
   Scratch memory = scratch(cast_scratch_bytes(op.out));
   PendingCast cast = begin_cast(op.out, memory);
   cast.encode = nullptr;  // there is no producer

@@ -13,7 +13,6 @@ namespace octet {
 inline namespace OCTET_GPU {
 
 void GpuDevice::embedding_forward(const EmbeddingForward& op) {
-  const OperationTimer timer = timed("embedding forward");
   kernels::embedding_forward({.storage = format_of(op.out),
                               .out = op.out.data,
                               .ids = op.tokens.as<int32_t>(),
@@ -26,7 +25,6 @@ void GpuDevice::embedding_forward(const EmbeddingForward& op) {
 }
 
 void GpuDevice::embedding_backward(const EmbeddingBackward& op) {
-  const OperationTimer timer = timed("embedding backward");
   const int64_t tokens = op.tokens.elements();
   const auto bytes = static_cast<size_t>(kernels::embedding_scratch_bytes(tokens));
   Scratch memory = scratch(bytes);
@@ -43,7 +41,6 @@ void GpuDevice::embedding_backward(const EmbeddingBackward& op) {
 }
 
 void GpuDevice::rmsnorm_forward(const RmsNormForward& op) {
-  const OperationTimer timer = timed("rmsnorm forward");
   Scratch memory = scratch(cast_scratch_bytes(op.out));
   const PendingCast cast = begin_cast(op.out, memory);
   void* sum = op.residual_out.empty() ? nullptr : op.residual_out.data;
@@ -63,7 +60,6 @@ void GpuDevice::rmsnorm_forward(const RmsNormForward& op) {
 }
 
 void GpuDevice::rmsnorm_backward(const RmsNormBackward& op) {
-  const OperationTimer timer = timed("rmsnorm backward");
   const int64_t tokens = op.residual.rows(), width = op.residual.columns();
   const int64_t partials = kernels::rmsnorm_partial_elements(tokens, width);
   Scratch memory = scratch(cast_scratch_bytes(op.residual_gradient) + scratch_size<float>(partials));
@@ -101,7 +97,6 @@ kernels::RopeShape rope_shape(const Op& op, const Tensor& qkv) {
 }  // namespace
 
 void GpuDevice::rope_forward(const RopeForward& op) {
-  const OperationTimer timer = timed("rope forward");
   kernels::rope_forward({.storage = format_of(op.qkv),
                          .qkv = op.qkv.data,
                          .bias = op.bias.empty() ? nullptr : op.bias.as<float>(),
@@ -110,7 +105,6 @@ void GpuDevice::rope_forward(const RopeForward& op) {
 }
 
 void GpuDevice::rope_backward(const RopeBackward& op) {
-  const OperationTimer timer = timed("rope backward");
   const kernels::RopeShape shape = rope_shape(op, op.qkv_gradient);
   const int64_t partials = op.bias_gradient.empty() ? 0 : kernels::rope_partial_elements(shape);
   Scratch memory = scratch(cast_scratch_bytes(op.out) + scratch_size<float>(partials));
@@ -126,7 +120,6 @@ void GpuDevice::rope_backward(const RopeBackward& op) {
 }
 
 void GpuDevice::swiglu_forward(const SwiGluForward& op) {
-  const OperationTimer timer = timed("swiglu forward");
   const CastTarget target = smooth_swiglu_target(op.out, op.mode);
   Scratch memory = scratch(cast_scratch_bytes(target));
   const PendingCast cast = begin_cast(target, memory);
@@ -140,7 +133,6 @@ void GpuDevice::swiglu_forward(const SwiGluForward& op) {
 }
 
 void GpuDevice::swiglu_backward(const SwiGluBackward& op) {
-  const OperationTimer timer = timed("swiglu backward");
   Scratch memory = scratch(cast_scratch_bytes(op.out));
   const PendingCast cast = begin_cast(op.out, memory);
   kernels::swiglu_backward({.storage = format_of(op.gate_up),
@@ -154,7 +146,6 @@ void GpuDevice::swiglu_backward(const SwiGluBackward& op) {
 }
 
 void GpuDevice::cross_entropy(const CrossEntropy& op) {
-  const OperationTimer timer = timed("cross entropy");
   kernels::cross_entropy({.storage = format_of(op.logits),
                           .logits = op.logits.data,
                           .targets = op.targets.as<int32_t>(),
@@ -170,7 +161,6 @@ void GpuDevice::cross_entropy(const CrossEntropy& op) {
 
 // Attention is the library's; its output's codes are ours.
 void GpuDevice::attention_forward(const AttentionForward& op) {
-  const OperationTimer timer = timed("attention forward");
   MatmulCount& count = counts_[{GemmClass::Attention, op.qkv.dtype, op.qkv.dtype, op.out.high.dtype}];
   count.implementation = backend_->attention_forward(op);
   ++count.calls;
@@ -191,7 +181,6 @@ void GpuDevice::attention_forward(const AttentionForward& op) {
 }
 
 void GpuDevice::attention_backward(const AttentionBackward& op) {
-  const OperationTimer timer = timed("attention backward");
   MatmulCount& count = counts_[{GemmClass::Attention, op.qkv.dtype, op.qkv.dtype, op.qkv_gradient.dtype}];
   count.implementation = backend_->attention_backward(op);
   ++count.calls;

@@ -88,9 +88,9 @@ void GpuDevice::wait(uint64_t place) {
 
 // A signature that comes once is enqueued as it is, which also loads what its first use has to load; one that
 // comes twice in a row is worth a recording. Another one in between (a step with statistics) leaves the
-// recording alone. Operations are timed one by one, so not when played.
+// recording alone.
 void GpuDevice::replay(Replay& replay, uint64_t signature, const std::function<void()>& work) {
-  if (!graphs_ || timing_) return work();
+  if (!graphs_) return work();
   const bool again = replay.any && replay.newest == signature;
   replay.any = true;
   replay.newest = signature;
@@ -190,14 +190,9 @@ Scratch GpuDevice::scratch(size_t bytes_without_plan) {
   return {own_, own_bytes_};
 }
 
-OperationTimer GpuDevice::timed(const char* name) {
-  return OperationTimer(timing_, timings_, name, [this] { backend_->synchronize(); });
-}
-
 // ---- library calls
 
 void GpuDevice::matmul(const Matmul& m) {
-  const OperationTimer timer = timed("matmul");
   check(m);
   MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
   count.implementation = backend_->matmul(m);

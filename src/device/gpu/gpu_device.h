@@ -7,7 +7,6 @@
 #include "device/device.h"
 #include "device/gpu/backend.h"
 #include "device/gpu/scratch_bytes.h"
-#include "device/operation_timer.h"
 #include "kernels/namespace.h"
 #include "kernels/output.h"
 
@@ -87,7 +86,6 @@ class GpuDevice final : public Device {
   // Row codes a producer may write before it knows the amax.
   bool known_scale(const CastTarget& target) const;
   Scratch scratch(size_t bytes_without_plan);
-  OperationTimer timed(const char* name);
   struct Faults {
     uint32_t token, target;  // 1 + index of a bad one; 0: none
   };

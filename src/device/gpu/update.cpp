@@ -21,7 +21,6 @@ static_assert(sizeof(kernels::Control) == sizeof(UpdateControl) &&
               "kernels::Control is UpdateControl as the kernels see it");
 
 void GpuDevice::encode_blocks(const EncodeBlocks& op) {
-  const OperationTimer timer = timed("encode blocks");
   check(op);
   kernels::encode_blocks({.source = op.source.data,
                           .storage = format_of(op.source),
@@ -36,7 +35,6 @@ void GpuDevice::encode_blocks(const EncodeBlocks& op) {
 }
 
 void GpuDevice::decode_blocks(const DecodeBlocks& op) {
-  const OperationTimer timer = timed("decode blocks");
   check(op);
   kernels::decode_blocks({.messages = op.messages.as<uint8_t>(),
                           .sources = op.messages.shape[0],
@@ -49,7 +47,6 @@ void GpuDevice::decode_blocks(const DecodeBlocks& op) {
 }
 
 void GpuDevice::gradient_squares(const GradientSquares& op) {
-  const OperationTimer timer = timed("gradient norm");
   check(op);
   kernels::squares({.values = op.gradient.data,
                     .storage = format_of(op.gradient),
@@ -59,7 +56,6 @@ void GpuDevice::gradient_squares(const GradientSquares& op) {
 }
 
 void GpuDevice::gradient_norm(const GradientNorm& op) {
-  const OperationTimer timer = timed("gradient norm");
   kernels::finish_norm({.partial = op.partials.as<double>(),
                         .count = op.partials.elements(),
                         .loss_sum = op.loss_sum.as<double>(),
@@ -70,7 +66,6 @@ void GpuDevice::gradient_norm(const GradientNorm& op) {
 }
 
 void GpuDevice::adamw(const AdamWUpdate& op) {
-  const OperationTimer timer = timed("adamw");
   check(op);
   const AdamWRates rates = adamw_rates(op);
   const auto moment = [](const MomentTensor& m) {
@@ -103,7 +98,6 @@ void GpuDevice::adamw(const AdamWUpdate& op) {
 }
 
 void GpuDevice::scale_table_update(const ScaleTableUpdate& op) {
-  const OperationTimer timer = timed("scale table update");
   ScaleTable& table = *op.table;
   if (table.sites.empty()) return;
   check(op);

@@ -1,0 +1,73 @@
+#include "device/operation_cost.h"
+
+#include <initializer_list>
+
+#include "device/products.h"
+
+namespace octet {
+namespace {
+
+uint64_t sum(std::initializer_list<Tensor> tensors) {
+  uint64_t bytes = 0;
+  for (const Tensor& t : tensors) bytes += t.bytes();
+  return bytes;
+}
+uint64_t written(const CastTarget& target) { return sum({target.high, target.row, target.column}); }
+
+}  // namespace
+
+uint64_t least_bytes(const Matmul& op) {
+  return sum({op.a.values, op.b.values, op.out}) + (op.accumulate ? op.out.bytes() : 0);
+}
+uint64_t least_bytes(const CastOperation& op) {
+  const bool in_place = op.out.high.data == op.source.data;
+  return op.source.bytes() + written(op.out) - (in_place ? op.out.high.bytes() : 0);
+}
+uint64_t least_bytes(const EmbeddingForward& op) { return op.tokens.bytes() + 2 * op.out.bytes(); }
+uint64_t least_bytes(const EmbeddingBackward& op) { return sum({op.tokens, op.out_gradient}); }
+uint64_t least_bytes(const RmsNormForward& op) {
+  const uint64_t summed = op.branch.empty() ? 0 : op.branch.bytes() + op.residual.bytes();
+  return op.residual.bytes() + summed + sum({op.gain, op.rstd}) + written(op.out);
+}
+uint64_t least_bytes(const RmsNormBackward& op) {
+  return sum({op.out_gradient, op.residual, op.gain, op.rstd, op.residual_gradient_in}) +
+         2 * op.gain_gradient.bytes() + written(op.residual_gradient);
+}
+uint64_t least_bytes(const RopeForward& op) {
+  // Value heads only take the bias.
+  const uint64_t all = 2 * op.qkv.bytes();
+  if (!op.bias.empty()) return all;
+  const auto rotated = static_cast<uint64_t>(op.heads + op.kv_heads);
+  return all / (rotated + static_cast<uint64_t>(op.kv_heads)) * rotated;
+}
+uint64_t least_bytes(const RopeBackward& op) {
+  return op.qkv_gradient.bytes() + 2 * op.bias_gradient.bytes() + written(op.out);
+}
+uint64_t least_bytes(const AttentionForward& op) { return sum({op.qkv, op.log_sum_exp}) + written(op.out); }
+uint64_t least_bytes(const AttentionBackward& op) {
+  return sum({op.qkv, op.out, op.out_gradient, op.log_sum_exp, op.qkv_gradient});
+}
+uint64_t least_bytes(const SwiGluForward& op) { return op.gate_up.bytes() + written(op.out); }
+uint64_t least_bytes(const SwiGluBackward& op) { return sum({op.gate_up, op.h_gradient}) + written(op.out); }
+uint64_t least_bytes(const CrossEntropy& op) {
+  return (op.backward ? 2 : 1) * op.logits.bytes() + sum({op.targets, op.loss});
+}
+uint64_t least_bytes(const GradientSquares& op) { return sum({op.gradient, op.partials}); }
+uint64_t least_bytes(const GradientNorm& op) { return op.partials.bytes(); }
+uint64_t least_bytes(const AdamWUpdate& op) {
+  return op.gradient.bytes() +
+         2 * sum({op.master, op.first.values, op.first.inverse, op.second.values, op.second.inverse});
+}
+uint64_t least_bytes(const ScaleTableUpdate& op) { return 2 * op.table->amax.bytes(); }
+uint64_t least_bytes(const EncodeBlocks& op) { return sum({op.source, op.messages}); }
+uint64_t least_bytes(const DecodeBlocks& op) { return sum({op.messages, op.out}); }
+
+uint64_t flops(const Matmul& op) { return matmul_flops(op); }
+uint64_t flops(const AttentionForward& op) {
+  return attention_flops({op.context, op.heads, op.kv_heads, op.head_width}, op.qkv.rows(), 2);
+}
+uint64_t flops(const AttentionBackward& op) {
+  return attention_flops({op.context, op.heads, op.kv_heads, op.head_width}, op.qkv.rows(), 5);
+}
+
+}  // namespace octet
