@@ -82,8 +82,9 @@ struct EncodeArguments {
   CastSource source;
   octet::Format format;
   octet::Rounding rounding = octet::Rounding::Nearest;
-  uint64_t rounding_key = 0;  // element = r * columns + c of the source, in both copies
-  uint8_t* row = nullptr;     // [rows, columns] or null
+  uint64_t rounding_key = 0;  // element = first + r * columns + c of the source, in both copies
+  int64_t first = 0;
+  uint8_t* row = nullptr;  // [rows, columns] or null
   Coding row_coding = {};
   uint8_t* column = nullptr;             // [columns, rows] or null
   Coding column_coding = {};             // ignored when column_is_row

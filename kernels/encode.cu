@@ -13,6 +13,7 @@
 
 #include "base/random.h"
 #include "kernels/block.h"
+#include "kernels/byte_tile.cuh"
 #include "kernels/cast.h"
 #include "kernels/gpu.h"
 #include "kernels/output.cuh"
@@ -21,31 +22,15 @@
 OCTET_KERNELS_BEGIN
 namespace {
 
-constexpr int tile_rows = 128, tile_columns = 64, patch_rows = 4, patch_columns = 8;
+constexpr int tile_rows = byte_tile_rows, tile_columns = 64, patch_rows = 4, patch_columns = 8;
 constexpr int threads = tile_rows / patch_rows * (tile_columns / patch_columns);
-constexpr int column_words = tile_rows / 4, lane_patches = tile_columns / patch_columns;
+constexpr int column_words = byte_tile_words, lane_patches = tile_columns / patch_columns;
 static_assert(patch_columns == vector_values, "a patch is eight values wide, as loads are");
 static_assert(lane_patches == 8 && threads == 256, "a warp's words of one column go to 32 different banks");
 
 enum class Copies : uint8_t { Same, Different };  // the column copy's codes are the row copy's, or its own
 
-// Word w of a column holds the codes of rows 4 w .. 4 w + 3. Quadruples of words are permuted by the column's
-// group of eight: the words that a warp writes at once (4 neighbouring w, 8 groups) lie in 32 banks, and
-// 16-byte reads stay whole.
-__device__ __forceinline__ int word_of(int column, int w) {
-  return column * column_words + ((w / 4 ^ (column / patch_columns & 7)) * 4 + w % 4);
-}
-
-// words[j] = byte j of each of the rows, the first row lowest.
-__device__ __forceinline__ void transpose4(uint32_t a, uint32_t b, uint32_t c, uint32_t d,
-                                           uint32_t (&words)[4]) {
-  const uint32_t ab_low = __byte_perm(a, b, 0x5140), ab_high = __byte_perm(a, b, 0x7362);
-  const uint32_t cd_low = __byte_perm(c, d, 0x5140), cd_high = __byte_perm(c, d, 0x7362);
-  words[0] = __byte_perm(ab_low, cd_low, 0x5410);
-  words[1] = __byte_perm(ab_low, cd_low, 0x7632);
-  words[2] = __byte_perm(ab_high, cd_high, 0x5410);
-  words[3] = __byte_perm(ab_high, cd_high, 0x7632);
-}
+__device__ __forceinline__ int word_of(int column, int w) { return byte_tile_word<patch_columns>(column, w); }
 
 // The words of eight neighbouring elements (numerics: random_bits): a window of three blocks of four.
 __device__ __forceinline__ void random_words(uint64_t key, uint64_t element, uint32_t (&words)[8]) {
@@ -227,7 +212,7 @@ __global__ void __launch_bounds__(threads) encode_kernel(EncodeArguments args, T
   for (int i = 0; i < patch_rows; ++i) {
     uint32_t words[8] = {};
     if constexpr (rounding == octet::Rounding::Stochastic)
-      random_words(args.rounding_key, static_cast<uint64_t>((r + i) * columns + c), words);
+      random_words(args.rounding_key, static_cast<uint64_t>(args.first + (r + i) * columns + c), words);
     if (copies == Copies::Same || write_row) codes[i] = row_rule.codes_of<rounding>(pieces[i], words);
     if (write_row && r + i < rows && c < columns)
       store_codes(tiling.access, args.row + (r + i) * columns + c, columns - c, codes[i]);

@@ -78,6 +78,48 @@ const CastVariant cast_variants[] = {
     {.name = "with a NaN", .row_scales = true, .column_scales = true, .poison = NAN},
 };
 
+// A tensor cast in two parts, of which each has its own site, and transposed: what ranks do with weights.
+void add_parts(std::vector<SelftestCase>& cases) {
+  for (const CastVariant& v : {CastVariant{.name = "current"},
+                               CastVariant{.name = "delayed", .scaling = Scaling::Delayed, .history = 8},
+                               CastVariant{.name = "stochastic", .rounding = Rounding::Stochastic},
+                               CastVariant{.name = "with a NaN", .poison = NAN}}) {
+    for (const DType storage : {DType::F32, DType::BF16}) {
+      cases.push_back(
+          {"cast of parts", with_storage(storage, v.name), 0, [=](Workbench& w) {
+             Values values = hard(cast_rows * cast_columns, 1);
+             if (v.poison != 0) values[5 * cast_columns + 7] = v.poison;
+             const Tensor source = w.floats(storage, {cast_rows * cast_columns}, values),
+                          amax = w.zeros(DType::F32, {1}),
+                          codes = w.zeros(DType::E4M3, {cast_rows, cast_columns}),
+                          column = w.zeros(DType::E4M3, {cast_columns, cast_rows});
+             constexpr int64_t cuts[] = {0, 6 * 1024, cast_rows * cast_columns};
+             for (int part = 0; part < 2; ++part)
+               w.device().measure_amax({source.slice(cuts[part], cuts[part + 1] - cuts[part]), amax});
+             for (int part = 0; part < 2; ++part) {
+               const int64_t count = cuts[part + 1] - cuts[part];
+               CastOperation op;
+               op.source = source.slice(cuts[part], count);
+               if (part == 0) op.source.shape = {6, 1024};
+               op.out.row = codes.flat().slice(cuts[part], count);
+               op.out.row.shape = op.source.shape;
+               op.out.cast = {Format::E4M3, v.scaling, v.rule, v.rounding};
+               op.out.site = w.site(v.history);
+               op.out.rounding_key = 12345;
+               op.amax = amax;
+               op.first = cuts[part];
+               w.device().cast(op);
+               w.output("site", op.out.site);
+             }
+             w.device().transpose_codes({codes, column});
+             w.output("amax", amax);
+             w.output("codes", codes);
+             w.output("transposed codes", column);
+           }});
+    }
+  }
+}
+
 }  // namespace
 
 void add_casts(std::vector<SelftestCase>& cases) {
@@ -101,6 +143,7 @@ void add_casts(std::vector<SelftestCase>& cases) {
       }
     }
   }
+  add_parts(cases);
   for (const Format format : {Format::E4M3, Format::E5M2}) {  // F2
     cases.push_back({"cast", fmt::format("all 65,536 BF16 numbers to {}", name_of(dtype_of(format))), 0,
                      [=](Workbench& w) {

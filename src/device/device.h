@@ -185,10 +185,29 @@ struct CrossEntropy {
 // target from source as it stands: working weights after an update (source F32 master), gradients that enter
 // a linear. column_factor (F32 [columns], optional) multiplies the source's columns first (Smooth-SwiGLU
 // `channel`: folded weights).
+//
+// A part of a larger tensor with one scale, row codes only: `amax` is the whole tensor's, and value i of the
+// part is element first + i of it, for stochastic rounding. Together the parts have the codes, the scale and
+// the counts of one cast of the whole, and each records the whole's amax.
 struct CastOperation {
   Tensor source;
   Tensor column_factor;
   CastTarget out;
+  Tensor amax = {};  // F32 [1], of measure_amax; empty: the source is the whole
+  int64_t first = 0;
+};
+
+// amax = max(amax, largest magnitude of the values rounded to BF16), which is what a cast of them measures.
+// NaN is above infinity, and a cast takes it as infinity.
+struct MeasureAmax {
+  Tensor source;  // F32 or BF16
+  Tensor amax;    // F32 [1], not negative
+};
+
+// transposed[c, r] = codes[r, c].
+struct TransposeCodes {
+  Tensor codes;       // one byte each [rows, columns]
+  Tensor transposed;  // [columns, rows]
 };
 
 // What the update of a step may do; written on the device so that no host round trip is needed.
@@ -271,6 +290,8 @@ struct DecodeBlocks {
 #define OCTET_DEVICE_OPERATIONS(operation) \
   operation(matmul, Matmul) \
   operation(cast, CastOperation) \
+  operation(measure_amax, MeasureAmax) \
+  operation(transpose_codes, TransposeCodes) \
   operation(embedding_forward, EmbeddingForward) \
   operation(embedding_backward, EmbeddingBackward) \
   operation(rmsnorm_forward, RmsNormForward) \

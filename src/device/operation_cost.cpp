@@ -23,6 +23,8 @@ uint64_t least_bytes(const CastOperation& op) {
   const bool in_place = op.out.high.data == op.source.data;
   return op.source.bytes() + written(op.out) - (in_place ? op.out.high.bytes() : 0);
 }
+uint64_t least_bytes(const MeasureAmax& op) { return op.source.bytes(); }
+uint64_t least_bytes(const TransposeCodes& op) { return sum({op.codes, op.transposed}); }
 uint64_t least_bytes(const EmbeddingForward& op) { return op.tokens.bytes() + 2 * op.out.bytes(); }
 uint64_t least_bytes(const EmbeddingBackward& op) { return sum({op.tokens, op.out_gradient}); }
 uint64_t least_bytes(const RmsNormForward& op) {

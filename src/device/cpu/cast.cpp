@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "base/random.h"
+#include "device/cast_checks.h"
 #include "device/cpu/amax.h"
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/transpose.h"
@@ -78,7 +79,7 @@ struct Source {
   const float* column_factor = nullptr;
 
   int64_t rows() const { return values.rows(); }
-  int64_t columns() const { return values.columns(); }
+  int64_t columns() const { return values.elements() == 0 ? 0 : values.columns(); }
   void read_unrounded(const RowPart& part, float* to) const {
     unpack(values.dtype, at(values, part.row * columns() + part.column), to, part.count);
     if (column_factor) scale_by_column(to, column_factor + part.column, part.count);
@@ -88,7 +89,8 @@ struct Source {
     read_unrounded(part, to);
     if (values.dtype == DType::F32 || column_factor) round_values(to, part.count, to);
   }
-  uint32_t row_amax_bits(int64_t r) const {
+  // NaN above infinity.
+  uint32_t row_magnitude_bits(int64_t r) const {
     uint32_t largest = 0;
     if (values.dtype == DType::BF16 && !column_factor) {
       largest = amax_bits(values.as<BFloat16>() + r * columns(), columns());
@@ -100,7 +102,10 @@ struct Source {
         largest = std::max(largest, amax_bits(buffer, n));
       }
     }
-    return std::min(largest, infinity_bits);  // NaN counts as infinity
+    return largest;
+  }
+  uint32_t row_amax_bits(int64_t r) const {
+    return std::min(row_magnitude_bits(r), infinity_bits);  // NaN counts as infinity
   }
 };
 
@@ -112,6 +117,7 @@ struct Coding {
   const float* column_scale = nullptr;       // of the current tile's columns
   const float* row_factor = nullptr;         // [rows]
   uint64_t rounding_key = 0;
+  uint64_t first = 0;  // number of the source's first value, for random numbers
   CastCounters* counters = nullptr;
 
   void make(const Source& source, const RowPart& part, uint8_t* codes, CastCounters& counts) const {
@@ -126,7 +132,7 @@ struct Coding {
     }
     if (cast.rounding == Rounding::Stochastic) {
       uint32_t words[tile_columns + 8];
-      const uint64_t element = static_cast<uint64_t>(r * source.columns() + c);
+      const uint64_t element = first + static_cast<uint64_t>(r * source.columns() + c);
       const int64_t skip = static_cast<int64_t>(element & 3);
       random_words(rounding_key, element >> 2, (skip + n + 3) / 4, words);
       encode_stochastic_values(cast.format, {values, words + skip}, n, codes);
@@ -151,6 +157,10 @@ void add(CastCounters* to, const CastCounters& counts) {
   to->elements += counts.elements;
   to->saturated += counts.saturated;
   to->flushed += counts.flushed;
+}
+
+float finite_or_infinite(float amax) {  // NaN counts as infinity
+  return std::bit_cast<float>(std::min(std::bit_cast<uint32_t>(amax), infinity_bits));
 }
 
 float inverse_or_nan(float scale, float amax) {
@@ -185,6 +195,8 @@ struct Encoder {
   const Source& source;
   const CastTarget& out;
   int threads;
+  uint64_t first = 0;
+  const float* whole_amax = nullptr;  // of the tensor that the source is a part of
 
   bool row_scales() const { return !out.row_inverse_scale.empty(); }
   bool column_scales() const { return !out.column_inverse_scale.empty(); }
@@ -238,12 +250,13 @@ struct Encoder {
 
   void run() const {
     check(source, out);
-    const Amaxes amaxes = measure_rows();
+    const Amaxes amaxes = whole_amax ? Amaxes{finite_or_infinite(*whole_amax), 0} : measure_rows();
     if (column_scales()) measure_columns();
 
     Coding row;
     row.cast = out.cast;
     row.rounding_key = out.rounding_key;
+    row.first = first;
     row.counters = out.site.counters;
     const bool finer = row_scales() || column_scales();
     if (finer) {  // the site keeps the statistics
@@ -363,7 +376,38 @@ void CpuDevice::cast(const CastOperation& operation) {
   const CastTarget& out = operation.out;
   if (!out.high.empty() && out.high.data != operation.source.data) write_high(source, out.high, threads_);
   if (out.row.empty() && out.column.empty()) return;
-  Encoder{source, out, threads_}.run();
+  check_part(operation);
+  Encoder{source, out, threads_, static_cast<uint64_t>(operation.first),
+          operation.amax.empty() ? nullptr : operation.amax.as<float>()}
+      .run();
+}
+
+void CpuDevice::measure_amax(const MeasureAmax& operation) {
+  check(operation);
+  if (operation.source.elements() == 0) return;
+  const Source source{operation.source};
+  const int64_t rows = source.rows();
+  uint32_t largest = 0;
+#pragma omp parallel for num_threads(threads_) schedule(static) reduction(max : largest)
+  for (int64_t r = 0; r < rows; ++r) largest = std::max(largest, source.row_magnitude_bits(r));
+  float& amax = *operation.amax.as<float>();
+  amax = max_magnitude(amax, std::bit_cast<float>(largest));
+}
+
+void CpuDevice::transpose_codes(const TransposeCodes& operation) {
+  check(operation);
+  const int64_t rows = operation.codes.rows(), columns = operation.codes.columns();
+  const auto* from = static_cast<const uint8_t*>(operation.codes.data);
+  auto* to = static_cast<uint8_t*>(operation.transposed.data);
+  const int64_t across = (columns + tile_columns - 1) / tile_columns,
+                down = (rows + tile_rows - 1) / tile_rows;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (int64_t tile = 0; tile < across * down; ++tile) {
+    const int64_t r = tile / across * tile_rows, c = tile % across * tile_columns;
+    transpose_bytes(
+        {from + r * columns + c, columns, std::min(tile_rows, rows - r), std::min(tile_columns, columns - c)},
+        to + c * rows + r, rows);
+  }
 }
 
 }  // namespace octet

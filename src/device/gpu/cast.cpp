@@ -5,7 +5,9 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "device/cast_checks.h"
 #include "device/gpu/gpu_device.h"
+#include "kernels/transpose.h"
 
 namespace octet {
 inline namespace OCTET_GPU {
@@ -15,6 +17,12 @@ uint8_t* codes_of(const Tensor& tensor) {
   return tensor.empty() ? nullptr : static_cast<uint8_t*>(tensor.data);
 }
 const float* floats_of(const Tensor& tensor) { return tensor.empty() ? nullptr : tensor.as<float>(); }
+kernels::CastSource source_of(const Tensor& values) {
+  return {.values = values.data,
+          .storage = format_of(values),
+          .rows = values.rows(),
+          .columns = values.columns()};
+}
 uint64_t* counters_of(const Site& site) { return reinterpret_cast<uint64_t*>(site.counters); }
 
 bool scales_finer(const CastTarget& target) {
@@ -167,6 +175,8 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
 }
 
 void GpuDevice::cast(const CastOperation& op) {
+  check_part(op);
+  if (!op.amax.empty()) return cast_part(op);
   Scratch memory = scratch(cast_scratch_bytes(op.out));
   PendingCast cast = begin_cast(op.out, memory);
   cast.encode = nullptr;  // there is no producer
@@ -184,6 +194,50 @@ void GpuDevice::cast(const CastOperation& op) {
                     .high_storage = copies ? format_of(op.out.high) : Format::BF16,
                     .stream = backend_->stream()});
   finish_cast(cast, op.source, op.column_factor);
+}
+
+// The scale is decided even where a rank has no values: the site is every rank's.
+void GpuDevice::cast_part(const CastOperation& op) {
+  const CastTarget& target = op.out;
+  check(target, op.source.elements());
+  Scratch memory = scratch(scratch_size<float>(1));
+  auto* const scale = memory.take<float>(1);
+  kernels::decide({.amax = static_cast<const uint32_t*>(op.amax.data),
+                   .cast = target.cast,
+                   .site_scale = target.site.scale,
+                   .site_inverse_scale = target.site.inverse_scale,
+                   .site_amax = target.site.amax,
+                   .scale = scale,
+                   .stream = backend_->stream()});
+  if (op.source.elements() == 0) return;
+  kernels::EncodeArguments encode{};
+  encode.source = source_of(op.source);
+  encode.format = target.cast.format;
+  encode.rounding = target.cast.rounding;
+  encode.rounding_key = target.rounding_key;
+  encode.first = op.first;
+  encode.row = codes_of(target.row);
+  encode.row_coding.scale = scale;
+  encode.row_coding.counters = counters_of(target.site);
+  encode.stream = backend_->stream();
+  kernels::encode(encode);
+}
+
+void GpuDevice::measure_amax(const MeasureAmax& op) {
+  octet::check(op);
+  if (op.source.elements() == 0) return;
+  kernels::measure({.source = source_of(op.source),
+                    .amax = static_cast<uint32_t*>(op.amax.data),
+                    .stream = backend_->stream()});
+}
+
+void GpuDevice::transpose_codes(const TransposeCodes& op) {
+  octet::check(op);
+  kernels::transpose({.codes = static_cast<const uint8_t*>(op.codes.data),
+                      .out = static_cast<uint8_t*>(op.transposed.data),
+                      .rows = op.codes.rows(),
+                      .columns = op.codes.columns(),
+                      .stream = backend_->stream()});
 }
 
 }  // namespace OCTET_GPU

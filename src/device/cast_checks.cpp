@@ -1,0 +1,47 @@
+#include "device/cast_checks.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace octet {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) { throw Error(ExitCode::Internal, what); }
+
+void check_amax(const char* operation, const Tensor& amax) {
+  if (amax.dtype != DType::F32 || amax.elements() != 1)
+    refuse(fmt::format("{}: the amax is {} of {}, expected 1 of F32", operation, amax.elements(),
+                       name_of(amax.dtype)));
+}
+
+}  // namespace
+
+void check_part(const CastOperation& op) {
+  if (op.amax.empty()) {
+    if (op.first != 0) refuse("cast: a part of a tensor without the amax of the whole");
+    return;
+  }
+  check_amax("cast", op.amax);
+  // Row codes with the site's scale: nothing else of a part is a part of the whole's.
+  const CastTarget& out = op.out;
+  for (const Tensor* other : {&out.high, &out.column, &out.row_inverse_scale, &out.column_inverse_scale,
+                              &out.row_factor, &op.column_factor})
+    if (!other->empty()) refuse("cast: a part of a tensor has row codes of one scale and nothing else");
+}
+
+void check(const MeasureAmax& op) {
+  if (op.source.dtype != DType::F32 && op.source.dtype != DType::BF16)
+    refuse(fmt::format("measure_amax: source is {}", name_of(op.source.dtype)));
+  check_amax("measure_amax", op.amax);
+}
+
+void check(const TransposeCodes& op) {
+  const Tensor &from = op.codes, &to = op.transposed;
+  if (size_of(from.dtype) != 1 || size_of(to.dtype) != 1 || from.rows() != to.columns() ||
+      from.columns() != to.rows())
+    refuse(fmt::format("transpose_codes: {} {} to {} {}", name_of(from.dtype), to_string(from.shape),
+                       name_of(to.dtype), to_string(to.shape)));
+}
+
+}  // namespace octet
