@@ -91,6 +91,7 @@ int run_train(const TrainArguments& arguments, const CLI::App& command) {
           "finished: step {}, loss {:.4f}{}, in {}", result.step, result.final_loss,
           result.validation_loss > 0 ? fmt::format(", validation loss {:.4f}", result.validation_loss) : "",
           escape_control(result.folder)));
+      if (!result.communication.empty()) Progress().note(result.communication);
       break;
     case ExitCode::Stopped:
       Progress().note(fmt::format("stopped at step {} ({}), saved; the same command goes on", result.step,

@@ -5,6 +5,8 @@
 // is given after that sees its result. Until then its tensors belong to it. Every rank calls the same
 // operations with the same types and shapes in the same order.
 #pragma once
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "tensor/tensor.h"
@@ -13,10 +15,18 @@ namespace octet {
 
 enum class Reduction : uint8_t { Sum, Max };
 
+// What an operation is for; traffic is counted by it.
+enum class TrafficKind : uint8_t { Gradients, Weights, Other };
+inline constexpr size_t traffic_kinds = 3;
+
 // What went over the wire since the run began.
 struct Traffic {
-  uint64_t sent_bytes = 0, received_bytes = 0;  // payload of collectives, by this rank
-  double waited_seconds = 0;                    // the host or the device's queue stood still in wait()
+  std::array<uint64_t, traffic_kinds> sent_bytes{};  // payload of collectives, by this rank, by kind
+  uint64_t received_bytes = 0;
+  double waited_seconds = 0;  // the host or the device's queue stood still in wait()
+
+  uint64_t sent(TrafficKind kind) const { return sent_bytes[static_cast<size_t>(kind)]; }
+  uint64_t sent() const { return sent_bytes[0] + sent_bytes[1] + sent_bytes[2]; }
 };
 
 class Communicator {
@@ -27,9 +37,9 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int ranks() const = 0;
 
-  // buffer = reduction over the ranks, the same bits on every rank. Sum: F32, F64 and BF16 (CPU ranks add in
-  // FP32 in rank order and round once; NCCL rounds at every hop). Max: F32, and U32 (bits of floats that are
-  // not negative); NaN wins a maximum.
+  // buffer = reduction over the ranks, the same bits on every rank. Sum: F32, F64, BF16 (CPU ranks add in
+  // FP32 in rank order and round once; NCCL rounds at every hop) and U64. Max: F32, and U32 (bits of floats
+  // that are not negative); NaN wins a maximum.
   virtual Ticket all_reduce(const Tensor& buffer, Reduction reduction) = 0;
   // part [n] = piece `rank` of the reduction of whole [ranks * n]; `part` may be that piece of `whole`
   // itself, the rest of which is then unspecified.
@@ -46,6 +56,28 @@ class Communicator {
   virtual void barrier() = 0;
 
   virtual Traffic traffic() const = 0;
+
+  TrafficKind traffic_kind() const { return traffic_kind_; }
+  void set_traffic_kind(TrafficKind kind) { traffic_kind_ = kind; }  // of the operations given from now on
+
+ private:
+  TrafficKind traffic_kind_ = TrafficKind::Other;
+};
+
+// The kind of the operations given while it lives.
+class TrafficLabel {
+ public:
+  TrafficLabel(Communicator& communicator, TrafficKind kind)
+      : communicator_(communicator), former_(communicator.traffic_kind()) {
+    communicator.set_traffic_kind(kind);
+  }
+  ~TrafficLabel() { communicator_.set_traffic_kind(former_); }
+  TrafficLabel(const TrafficLabel&) = delete;
+  TrafficLabel& operator=(const TrafficLabel&) = delete;
+
+ private:
+  Communicator& communicator_;
+  TrafficKind former_;
 };
 
 }  // namespace octet

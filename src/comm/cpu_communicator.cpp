@@ -90,6 +90,7 @@ Communicator::Ticket CpuCommunicator::give(const Request& request) {
                     .dtype = static_cast<uint8_t>(request.out.dtype),
                     .unused = 0,
                     .root = request.root};
+  operation.traffic = traffic_kind();
   operation.out = request.out;
   operation.in = request.in;
   if (staged_) stage(operation);
@@ -177,13 +178,14 @@ void CpuCommunicator::exchange(const std::vector<PeerBytes>& bytes) {
   const std::lock_guard lock(mutex_);
   for (size_t r = 0; r < bytes.size(); ++r) {
     if (r == static_cast<size_t>(rank())) continue;
-    traffic_.sent_bytes += bytes[r].send_bytes;
+    traffic_.sent_bytes[static_cast<size_t>(under_way_)] += bytes[r].send_bytes;
     traffic_.received_bytes += bytes[r].receive_bytes;
   }
 }
 
 void CpuCommunicator::run(const Operation& operation) {
   exchange_.begin(operation.head);
+  under_way_ = operation.traffic;
   const auto self = static_cast<size_t>(rank());
   std::byte* const out = bytes_of(operation.out);
   const std::byte* const in = bytes_of(operation.in);

@@ -54,6 +54,7 @@ class CpuCommunicator final : public Communicator {
   enum class Kind : uint8_t { Barrier, AllReduce, ReduceScatter, AllGather, AllToAll, Broadcast };
   struct Operation {
     OperationHead head;
+    TrafficKind traffic;
     Tensor out, in;  // of the host
     // A GPU's: `out` goes to `target`; the host memory is the operation's own.
     Tensor target;
@@ -82,7 +83,8 @@ class CpuCommunicator final : public Communicator {
   Device& device_;
   const bool staged_;
   Exchange exchange_;
-  std::vector<std::byte> scratch_;  // the thread's: what the others sent of a piece
+  std::vector<std::byte> scratch_;              // the thread's: what the others sent of a piece
+  TrafficKind under_way_ = TrafficKind::Other;  // the thread's: of the operation it runs
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -127,6 +127,7 @@ GradientReduction::Ticket GradientReduction::start(Flight flight) {
                        name_of(gradient.dtype), options_.largest, name_of(options_.gradient)));
   flight.ticket = ++given_;
   if (ranks_ == 1 || gradient.elements() == 0) return given_;
+  const TrafficLabel label(*communicator_, TrafficKind::Gradients);
   take_scratch(flight);
   if (codes()) {
     encode(flight, Stage::Scatter, gradient);
@@ -174,6 +175,7 @@ void GradientReduction::gather(Flight& flight) {
   Tensor sum = own_piece(flight.gradient);
   if (!flight.sum.empty()) sum = flight.sum.slice(0, sum.elements());
   add_up(flight, sum);
+  const TrafficLabel label(*communicator_, TrafficKind::Gradients);
   encode(flight, Stage::Gather, sum);
   flight.operation = communicator_->all_gather(flight.sent, flight.sent.slice(communicator_->rank(), 1));
   flight.stage = Stage::Gather;

@@ -19,6 +19,9 @@ OCTET_VECTORIZED void add_f32(float* sum, const float* x, int64_t n) {
 OCTET_VECTORIZED void add_f64(double* sum, const double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
 }
+OCTET_VECTORIZED void add_u64(uint64_t* sum, const uint64_t* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += x[i];
+}
 OCTET_VECTORIZED void add_bf16(float* sum, const BFloat16* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += to_float(x[i]);
 }
@@ -62,7 +65,8 @@ void sum_bf16(std::span<const void* const> sources, void* out, int64_t count) {
 }  // namespace
 
 bool can_reduce(DType dtype, Reduction reduction) {
-  if (reduction == Reduction::Sum) return dtype == DType::F32 || dtype == DType::F64 || dtype == DType::BF16;
+  if (reduction == Reduction::Sum)
+    return dtype == DType::F32 || dtype == DType::F64 || dtype == DType::BF16 || dtype == DType::U64;
   return dtype == DType::F32 || dtype == DType::U32;
 }
 
@@ -79,6 +83,8 @@ void reduce_in_rank_order(DType dtype, Reduction reduction, std::span<const void
     fold_all<float>(add_f32, sources, out, count);
   else if (dtype == DType::F64)
     fold_all<double>(add_f64, sources, out, count);
+  else if (dtype == DType::U64)
+    fold_all<uint64_t>(add_u64, sources, out, count);
   else
     sum_bf16(sources, out, count);
 }

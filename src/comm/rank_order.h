@@ -9,7 +9,7 @@
 
 namespace octet {
 
-// Sum: F32, F64, BF16 (in FP32, rounded once). Max: F32 (NaN wins), U32.
+// Sum: F32, F64, BF16 (in FP32, rounded once), U64. Max: F32 (NaN wins), U32.
 bool can_reduce(DType dtype, Reduction reduction);
 
 // out[i] = reduction over r of sources[r][i]; `out` may be one of the sources.

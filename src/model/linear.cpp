@@ -1,6 +1,9 @@
 #include "model/linear.h"
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "numerics/bfloat16.h"
 
 namespace octet {
 
@@ -73,10 +76,27 @@ void Linear::add_sites(ScaleTable& scales) {
 
 void Linear::plan_working_weights(MemoryPlan& plan) {
   if (reads_storage_weight()) storage_weight_ = StorageWeight(parameter_, options_.storage, plan);
+  if (parameter_.shard > 0 && !reads_storage_weight() && !folds_scales()) return plan_code_shard(plan);
   const Buffers buffers{plan, parameter_.name, Category::WorkingWeights};
   const DType dtype = dtype_of(options_.weight.format);
   if (fprop_float8()) buffers.add(weight_row_, ".row", dtype, {options_.outputs, options_.inputs});
   if (dgrad_float8()) buffers.add(weight_column_, ".column", dtype, {options_.inputs, options_.outputs});
+}
+
+// The column copy is made last: until then its memory holds this rank's values.
+void Linear::plan_code_shard(MemoryPlan& plan) {
+  const Buffers buffers{plan, parameter_.name, Category::WorkingWeights};
+  const DType dtype = dtype_of(options_.weight.format);
+  const int64_t whole = parameter_.gradient.elements(), own = parameter_.master.elements();
+  buffers.add(code_shard_.codes, ".row", dtype, {parameter_.padded_gradient.elements()});
+  Tensor column;
+  buffers.add(column, ".column", dtype, {std::max(whole, own * static_cast<int64_t>(sizeof(BFloat16)))});
+  weight_row_ = {code_shard_.codes.data, dtype, {options_.outputs, options_.inputs}};
+  weight_column_ = {column.data, dtype, {options_.inputs, options_.outputs}};
+  // One scale: where rows end does not matter, so they get a length that devices like.
+  int64_t width = 1024;
+  while (own % width != 0) width /= 2;
+  code_shard_.values = {column.data, DType::BF16, {own / width, width}};
 }
 
 void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, CastBuffers& buffers) const {
@@ -160,6 +180,23 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
   if (!folds_scales()) encode.out.row = weight_row_;
   encode.out.column = weight_column_;
   if (!encode.out.row.empty() || !encode.out.column.empty()) pass.device.cast(encode);
+}
+
+void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
+  CastOperation encode;
+  encode.source = code_shard_.values;
+  encode.amax = amax;
+  encode.first = parameter_.begin;
+  encode.out.cast = options_.weight;
+  encode.out.site = pass.site(weight_site_);
+  encode.out.rounding_key = pass.rounding_key(weight_site_);
+  encode.out.row = code_shard_.codes.slice(parameter_.begin, parameter_.master.elements());
+  encode.out.row.shape = encode.source.shape;
+  pass.device.cast(encode);
+}
+
+void Linear::finish_codes(const Pass& pass) const {
+  pass.device.transpose_codes({.codes = weight_row_, .transposed = weight_column_});
 }
 
 // Row codes of W with the channels' inverse scales multiplied into its columns.  [Fishman et al., Eq. 3]

@@ -76,6 +76,11 @@ class Linear {
 
   // Master -> working weights. Codes have one scale a tensor: where there are any, the piece is the whole.
   void refresh(const Pass& pass, const MasterPiece& piece) const;
+  // Sharded codes, in three steps: the values are put into the shard; from the amax (F32 [1]) of the whole
+  // weight each rank makes its codes; of all ranks' codes the transpose is made. Null: refresh() it is.
+  const CodeShard* code_shard() const { return code_shard_.codes.empty() ? nullptr : &code_shard_; }
+  void encode_shard(const Pass& pass, const Tensor& amax) const;
+  void finish_codes(const Pass& pass) const;
   void fprop(const Pass& pass, const CastBuffers& input, const Tensor& output) const;
   void dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const;
   void wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;
@@ -89,6 +94,7 @@ class Linear {
   Matmul wgrad_operands(const CastBuffers& grad, const CastBuffers& input) const;
   void add_sites(ScaleTable& scales);
   void plan_working_weights(MemoryPlan& plan);
+  void plan_code_shard(MemoryPlan& plan);
   void fold(const Pass& pass, const CastBuffers& input) const;
 
   LinearOptions options_;
@@ -96,6 +102,7 @@ class Linear {
   StorageWeight storage_weight_;  // [N, K], when a GEMM in storage precision reads it
   Tensor weight_row_;             // codes [N, K]
   Tensor weight_column_;          // codes [K, N]
+  CodeShard code_shard_;          // its codes are weight_row_'s; its values lie where weight_column_ will
   int input_site_ = -1, weight_site_ = -1, grad_site_ = -1;
   int grad_column_site_ = -1;    // `token`: the column copy of dY x the tokens' scales
   int folded_weight_site_ = -1;  // `channel`: the weight x the channels' scales

@@ -304,7 +304,18 @@ void Transformer::refresh_working_weight(const MasterPiece& piece, int64_t step)
 }
 bool Transformer::splits_refresh(size_t parameter) const {
   const Linear* linear = implementation_->linear_of[parameter];
-  return !linear || !linear->has_codes();
+  return !linear || !linear->has_codes() || linear->code_shard();
+}
+const CodeShard* Transformer::code_shard(size_t parameter) const {
+  const Linear* linear = implementation_->linear_of[parameter];
+  return linear ? linear->code_shard() : nullptr;
+}
+void Transformer::encode_shard(size_t parameter, const Tensor& amax, int64_t step) {
+  const Pass pass = implementation_->pass(PassKind::Training, static_cast<uint64_t>(step));
+  implementation_->linear_of[parameter]->encode_shard(pass, amax);
+}
+void Transformer::finish_codes(size_t parameter) {
+  implementation_->linear_of[parameter]->finish_codes(implementation_->pass(PassKind::Training, 0));
 }
 
 void Transformer::zero_gradients() {

@@ -65,6 +65,11 @@ class Transformer {
   // The same of one parameter, or of some elements of one without codes (splits_refresh()).
   void refresh_working_weight(const MasterPiece& piece, int64_t step);
   bool splits_refresh(size_t parameter) const;
+  // The parameter's codes, where those are gathered (ZeRO); null: its values are. Then, in place of a
+  // refresh: values in, encode_shard() with the amax (F32 [1]) of the whole, codes gathered, finish_codes().
+  const CodeShard* code_shard(size_t parameter) const;
+  void encode_shard(size_t parameter, const Tensor& amax, int64_t step);
+  void finish_codes(size_t parameter);
   void zero_gradients();
 
   // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and

@@ -32,6 +32,12 @@ struct Sharding {
   int rank = 0, ranks = 1;
 };
 
+// A sharded weight that nothing reads but as codes with one scale: its codes are gathered, not its values.
+struct CodeShard {
+  Tensor values;  // BF16, any shape: this rank's elements [begin, begin + master.elements()), rounded
+  Tensor codes;   // [ranks * shard]: the codes as they lie, padded
+};
+
 // FP32 values of a parameter, or of some of its elements, on the device.
 struct MasterPiece {
   size_t parameter = 0;  // index

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "comm/gradient_reduction.h"
 #include "tensor/safetensors.h"
 #include "training/metrics.h"
 #include "training/rank_group.h"
@@ -40,6 +41,7 @@ struct TrainingState {
   double loss = 0, validation_loss = 0;  // last ones seen, for the summary of a finished run
   std::string init_hash;                 // XXH3 of the masters after initialisation
   std::vector<double> spike_history;     // detector window, oldest first
+  GradientReduction::State gradient_reduction;
 };
 
 struct CheckpointFile {

@@ -8,6 +8,8 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "comm/gradient_reduction.h"
 #include "config/run_config.h"
@@ -32,10 +34,19 @@ class DataParallel {
   void decide(double loss_divisor);
   // amax = the largest of all ranks, before the scale table is updated.
   void merge_amaxes();
+  // counters = the sums over all ranks, each rank having counted what it alone did: one process's.
+  void merge_counters();
   // Update and working weights. `step` from 1.
   void update(double learning_rate, int64_t step);
   void refresh_working_weights(int64_t step);  // of the masters as they are
   void add_up(const Tensor& sums);             // F64, over the ranks
+
+  // What the gather of the weights takes: "weights are gathered as fp8 codes (8 tensors), bf16 (2)"; empty
+  // where no weight is sharded.
+  std::string describe_gather() const;
+  // Of the gradients' reduction, for a checkpoint; with one rank it stays what it was restored to.
+  GradientReduction::State reduction_state();
+  void restore(const GradientReduction::State& state);
 
  private:
   // A sharded parameter's weights on their way: rounded to storage, gathered, then refreshed.
@@ -49,6 +60,9 @@ class DataParallel {
   };
   void take(const MasterPiece& piece, int64_t step);
   void finish(Gather& gather, int64_t step);
+  void finish_gathers(int64_t step);
+  void gather_codes(int64_t step);
+  void refresh(const MasterPiece& piece, int64_t step);
 
   Device* device_;
   Communicator* communicator_;
@@ -60,6 +74,15 @@ class DataParallel {
   std::optional<GradientReduction> reduction_;
   GradientReduction::Ticket newest_reduction_ = 0;
   Communicator::Ticket newest_ = 0;
+  GradientReduction::State alone_;
+  // Weights that are gathered as codes: their amaxes are reduced at once, before any is encoded.
+  struct CodeGather {
+    size_t parameter;
+    Communicator::Ticket ticket = 0;
+  };
+  std::vector<CodeGather> code_gathers_;
+  Tensor amaxes_;  // F32 [code_gathers_]
+  // The others, in storage precision.
   std::array<Gather, 2> gathers_;
   size_t next_gather_ = 0;
 };

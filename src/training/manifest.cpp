@@ -8,20 +8,41 @@
 namespace octet {
 namespace {
 
+Json to_json(const GradientReduction::State& s) {
+  return {{"log2_mu", s.scale.log2_mu},
+          {"clean_steps", s.scale.clean_steps},
+          {"saturated", s.saturated},
+          {"values", s.values},
+          {"counted_log2_mu", s.counted_log2_mu}};
+}
+
+GradientReduction::State gradient_reduction_from(const Json& j) {
+  GradientReduction::State s;
+  s.scale.log2_mu = j.at("log2_mu").get<int>();
+  s.scale.clean_steps = j.at("clean_steps").get<int>();
+  s.saturated = j.at("saturated").get<uint64_t>();
+  s.values = j.at("values").get<uint64_t>();
+  s.counted_log2_mu = j.at("counted_log2_mu").get<int>();
+  return s;
+}
+
 Json to_json(const TrainingState& s) {
   Json history = Json::array();
   for (double x : s.spike_history) history.push_back(json_number(x));
-  return {{"step", s.step},
-          {"tokens", s.tokens},
-          {"next_sample", s.next_sample},
-          {"skipped_steps", s.skipped_steps},
-          {"consecutive_nonfinite", s.consecutive_nonfinite},
-          {"rollbacks", s.rollbacks},
-          {"validated_step", s.validated_step},
-          {"loss", json_number(s.loss)},
-          {"validation_loss", json_number(s.validation_loss)},
-          {"init_hash", s.init_hash},
-          {"spike_history", std::move(history)}};
+  Json j = {{"step", s.step},
+            {"tokens", s.tokens},
+            {"next_sample", s.next_sample},
+            {"skipped_steps", s.skipped_steps},
+            {"consecutive_nonfinite", s.consecutive_nonfinite},
+            {"rollbacks", s.rollbacks},
+            {"validated_step", s.validated_step},
+            {"loss", json_number(s.loss)},
+            {"validation_loss", json_number(s.validation_loss)},
+            {"init_hash", s.init_hash},
+            {"spike_history", std::move(history)}};
+  if (s.gradient_reduction != GradientReduction::State{})
+    j["gradient_reduction"] = to_json(s.gradient_reduction);
+  return j;
 }
 
 TrainingState state_from(const Json& j) {
@@ -37,6 +58,8 @@ TrainingState state_from(const Json& j) {
   s.validation_loss = number_of(j.at("validation_loss"));
   s.init_hash = j.at("init_hash").get<std::string>();
   for (const Json& x : j.at("spike_history")) s.spike_history.push_back(number_of(x));
+  if (j.contains("gradient_reduction"))
+    s.gradient_reduction = gradient_reduction_from(j.at("gradient_reduction"));
   return s;
 }
 

@@ -40,6 +40,16 @@ Ranks::Ranks(const Launch& launch, const Agreement& agreement, Device& device)
 
 Ranks::~Ranks() = default;
 
+Traffic Ranks::take_traffic() {
+  if (!communicator_) return {};
+  const Traffic all = communicator_->traffic();
+  Traffic since = all;
+  for (size_t i = 0; i < traffic_kinds; ++i) since.sent_bytes[i] -= taken_.sent_bytes[i];
+  since.received_bytes -= taken_.received_bytes;
+  since.waited_seconds -= taken_.waited_seconds;
+  taken_ = all;
+  return since;
+}
 void Ranks::set_phase(const char* phase, int64_t step) {
   if (control_) control_->set_phase(phase, step);
 }

@@ -28,6 +28,7 @@ class Ranks {
   ControlPlane* control() { return control_.get(); }  // null when alone
   Communicator* communicator() { return communicator_.get(); }  // null when alone
 
+  Traffic take_traffic();  // since the last call
   void set_phase(const char* phase, int64_t step);
   void check() const;  // Error(PeerLost) once another rank has failed
   // Rank 0's text on every rank. `name` is used once.
@@ -40,6 +41,7 @@ class Ranks {
   int rank_ = 0, count_ = 1;
   std::unique_ptr<ControlPlane> control_;
   std::unique_ptr<Communicator> communicator_;
+  Traffic taken_;
 };
 
 }  // namespace octet

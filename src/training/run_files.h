@@ -11,7 +11,10 @@
 //     {"kind":"step", "step":k (from 1: updates done), "tokens":n, "time":unix, "train/loss":x,
 //     "train/grad_norm":x, "train/learning_rate":x,
 //      "train/skipped":0|1, "data/batch_hash":"16 hex", "perf/tokens_per_second":x, "perf/step_seconds":x,
-//      "perf/fp8_flop_share":x, "memory/bytes":n}
+//      "perf/fp8_flop_share":x, "memory/bytes":n}; of several ranks also "comm/gradient_bytes":n,
+//      "comm/weight_bytes":n, "comm/other_bytes":n (payload sent since the step before, the most of any
+//      rank), "comm/waited_seconds":x (mean over the ranks of the time that the host, on a GPU its queue,
+//      stood still for others)
 //     {"kind":"validation", "step":k, "validation/loss":x, "validation/bits_per_token":x}
 //     {"kind":"health", "step":k,
 //     "sites":[{"name","block","amax","scale","saturated":share,"flushed":share}]}

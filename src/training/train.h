@@ -31,6 +31,8 @@ struct TrainResult {
   double validation_loss = 0;  // of this very step; 0: it was not evaluated
   std::string folder, reason;
   int64_t newest_checkpoint = -1;  // step of the newest one of this folder known whole; -1: none
+  // Of several ranks: what a step sent and waited for, on average, as one sentence.
+  std::string communication = {};
 };
 
 // Returns with Success, Stopped, StoppedUnsaved, Numerics (diverged) or Checkpoint (finished, last save

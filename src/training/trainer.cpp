@@ -3,17 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
+#include <type_traits>
 #include <utility>
 
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "base/version.h"
 #include "optimizer/schedule.h"
 #include "training/health.h"
-#include "training/precision_proof.h"
-#include "training/run_files.h"
 
 namespace octet {
 
@@ -126,6 +125,7 @@ Trainer::Outcome Trainer::launch() {
     }
   }
   update(report);
+  report.traffic = ranks_.take_traffic();
   report.matmuls = device_.matmul_counts();
   if (ControlPlane* control = ranks_.control()) requests_ = control->agreed(report.step);
   if (settle() == Outcome::Diverged) return Outcome::Diverged;  // what was just enqueued is given up
@@ -183,6 +183,7 @@ void Trainer::update(const StepReport& report) {
   m.data_parallel.merge_amaxes();
   ScaleTable& scales = m.model.scales();
   if (scales.count) {
+    m.data_parallel.merge_counters();
     readback_.take_statistics(report.step, scales);
     device_.zero(scales.counters);
   }
@@ -231,11 +232,14 @@ void Trainer::exchange(StepReport& report) {
     const auto bytes_of = [](const auto& values) {
       return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0]));
     };
+    static_assert(std::is_trivially_copyable_v<Traffic>);
     const size_t hash_bytes = report.batch_hashes.size() * sizeof(uint64_t),
                  source_bytes = report.source_loss.size() * sizeof(double);
-    const std::vector<std::string> all = ranks_.all(
-        fmt::format("step/{}", report.step),
-        bytes_of(report.batch_hashes) + bytes_of(report.source_loss) + bytes_of(report.source_tokens));
+    const std::vector<std::string> all =
+        ranks_.all(fmt::format("step/{}", report.step),
+                   bytes_of(report.batch_hashes) + bytes_of(report.source_loss) +
+                       bytes_of(report.source_tokens) + bytes_of(std::span(&report.traffic, 1)));
+    report.traffic = {};
     report.batch_hashes.clear();
     std::fill(report.source_loss.begin(), report.source_loss.end(), 0.0);
     std::fill(report.source_tokens.begin(), report.source_tokens.end(), 0.0);
@@ -254,6 +258,11 @@ void Trainer::exchange(StepReport& report) {
       }
       add(report.source_loss, hash_bytes);
       add(report.source_tokens, hash_bytes + source_bytes);
+      Traffic traffic;
+      std::memcpy(&traffic, part.data() + hash_bytes + 2 * source_bytes, sizeof traffic);
+      for (size_t i = 0; i < traffic_kinds; ++i)
+        report.traffic.sent_bytes[i] = std::max(report.traffic.sent_bytes[i], traffic.sent_bytes[i]);
+      report.traffic.waited_seconds += traffic.waited_seconds / ranks_.count();
     }
   }
   report.batch_hash = hash64(report.batch_hashes.data(), report.batch_hashes.size() * sizeof(uint64_t));
@@ -410,96 +419,6 @@ bool Trainer::evaluate_if_due() {
   return true;
 }
 
-// ---- saving
-// ---------------------------------------------------------------------------------------------------
-
-bool Trainer::saved() const { return saver_.newest() == state_.step && evaluated_late_ != state_.step; }
-
-void Trainer::poll_saver() { finish(saver_.take_outcome()); }
-
-void Trainer::finish(const std::optional<SaveOutcome>& outcome) {
-  if (!outcome) return;
-  finish_save(*outcome);
-  if (!outcome->error.empty() && config_.checkpoint.on_error == "exit")
-    throw Error(
-        ExitCode::Checkpoint, fmt::format("the save of step {} failed: {}", outcome->step, outcome->error),
-        saver_.newest() >= 0 ? fmt::format("free disk space; the same command goes on from {}",
-                                           checkpoint_name(saver_.newest()))
-                             : "free disk space; there is no checkpoint: the same command starts afresh");
-}
-
-void Trainer::save_if_due() {
-  poll_saver();
-  const int64_t every = config_.checkpoint.every;
-  const bool asked = take_save_request() || save_asked_;
-  save_asked_ = false;
-  const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
-  if ((!asked && !due) || saved()) return;
-  const bool busy = busy_anywhere();
-  if (busy && asked) {
-    finish(saver_.wait());
-  } else if (busy) {  // never queue: a slow disk must not hold the training up (F25)
-    const std::string text =
-        fmt::format("step {}: not saved, the save before it is still running", state_.step);
-    log_warning("{}", text);
-    log_.event(state_.step, "checkpoint", text);
-    return;
-  }
-  start_save();
-  if (!config_.checkpoint.asynchronous) finish(saver_.wait());
-}
-
-// All ranks begin the same saves.
-bool Trainer::busy_anywhere() {
-  bool busy = false;
-  for (const std::string& one :
-       ranks_.all(fmt::format("busy/{}/{}", state_.rollbacks, state_.step), saver_.busy() ? "busy" : ""))
-    busy = busy || !one.empty();
-  return busy;
-}
-
-bool Trainer::save_now() {
-  if (const auto outcome = saver_.wait()) finish_save(*outcome);
-  if (saved()) return true;
-  start_save();
-  const auto outcome = saver_.wait();
-  finish_save(*outcome);
-  return outcome->error.empty();
-}
-
-void Trainer::start_save() {
-  ranks_.set_phase("save", state_.step);
-  injector_.enter(Phase::Save, state_.step);
-  evaluated_late_ = -1;
-  memory_.snapshot.take(device_);
-  Manifest manifest;
-  manifest.config = Json::parse(to_json(config_));
-  manifest.config["run"].erase("output");
-  manifest.config_hash = config_hash(config_);
-  manifest.data_fingerprint = fingerprint_;
-  manifest.version = version();
-  manifest.state = state_;
-  saver_.start(std::move(manifest), memory_.snapshot.payloads());
-}
-
-void Trainer::finish_save(const SaveOutcome& outcome) {
-  if (outcome.error.empty()) {
-    const std::string text =
-        fmt::format("{} saved in {:.2f} s", checkpoint_name(outcome.step), outcome.seconds);
-    log_.event(outcome.step, "checkpoint", text);
-    folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
-    if (!request_.quiet && ranks_.leads()) progress_.note(text);
-    return;
-  }
-  save_error_ = outcome.error;
-  const std::string newest = saver_.newest() >= 0
-                                 ? fmt::format("the newest whole one is {}", checkpoint_name(saver_.newest()))
-                                 : "THERE IS NO CHECKPOINT YET";
-  const std::string text = fmt::format("SAVE OF STEP {} FAILED: {}; {}", outcome.step, outcome.error, newest);
-  log_error("{}", text);
-  log_.event(outcome.step, "checkpoint", text);
-}
-
 // ---- the end
 // ---------------------------------------------------------------------------------------------------
 
@@ -524,7 +443,8 @@ TrainResult Trainer::result(ExitCode code, const std::string& reason) {
           state_.validated_step == state_.step ? state_.validation_loss : 0,
           folder_.path().string(),
           reason,
-          saver_.newest()};
+          saver_.newest(),
+          communication()};
 }
 
 }  // namespace octet

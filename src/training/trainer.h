@@ -53,6 +53,8 @@ class Trainer {
     std::vector<uint64_t> batch_hashes;              // of this rank's micro-batches; settled: of all
     std::vector<double> source_loss, source_tokens;  // of mixtures
     uint64_t batch_hash = 0;
+    // Of this rank; settled: the most that any rank sent, the mean of what they waited.
+    Traffic traffic;
     MatmulCounts matmuls;
     std::vector<int> sources;         // of mixtures: of every context window
     std::vector<std::string> epochs;  // that begin in it
@@ -97,6 +99,7 @@ class Trainer {
   void check_first_step();  // Error(Usage) of the disk, Error(Data) of the ids
   void open_loader();
   void load_validation_windows();
+  std::string communication() const;  // of a step on average; empty alone
   TrainResult result(ExitCode code, const std::string& reason);
   TrainResult stop();
 
@@ -126,7 +129,11 @@ class Trainer {
   std::vector<int64_t> epochs_;  // newest epoch seen, by source; -1: none yet
   int64_t validation_batches_ = 0, validation_windows_ = 0;
   double step_seconds_ = 0;  // smoothed, for the time left
-  bool started_ = false;     // the start record is written after the first step
+  // Of this process's steps so far.
+  Traffic traffic_;
+  double all_seconds_ = 0;
+  int64_t settled_steps_ = 0;
+  bool started_ = false;  // the start record is written after the first step
   // The step the device works on while the next is enqueued; `state_` is that before it.
   std::optional<StepReport> in_flight_;
   StepReadback readback_;

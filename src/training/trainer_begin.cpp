@@ -36,6 +36,8 @@ void Trainer::begin() {
     // A process that died between its save and the removal of older ones left too many.
     if (saver_.newest() >= 0) saver_.retire();
   }
+  if (const std::string gather = memory_.data_parallel.describe_gather(); !gather.empty())
+    log_info("{}", gather);
   for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
   injector_.enter(Phase::Startup, state_.step);
   if (state_.step < config_.run.steps) check_first_step();
@@ -47,6 +49,7 @@ void Trainer::begin() {
   folder_.settle();
   folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
   open_loader();
+  ranks_.take_traffic();  // what it took to begin is no step's
 }
 
 // What would end the run in its first step or at its first save is found while refusing it leaves no folder.
@@ -66,6 +69,7 @@ void Trainer::restore(const FoundCheckpoint& found) {
     same = same && change.pointer.rfind("/precision/", 0) != 0;
   memory_.snapshot.load(found.folder, same ? Snapshot::Scales::Restore : Snapshot::Scales::Forget);
   memory_.snapshot.put_back(device_);
+  memory_.data_parallel.restore(found.manifest.state.gradient_reduction);
 }
 
 void Trainer::open_loader() {

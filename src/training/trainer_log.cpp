@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "base/version.h"
 #include "numerics/sums.h"
 #include "training/precision_proof.h"
@@ -61,6 +62,10 @@ void Trainer::record(const StepReport& r) {
   const double now = monotonic_seconds(), seconds = now - std::max(r.begin, settled_at_);
   settled_at_ = now;
   const double tokens_per_second = static_cast<double>(config_.batch.tokens) / seconds;
+  for (size_t i = 0; i < traffic_kinds; ++i) traffic_.sent_bytes[i] += r.traffic.sent_bytes[i];
+  traffic_.waited_seconds += r.traffic.waited_seconds;
+  all_seconds_ += seconds;
+  ++settled_steps_;
   step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * seconds : seconds;
   require_promised_precision(r.matmuls, config_.model, config_.precision);
   if (!started_) record_start(r.matmuls);
@@ -80,6 +85,11 @@ void Trainer::record(const StepReport& r) {
                    {"perf/step_seconds", seconds},
                    {"perf/fp8_flop_share", fp8_flop_share(r.matmuls)},
                    {"memory/bytes", memory}};
+    if (!ranks_.alone())
+      record.update({{"comm/gradient_bytes", r.traffic.sent(TrafficKind::Gradients)},
+                     {"comm/weight_bytes", r.traffic.sent(TrafficKind::Weights)},
+                     {"comm/other_bytes", r.traffic.sent(TrafficKind::Other)},
+                     {"comm/waited_seconds", r.traffic.waited_seconds}});
     for (size_t s = 0; s < r.source_loss.size(); ++s)
       if (r.source_tokens[s] > 0)
         record["train/loss/" + data_.sources()[s].name] = json_number(r.source_loss[s] / r.source_tokens[s]);
@@ -101,6 +111,17 @@ void Trainer::record(const StepReport& r) {
   line.seconds_left = step_seconds_ * static_cast<double>(config_.run.steps - r.step);
   line.skipped = !r.applied;
   progress_.show(line);
+}
+
+std::string Trainer::communication() const {
+  if (ranks_.alone() || settled_steps_ == 0) return {};
+  const auto sent = [&](TrafficKind kind) {
+    return human_bytes(traffic_.sent(kind) / static_cast<uint64_t>(settled_steps_));
+  };
+  return fmt::format(
+      "sent by a rank in a step: {} of gradients, {} of weights, {} else; waited {:.1f} % of the time",
+      sent(TrafficKind::Gradients), sent(TrafficKind::Weights), sent(TrafficKind::Other),
+      100 * traffic_.waited_seconds / all_seconds_);
 }
 
 // After the first step of this process, when matmul has counted what it really ran.

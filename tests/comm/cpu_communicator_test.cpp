@@ -63,6 +63,10 @@ RawBytes reduced(DType dtype, Reduction reduction, int64_t n, std::vector<int> o
       uint32_t most = 0;
       for (const HostTensor& one : all) most = std::max(most, one.view.as<uint32_t>()[i]);
       out.view.as<uint32_t>()[i] = most;
+    } else if (dtype == DType::U64) {
+      uint64_t sum = 0;
+      for (const HostTensor& one : all) sum += one.view.as<uint64_t>()[i];
+      out.view.as<uint64_t>()[i] = sum;
     } else if (dtype == DType::F64) {
       double sum = all[0].view.as<double>()[i];
       for (size_t k = 1; k < all.size(); ++k) sum += all[k].view.as<double>()[i];
@@ -119,7 +123,7 @@ std::string first_wrong(Communicator& comm, int64_t n) {
   };
   for (const Sum& sum :
        {Sum{DType::F32, Reduction::Sum}, Sum{DType::F64, Reduction::Sum}, Sum{DType::BF16, Reduction::Sum},
-        Sum{DType::F32, Reduction::Max}, Sum{DType::U32, Reduction::Max}}) {
+        Sum{DType::U64, Reduction::Sum}, Sum{DType::F32, Reduction::Max}, Sum{DType::U32, Reduction::Max}}) {
     HostTensor buffer = values_of(sum.dtype, self, n);
     comm.wait(comm.all_reduce(buffer.view, sum.reduction));
     if (buffer.content() != reduced(sum.dtype, sum.reduction, n, rising(ranks)))
@@ -247,6 +251,7 @@ TEST_CASE("NaN wins a maximum at any rank") {
   }
   CHECK_FALSE(can_reduce(DType::E4M3, Reduction::Sum));
   CHECK_FALSE(can_reduce(DType::I64, Reduction::Max));
+  CHECK_FALSE(can_reduce(DType::U64, Reduction::Max));
 }
 
 TEST_CASE("many operations in flight end in order, each with its own result") {
@@ -280,7 +285,7 @@ TEST_CASE("traffic is what the shapes of the collectives say") {
     comm.wait(comm.all_to_all(other.view, buffer.view));
     comm.barrier();
     const Traffic second = comm.traffic();
-    return fmt::format("{} {} {} {}", first.sent_bytes, first.received_bytes, second.sent_bytes,
+    return fmt::format("{} {} {} {}", first.sent(), first.received_bytes, second.sent(),
                        second.received_bytes);
   });
   CHECK(results == std::vector<std::string>(3, "1600 1600 2400 2400"));
@@ -444,7 +449,7 @@ TEST_CASE("one rank alone gives the same results without anybody else") {
   const auto device = make_cpu_device({.threads = 1});
   SingleCommunicator comm(*device);
   CHECK(first_wrong(comm, 100) == "right");
-  CHECK(comm.traffic().sent_bytes == 0);
+  CHECK(comm.traffic().sent() == 0);
 }
 
 // What docs/results/cpu-collectives.md shows: build/tests/test_comm "[.benchmark]"

@@ -258,9 +258,9 @@ TEST_CASE("fp8 sends at most 0.26 of the bytes of fp32, bf16 half of them") {
              const auto sent = [&](GradientWire wire) {
                const Room room(device, comm, {.wire = wire, .largest = n});
                Gradient gradient(DType::F32, values_of(comm.rank(), 1, n));
-               const uint64_t before = comm.traffic().sent_bytes;
+               const uint64_t before = comm.traffic().sent();
                room.reduction->wait(start(*room.reduction, way, gradient.view, 1, 1));
-               return static_cast<double>(comm.traffic().sent_bytes - before);
+               return static_cast<double>(comm.traffic().sent() - before);
              };
              const double wide = sent(GradientWire::FP32);
              const double full =

@@ -78,6 +78,7 @@ TEST_CASE("types and operators are NCCL's own") {
   CHECK(nccl_reduced_type(DType::F32, Reduction::Sum) == ncclFloat32);
   CHECK(nccl_reduced_type(DType::F64, Reduction::Sum) == ncclFloat64);
   CHECK(nccl_reduced_type(DType::BF16, Reduction::Sum) == ncclBfloat16);
+  CHECK(nccl_reduced_type(DType::U64, Reduction::Sum) == ncclUint64);
   CHECK(nccl_reduced_type(DType::U32, Reduction::Max) == ncclUint32);
   CHECK(nccl_operator(Reduction::Sum) == ncclSum);
   CHECK(nccl_operator(Reduction::Max) == ncclMax);
@@ -276,7 +277,7 @@ TEST_CASE("one rank on a GPU: every collective leaves what one rank's result is"
     check_equal(a);
     comm->barrier();
     control.check();
-    CHECK(comm->traffic().sent_bytes == 0);
+    CHECK(comm->traffic().sent() == 0);
     device->free(a.data);
     device->free(b.data);
   }

@@ -11,6 +11,7 @@ ncclDataType_t nccl_reduced_type(DType dtype, Reduction reduction) {
     if (dtype == DType::F32) return ncclFloat32;
     if (dtype == DType::F64) return ncclFloat64;
     if (dtype == DType::BF16) return ncclBfloat16;
+    if (dtype == DType::U64) return ncclUint64;
   } else if (dtype == DType::U32) {
     return ncclUint32;
   }

@@ -234,7 +234,7 @@ class NcclCommunicator final : public Communicator {
     flight->done.record(stream_.get());
     const std::lock_guard lock(mutex_);
     flights_.push_back(std::move(flight));
-    traffic_.sent_bytes += operation.traffic;
+    traffic_.sent_bytes[static_cast<size_t>(traffic_kind())] += operation.traffic;
     traffic_.received_bytes += operation.traffic;
     return ticket;
   }
@@ -247,7 +247,13 @@ class NcclCommunicator final : public Communicator {
   }
 
   void watch() {
-    cudaSetDevice(gpu_);
+    // A thread begins with GPU 0, on which this rank's calls would make a context.
+    if (const cudaError_t error = cudaSetDevice(gpu_); error != cudaSuccess) {
+      control_.abort(fmt::format("NCCL's watchdog cannot use GPU {}: {}", gpu_, cudaGetErrorString(error)),
+                     ExitCode::Hardware);
+      handle_.abort();
+      return;
+    }
     std::optional<ControlPlane::Waiting> waiting;
     Ticket waits_for = 0;
     std::unique_lock lock(mutex_);
