@@ -25,7 +25,7 @@ namespace {
 constexpr unsigned threads = 256, warps = threads / 32;
 constexpr int own = 4;                        // neighbours a thread has: 16 bytes of FP32, 4 of codes
 constexpr int usual_block = 32 * own;         // a warp's: the blocks of the recipes, in one pass in registers
-constexpr int64_t blocks_per_processor = 20;  // five are resident at 48 registers: four even waves
+constexpr int64_t blocks_per_processor = 20;  // five are resident at 48 registers: four even waves (estimate)
 constexpr int64_t largest_span = 1024;        // of other blocks: in shared memory
 
 struct Rule {

@@ -118,9 +118,9 @@ void measure(const MeasureArguments& args) {
                         : Access::Single,
                     rows.column_bytes};
   with_storage(source.storage, [&](auto storage) {
-    gpu::launch(
-        measure_kernel<decltype(storage)>,
-        {.grid = rows.blocks, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
+    launch_rows(
+        measure_kernel<decltype(storage)>, rows,
+        {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         source, wanted, shape);
   });
 }

@@ -6,8 +6,8 @@
 //
 // Three walks over the row: the first reads it from memory, the others mostly from the L2 cache; the third
 // writes it. 2 (BF16) or 4 bytes read and as many written a logit: floor 4 T V / bandwidth in BF16. Two e^x a
-// logit, 33 instructions each without fused multiply-adds (the CPU's bits), bind it on an H200: about 75 T V
-// instructions.
+// logit, 33 instructions each without fused multiply-adds (the CPU's bits), should bind it on an H200: about
+// 75 T V instructions (an estimate).
 #include "kernels/cross_entropy.h"
 
 #include "kernels/block.h"
@@ -19,7 +19,8 @@
 OCTET_KERNELS_BEGIN
 namespace {
 
-constexpr unsigned threads_of_wide_rows = 1024, threads_of_narrow_rows = 256;
+// Two blocks and more a multiprocessor: one computes while another's first thread adds up.
+constexpr unsigned threads_of_wide_rows = 512, threads_of_narrow_rows = 256;
 constexpr int64_t wide_row = 1 << 14;
 constexpr int64_t wave = 1024;  // chunks whose sums are in shared memory at a time
 static_assert(cross_entropy_chunk == 2 * sum_lanes, "a warp sums a chunk in two loads a thread");

@@ -9,6 +9,7 @@
 //   gpu::launch(kernel, {.grid = , .block = , .shared_bytes = , .stream = }, arguments...)
 //                                     throws LaunchError; kernel<<<>>> is not used
 //   gpu::processors()                 multiprocessors of the device
+//   gpu::resident_blocks(kernel, block, shared_bytes)      blocks of it that the device runs at a time
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -55,7 +56,8 @@ inline void check_launch(cudaError_t error, const void* kernel, const Launch& la
   throw LaunchError("kernel " + std::string(name) + " (grid " + to_text(launch.grid) + ", block " +
                     to_text(launch.block) + ", " + std::to_string(launch.shared_bytes) +
                     " bytes of dynamic shared memory), launched at " + launch.file + ":" +
-                    std::to_string(launch.line) + ": " + cudaGetErrorString(error));
+                    std::to_string(launch.line) + ": " + cudaGetErrorName(error) + " (" +
+                    cudaGetErrorString(error) + ")");
 }
 
 // Multiprocessors of the current device, for grids that walk over their data.
@@ -67,17 +69,37 @@ inline unsigned processors() {
   return static_cast<unsigned>(count);
 }
 
+inline void allow_shared(const void* kernel, const Launch& launch) {
+  if (launch.shared_bytes <= shared_without_asking) return;
+  check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(launch.shared_bytes)),
+               kernel, launch);
+}
+
+// Blocks of a kernel that the current device has at a time, for grids that walk over their data.
+template <class... Parameters>
+unsigned resident_blocks(void (*kernel)(Parameters...), unsigned block, size_t shared_bytes) {
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  const Launch launch{.grid = processors(), .block = block, .shared_bytes = shared_bytes};
+  allow_shared(address, launch);
+  int blocks = 0;
+  check_launch(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(block), shared_bytes),
+      address, launch);
+  return static_cast<unsigned>(blocks) * launch.grid.x;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& launch, Arguments&&... arguments) {
   const void* const address = reinterpret_cast<const void*>(kernel);
-  if (launch.shared_bytes > 48 * 1024) {  // beyond it a kernel has to ask
-    check_launch(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(launch.shared_bytes)),
-                 address, launch);
-  }
-  kernel<<<launch.grid, launch.block, launch.shared_bytes, static_cast<cudaStream_t>(launch.stream)>>>(
-      static_cast<Arguments&&>(arguments)...);
-  check_launch(cudaGetLastError(), address, launch);
+  allow_shared(address, launch);
+  cudaLaunchConfig_t config{};
+  config.gridDim = launch.grid;
+  config.blockDim = launch.block;
+  config.dynamicSmemBytes = launch.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  // Its own result, not the thread's last error, which may be what an earlier query left.
+  check_launch(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), address, launch);
 }
 
 template <class V>
@@ -100,6 +122,10 @@ __device__ __forceinline__ void store_streaming(V* address, std::type_identity_t
 #else
 
 inline unsigned processors() { return 2; }  // few, so that small tests walk too
+template <class... Parameters>
+unsigned resident_blocks(void (*)(Parameters...), unsigned, size_t) {
+  return 4 * processors();
+}
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& launch, Arguments&&... arguments) {

@@ -1,8 +1,8 @@
 // Architecture-specific instructions behind named functions; the only file with inline PTX. Each has a plain
 // path, which the interpreter and architectures without the instruction run, and equals it bit for bit.
 //   encode/decode: cvt to and from e4m3x2, e5m2x2, sm_89 and later; pack: cvt.rn.bf16x2, sm_80 and later
-//   [PTX ISA, "cvt"]. The instructions make one NaN of all; numerics/ keeps its sign (FP8) and payload
-//   (BF16), so that is put back. Element i lies in bits 8 i (FP8) or 16 i (BF16) and up.
+//   [PTX ISA, "cvt"]. Decoding and packing make one NaN of all; numerics/ keeps its sign (FP8) and
+//   payload (BF16), so that is put back. Element i lies in bits 8 i (FP8) or 16 i (BF16) and up.
 #pragma once
 #include <cstdint>
 
@@ -46,12 +46,6 @@ __device__ __forceinline__ uint32_t pack_bfloat16x2(float low, float high) {
 
 namespace instruction {
 
-// Sign bits of four floats where their codes have theirs.
-__device__ __forceinline__ uint32_t code_signs(float4 v) {
-  const uint32_t low = __byte_perm(__float_as_uint(v.x), __float_as_uint(v.y), 0x0073);
-  const uint32_t high = __byte_perm(__float_as_uint(v.z), __float_as_uint(v.w), 0x0073);
-  return __byte_perm(low, high, 0x5410) & 0x80808080u;
-}
 // NaN with the sign of the code, as numerics/ has it.
 __device__ __forceinline__ float with_numerics_nan(float value, uint32_t code) {
   return value == value ? value : __uint_as_float(0x7fc00000u | (code & 0x80u) << 24);
@@ -59,33 +53,33 @@ __device__ __forceinline__ float with_numerics_nan(float value, uint32_t code) {
 
 }  // namespace instruction
 
-#define OCTET_FLOAT8_INSTRUCTIONS(format)                                                                 \
-  __device__ __forceinline__ uint32_t encode_##format##x4(float4 v) {                                     \
-    uint16_t low, high;                                                                                   \
-    asm("cvt.rn.satfinite." #format "x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v.y), "f"(v.x));               \
-    asm("cvt.rn.satfinite." #format "x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v.w), "f"(v.z));              \
-    return (static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16) | instruction::code_signs(v); \
-  }                                                                                                       \
-  __device__ __forceinline__ float2 decode_##format##x2(uint16_t codes) {                                 \
-    float2 v;                                                                                             \
-    asm("{\n"                                                                                             \
-        ".reg .b32 pair;\n"                                                                               \
-        ".reg .b16 low, high;\n"                                                                          \
-        "cvt.rn.f16x2." #format                                                                           \
-        "x2 pair, %2;\n"                                                                                  \
-        "mov.b32 {low, high}, pair;\n"                                                                    \
-        "cvt.f32.f16 %0, low;\n"                                                                          \
-        "cvt.f32.f16 %1, high;\n"                                                                         \
-        "}\n"                                                                                             \
-        : "=f"(v.x), "=f"(v.y)                                                                            \
-        : "h"(codes));                                                                                    \
-    return make_float2(instruction::with_numerics_nan(v.x, codes),                                        \
-                       instruction::with_numerics_nan(v.y, static_cast<uint32_t>(codes) >> 8));           \
-  }                                                                                                       \
-  __device__ __forceinline__ float4 decode_##format##x4(uint32_t codes) {                                 \
-    const float2 low = decode_##format##x2(static_cast<uint16_t>(codes));                                 \
-    const float2 high = decode_##format##x2(static_cast<uint16_t>(codes >> 16));                          \
-    return make_float4(low.x, low.y, high.x, high.y);                                                     \
+#define OCTET_FLOAT8_INSTRUCTIONS(format)                                                       \
+  __device__ __forceinline__ uint32_t encode_##format##x4(float4 v) {                           \
+    uint16_t low, high;                                                                         \
+    asm("cvt.rn.satfinite." #format "x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v.y), "f"(v.x));     \
+    asm("cvt.rn.satfinite." #format "x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v.w), "f"(v.z));    \
+    return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 16;                      \
+  }                                                                                             \
+  __device__ __forceinline__ float2 decode_##format##x2(uint16_t codes) {                       \
+    float2 v;                                                                                   \
+    asm("{\n"                                                                                   \
+        ".reg .b32 pair;\n"                                                                     \
+        ".reg .b16 low, high;\n"                                                                \
+        "cvt.rn.f16x2." #format                                                                 \
+        "x2 pair, %2;\n"                                                                        \
+        "mov.b32 {low, high}, pair;\n"                                                          \
+        "cvt.f32.f16 %0, low;\n"                                                                \
+        "cvt.f32.f16 %1, high;\n"                                                               \
+        "}\n"                                                                                   \
+        : "=f"(v.x), "=f"(v.y)                                                                  \
+        : "h"(codes));                                                                          \
+    return make_float2(instruction::with_numerics_nan(v.x, codes),                              \
+                       instruction::with_numerics_nan(v.y, static_cast<uint32_t>(codes) >> 8)); \
+  }                                                                                             \
+  __device__ __forceinline__ float4 decode_##format##x4(uint32_t codes) {                       \
+    const float2 low = decode_##format##x2(static_cast<uint16_t>(codes));                       \
+    const float2 high = decode_##format##x2(static_cast<uint16_t>(codes >> 16));                \
+    return make_float4(low.x, low.y, high.x, high.y);                                           \
   }
 OCTET_FLOAT8_INSTRUCTIONS(e4m3)
 OCTET_FLOAT8_INSTRUCTIONS(e5m2)

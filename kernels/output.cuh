@@ -176,18 +176,28 @@ inline constexpr size_t largest_dynamic_shared = 96 * 1024;
 
 // How rows [rows, width] of an Output are dealt out.
 struct RowGrid {
-  unsigned blocks;
+  unsigned needed;  // blocks, with a row a warp
+  bool walks;  // column amaxes are wanted: few blocks with many rows each, because each sends all of them
   size_t column_bytes;  // of shared memory for column amaxes; 0: none wanted or too many
 
   size_t shared_bytes() const { return column_bytes ? column_bytes : 16; }  // a kernel that has some has some
 };
+// With rows.needed blocks or, walking, with no more than run at once: a second wave would leave most of the
+// device idle.
+template <class... Parameters, class... Arguments>
+void launch_rows(void (*kernel)(Parameters...), const RowGrid& rows, gpu::Launch launch,
+                 Arguments&&... arguments) {
+  if (rows.walks) {
+    const unsigned resident = gpu::resident_blocks(kernel, launch.block.x, launch.shared_bytes);
+    if (resident < rows.needed) launch.grid = resident;
+  }
+  gpu::launch(kernel, launch, static_cast<Arguments&&>(arguments)...);
+}
 inline RowGrid row_grid(const Output& out, int64_t rows, int64_t width, unsigned warps) {
   const size_t bytes = 8 * static_cast<size_t>(column_groups(width)) * sizeof(uint32_t);
   const int64_t needed = (rows + warps - 1) / warps;
-  // With column amaxes few blocks with many rows each, because each sends all of them to global memory.
-  const int64_t enough = out.column_amax ? 4 * static_cast<int64_t>(gpu::processors()) : 0x7fffffff;
-  return {static_cast<unsigned>(needed < enough ? needed : enough),
-          out.column_amax && bytes <= largest_dynamic_shared ? bytes : 0};
+  const bool walks = out.column_amax != nullptr;
+  return {static_cast<unsigned>(needed), walks, walks && bytes <= largest_dynamic_shared ? bytes : 0};
 }
 
 OCTET_KERNELS_END

@@ -211,9 +211,9 @@ void rmsnorm_forward(const RmsNormForwardArguments& args) {
   with_storage(args.storage, [&](auto storage) {
     using T = decltype(storage);
     const Shape shape = shape_of<T>(rows, args.width, 1, vectors ? Access::Vectors : Access::Single);
-    gpu::launch(
-        forward_kernel<T>,
-        {.grid = rows.blocks, .block = threads, .shared_bytes = shared_bytes(shape), .stream = args.stream},
+    launch_rows(
+        forward_kernel<T>, rows,
+        {.grid = rows.needed, .block = threads, .shared_bytes = shared_bytes(shape), .stream = args.stream},
         args, shape);
   });
 }
@@ -232,9 +232,9 @@ void rmsnorm_backward(const RmsNormBackwardArguments& args) {
     gpu::launch(gain_chunks_kernel<T>,
                 {.grid = blocks_for(partials), .block = threads, .stream = args.stream}, args, access);
     const Shape shape = shape_of<T>(rows, args.width, 2, access);
-    gpu::launch(
-        backward_kernel<T>,
-        {.grid = rows.blocks, .block = threads, .shared_bytes = shared_bytes(shape), .stream = args.stream},
+    launch_rows(
+        backward_kernel<T>, rows,
+        {.grid = rows.needed, .block = threads, .shared_bytes = shared_bytes(shape), .stream = args.stream},
         args, shape);
   });
   gpu::launch(gain_kernel, {.grid = blocks_for(args.width), .block = threads, .stream = args.stream}, args);

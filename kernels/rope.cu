@@ -99,7 +99,6 @@ __global__ void __launch_bounds__(threads)
   OutputWriter out(args.out, layout.width, column_bytes ? columns : nullptr);
   for (int64_t row = first_row(); row < args.shape.tokens; row += rows_apart()) {
     const T* const y = static_cast<const T*>(args.qkv_gradient) + row * layout.width;
-#pragma unroll 2
     for (unsigned piece = lane_in_warp(); piece < layout.touched * layout.half_pieces; piece += 32) {
       const Pair pair = pair_of(piece, row, layout, args.shape);
       float first[8], second[8];
@@ -217,9 +216,9 @@ void rope_backward(const RopeBackwardArguments& args) {
   // The shared amaxes want eights of columns that start at a multiple of eight.
   if (layout.access == Access::Single) rows.column_bytes = 0;
   with_storage(args.storage, [&](auto storage) {
-    gpu::launch(
-        backward_kernel<decltype(storage)>,
-        {.grid = rows.blocks, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
+    launch_rows(
+        backward_kernel<decltype(storage)>, rows,
+        {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, layout, rows.column_bytes);
   });
   if (args.bias_gradient) add_bias_gradient(args);

@@ -5,8 +5,9 @@
 //   2F]
 //
 // Bytes, BF16: forward 4 TF read, 2 TF written (+ TF of codes): floor 6 TF / bandwidth; backward 6 TF read, 4
-// TF written (+ 2 TF): floor 10 TF / bandwidth. Bound by memory: e^x and two divisions are some 40
-// instructions for six bytes and more.
+// TF written (+ 2 TF): floor 10 TF / bandwidth. e^x (33 instructions without fused multiply-adds), two
+// divisions, packing and amaxes are some 50 instructions for six bytes and more: an estimate that puts memory
+// and arithmetic close to each other on an H200.
 #include "kernels/swiglu.h"
 
 #include "kernels/gpu.h"
@@ -95,9 +96,9 @@ void swiglu_forward(const SwiGluForwardArguments& args) {
       in_vectors(args.width, args.gate_up, args.out.high, args.out.row) ? Access::Vectors : Access::Single,
       rows.column_bytes};
   with_storage(args.storage, [&](auto storage) {
-    gpu::launch(
-        forward_kernel<decltype(storage)>,
-        {.grid = rows.blocks, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
+    launch_rows(
+        forward_kernel<decltype(storage)>, rows,
+        {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, shape);
   });
 }
@@ -110,9 +111,9 @@ void swiglu_backward(const SwiGluBackwardArguments& args) {
                         : Access::Single,
                     rows.column_bytes};
   with_storage(args.storage, [&](auto storage) {
-    gpu::launch(
-        backward_kernel<decltype(storage)>,
-        {.grid = rows.blocks, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
+    launch_rows(
+        backward_kernel<decltype(storage)>, rows,
+        {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, shape);
   });
 }

@@ -20,7 +20,7 @@ cmake --install "$build" --prefix "$folder" >/dev/null
 # The C library belongs to the machine, the driver's and NVIDIA's libraries are opened on demand.
 ldd "$folder/bin/octet" | awk '$2 == "=>" { print $1, $3 }' | while read -r name path; do
   case $name in
-    libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | ld-linux* | linux-vdso*) ;;
+    libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | libmvec.so.* | libresolv.so.* | libutil.so.* | ld-linux* | linux-vdso*) ;;
     *)
       if [ ! -f "$path" ]; then
         echo "$name, which octet needs, was not found" >&2

@@ -1,4 +1,5 @@
 #include "kernels/interpreter/block_runner.h"
+#include "kernels/launch_error.h"
 
 #include <algorithm>
 #include <bit>
@@ -262,6 +263,12 @@ void* BlockRunner::shared_array(const void* tag, const char* name, size_t bytes)
          " of dynamic shared memory, at most " + std::to_string(max_static_shared_bytes) + " and together " +
          std::to_string(max_shared_bytes) + " exist on every GPU");
   }
+  if (launch_->shared_bytes <= shared_without_asking &&
+      total + launch_->shared_bytes > max_static_shared_bytes)
+    fail("too much shared memory without asking: with " + std::string(name) + " the block has " +
+         std::to_string(total) + " bytes of static and " + std::to_string(launch_->shared_bytes) +
+         " of dynamic shared memory; static arrays beside dynamic memory have room for " +
+         std::to_string(max_static_shared_bytes - shared_without_asking) + " bytes");
   shared_.push_back({tag, allocate_shared(bytes), bytes});
   return shared_.back().memory;
 }

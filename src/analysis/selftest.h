@@ -47,6 +47,7 @@ struct SelftestCase {
   std::string variant;    // "BF16, delayed E4M3, 33 x 200"
   double bound = 0;
   std::function<void(Workbench&)> run;
+  bool float8_products = false;  // for devices that have them (DeviceInfo) only
 };
 
 struct SelftestRow {
@@ -67,7 +68,8 @@ SelftestRow run_case(const SelftestCase& one, Device& reference, Device& tested)
 enum class Repeats { SameBits, MayDiffer };
 
 // A short training run of a small model per recipe on both devices: the loss of every step; where repeats
-// have the same bits, so have a run that is resumed halfway and one that recomputes.
+// have the same bits, so have a run that is resumed halfway and one that recomputes. FP8 recipes only on
+// devices with products of codes.
 std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Libraries libraries,
                                            Repeats repeats = Repeats::SameBits);
 

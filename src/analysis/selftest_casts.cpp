@@ -180,9 +180,12 @@ CastTarget producer_target(Workbench& w, const CastVariant& v, DType storage, in
 void add_norms(std::vector<SelftestCase>& cases) {
   for (const DType storage : {DType::F32, DType::BF16}) {
     for (const CastVariant& v : producer_variants) {
-      for (const int64_t width : {int64_t{1}, int64_t{200}, int64_t{1031}, int64_t{2048}}) {
-        const std::string variant = with_storage(storage, fmt::format("{}, 70 x {}", v.name, width));
-        constexpr int64_t rows = 70;
+      // 3072 and 6144: rows that a block keeps just fill 48 KiB.
+      for (const int64_t width :
+           {int64_t{1}, int64_t{200}, int64_t{1031}, int64_t{2048}, int64_t{3072}, int64_t{6144}}) {
+        if (width > 2048 && (storage == DType::F32 || &v != &producer_variants[1])) continue;
+        const int64_t rows = width > 2048 ? 9 : 70;
+        const std::string variant = with_storage(storage, fmt::format("{}, {} x {}", v.name, rows, width));
         cases.push_back({"rmsnorm forward", variant, 0, [=, &v](Workbench& w) {
                            RmsNormForward op;
                            op.residual = w.floats(storage, {rows, width}, normal(rows * width, 1, 3));
@@ -292,9 +295,10 @@ void add_swiglu(std::vector<SelftestCase>& cases) {
       {SmoothSwiGLU::Channel, {.name = "channel", .column_scales = true}},
       {SmoothSwiGLU::Dual, {.name = "dual", .row_scales = true, .column_scales = true}},
   };
-  constexpr int64_t rows = 70;
   for (const DType storage : {DType::F32, DType::BF16}) {
-    for (const int64_t width : {int64_t{5}, int64_t{264}}) {
+    for (const int64_t width : {int64_t{5}, int64_t{264}, int64_t{12288}}) {
+      if (width > 264 && storage == DType::F32) continue;
+      const int64_t rows = width > 264 ? 9 : 70;  // column amaxes of 12288 just fill 48 KiB
       for (const Mode& m : modes) {
         cases.push_back({"swiglu forward",
                          with_storage(storage, fmt::format("{}, {} x {}", m.v.name, rows, width)), 0,

@@ -174,6 +174,7 @@ std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Li
   std::vector<SelftestRow> rows;
   for (const char* name : {"bf16", "fp8", "fp8 delayed"}) {
     const Recipe recipe = recipe_of(name);
+    if (recipe.float8() && !tested.info().float8_products) continue;
     try {
       const ShortRun expected = train(reference, recipe), found = train(tested, recipe);
       SelftestRow curve{"training", fmt::format("{}: loss of {} steps", name, steps), 0, 0, true, ""};
@@ -184,8 +185,10 @@ std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Li
       if (libraries == Libraries::Same) {
         require_equal(expected, found, curve);
       } else {
-        // Losses are means over 128 tokens of FP32 numbers made from BF16 logits (2^-9 each); what differs is
-        // the order of sums in products, which moves single BF16 roundings. A wrong operation is far outside.
+        // A judgement, not a bound: what differs is the order of sums in products, which moves single
+        // roundings to BF16, and twelve steps of training carry that on in a way nobody has derived. Two
+        // half-ulps of BF16 are what one rounding moves a single logit by; the loss is a mean over 128
+        // tokens.
         curve.bound = 0x1p-7;
         curve.passed = curve.error <= curve.bound;
         if (!curve.passed) curve.detail = "the curves differ by more than BF16's rounding explains";

@@ -17,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -325,6 +326,7 @@ struct DeviceInfo {
   bool uses_host_memory = false;  // its arena and the host's come out of the same memory
   std::string identity;           // of the hardware, where two processes should not share it; else empty
   bool asynchronous = false;      // operations are enqueued: the host runs ahead of them
+  bool float8_products = true;    // multiplies FP8 codes (NVIDIA GPUs: from Ada on)
 };
 
 struct DeviceOptions {
@@ -339,10 +341,14 @@ struct Replay {
   struct Recording {
     virtual ~Recording() = default;
   };
-  std::unique_ptr<Recording> recording;
-  uint64_t recorded = 0, newest = 0;  // signatures
-  bool any = false;                   // there is a newest
-  MatmulCounts counts;                // of the recording's products
+  struct Recorded {
+    uint64_t signature = 0;
+    std::unique_ptr<Recording> recording;
+    MatmulCounts counts;  // of its products
+  };
+  static constexpr size_t most = 2;  // a step's work, and that of a step with statistics
+  std::vector<Recorded> recordings;  // the one played last is the last
+  std::optional<uint64_t> newest;    // signature
 };
 
 class Device {

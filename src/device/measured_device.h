@@ -9,7 +9,7 @@
 
 namespace octet {
 
-class MeasuredDevice final : public Device {
+class MeasuredDevice : public Device {
  public:
   explicit MeasuredDevice(Device& device) : device_(device) {}
 

@@ -14,8 +14,9 @@ inline constexpr float e4m3_min_subnormal = 0x1p-9f, e5m2_min_subnormal = 0x1p-1
 
 OCTET_HD float max_of(Format f) { return f == Format::E4M3 ? e4m3_max : e5m2_max; }
 
-// Round to nearest even, saturating: |x| > max and infinities become +-max, NaN becomes NaN (0x7f with the
-// sign; PTX's cvt.rn.satfinite agrees but for the sign of a NaN). Branch-free.
+// Round to nearest even, saturating: |x| > max and infinities become +-max, every NaN becomes 0x7f: what
+// PTX's cvt.rn.satfinite does. (The sign of a NaN that arithmetic made differs between processors.)
+// Branch-free.
 OCTET_HD uint8_t encode_e4m3(float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
@@ -32,7 +33,7 @@ OCTET_HD uint8_t encode_e4m3(float x) {
   uint32_t s;
   memcpy(&s, &shifted, 4);
   const uint32_t code = v < 0x3c800000u ? (s & 0x7fu) : normal;
-  return static_cast<uint8_t>((u > 0x7f800000u ? 0x7fu : code) | sign);
+  return static_cast<uint8_t>(u > 0x7f800000u ? 0x7fu : code | sign);
 }
 OCTET_HD uint8_t encode_e5m2(float x) {
   uint32_t u;
@@ -49,7 +50,7 @@ OCTET_HD uint8_t encode_e5m2(float x) {
   uint32_t s;
   memcpy(&s, &shifted, 4);
   const uint32_t code = v < 0x38800000u ? (s & 0x7fu) : normal;
-  return static_cast<uint8_t>((u > 0x7f800000u ? 0x7fu : code) | sign);
+  return static_cast<uint8_t>(u > 0x7f800000u ? 0x7fu : code | sign);
 }
 // a where `condition`, else b: a mask instead of a branch, so that loops vectorise.
 OCTET_HD uint32_t select_bits(bool condition, uint32_t a, uint32_t b) {
@@ -95,7 +96,7 @@ OCTET_HD uint8_t encode_stochastic(Format f, float x, uint32_t random) {
   memcpy(&u, &x, 4);
   const uint32_t sign = (u >> 24) & 0x80u;
   u &= 0x7fffffffu;
-  if (u > 0x7f800000u) return static_cast<uint8_t>(0x7fu | sign);
+  if (u > 0x7f800000u) return 0x7fu;
   const float max = max_of(f);
   uint32_t largest;
   memcpy(&largest, &max, 4);

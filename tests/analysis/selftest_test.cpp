@@ -4,6 +4,7 @@
 
 #include "catch.h"
 #include "device/gpu/interpreted/interpreted_backend.h"
+#include "device/measured_device.h"
 
 using namespace octet;
 
@@ -53,6 +54,33 @@ TEST_CASE("a device with products of another library is within the bounds, and i
     CHECK(row.bound > 0);
     CHECK(row.passed);
   }
+}
+
+TEST_CASE("on a device without FP8 products their cases and FP8 training are left out, and nothing else") {
+  // As an Ampere GPU describes itself.
+  struct WithoutFloat8 : MeasuredDevice {
+    using MeasuredDevice::MeasuredDevice;
+    DeviceInfo info() const override {
+      DeviceInfo info = MeasuredDevice::info();
+      info.float8_products = false;
+      return info;
+    }
+  };
+  const auto reference = make_cpu_device({.deterministic = true});
+  WithoutFloat8 tested(*reference);
+  for (const SelftestRow& row : selftest_training(*reference, tested, Libraries::Same, Repeats::MayDiffer)) {
+    CHECK(row.variant.rfind("bf16", 0) == 0);
+    CHECK(row.passed);
+  }
+  size_t products = 0, codes = 0;
+  for (const SelftestCase& one : selftest_operations(Libraries::Same)) {
+    const bool multiplies_codes = one.operation == "matmul" && one.variant.find("F8_") != std::string::npos;
+    CHECK(one.float8_products == multiplies_codes);
+    products += one.operation == "matmul";
+    codes += multiplies_codes;
+  }
+  CHECK(codes > 0);
+  CHECK(products > codes);
 }
 
 TEST_CASE("the selftest sees one wrong value, one too large error, and an error thrown") {

@@ -56,10 +56,10 @@ const Cudnn* cudnn() {
 
 enum class Pass { Forward, Backward, DeterministicBackward };
 
-AttentionKey key_of(Pass pass, int64_t kv_heads, int64_t head_width) {
+AttentionKey key_of(Pass pass, int64_t kv_heads, int64_t head_width, int64_t context = 1024) {
   AttentionKey key;
   key.batch = 2;
-  key.context = 1024;
+  key.context = context;
   key.heads = 8;
   key.kv_heads = kv_heads;
   key.head_width = head_width;
@@ -93,11 +93,11 @@ void check_estimate(const AttentionKey& key, int capability, int64_t asked) {
   CHECK(counted - asked <= (64 << 10) + 256);
 }
 
-void build_all(const Gpu& gpu, int64_t kv_heads, int64_t head_width) {
+void build_all(const Gpu& gpu, int64_t kv_heads, int64_t head_width, int64_t context = 1024) {
   const Cudnn* library = cudnn();
   if (library == nullptr) return;
   for (const Pass pass : {Pass::Forward, Pass::Backward, Pass::DeterministicBackward}) {
-    const AttentionKey key = key_of(pass, kv_heads, head_width);
+    const AttentionKey key = key_of(pass, kv_heads, head_width, context);
     INFO(gpu.name << ", " << to_string(key));
     check_estimate(key, gpu.capability, build(*library, gpu, key));
   }
@@ -107,6 +107,12 @@ void build_all(const Gpu& gpu, int64_t kv_heads, int64_t head_width) {
 
 TEST_CASE("cuDNN compiles attention and both its gradients for a Hopper, from packed rows (slow)") {
   build_all(h100, 2, 128);
+}
+
+TEST_CASE("cuDNN compiles attention of short contexts, as octet selftest has them, for a Hopper (slow)") {
+  build_all(h100, 4, 64, 32);
+  build_all(h100, 4, 64, 100);
+  build_all(h100, 2, 128, 192);
 }
 
 TEST_CASE("what cuDNN has no engine for is an error with the whole key") {

@@ -142,6 +142,14 @@ __global__ void too_much_static_shared(const float*, float* y) {
   first[threadIdx.x] = second[threadIdx.x] = y[threadIdx.x];
 }
 
+// 46 KiB of dynamic memory and, when broken, 3 KiB of static: a GPU refuses the launch.
+template <bool fixed>
+__global__ void unasked_shared(const float*, float* y) {
+  GPU_SHARED(float, more, fixed ? 256 : 768);
+  GPU_DYNAMIC_SHARED(float, values);
+  more[threadIdx.x] = values[threadIdx.x] = y[threadIdx.x];
+}
+
 // ---- arithmetic, and races between blocks
 
 template <bool fixed>
@@ -238,6 +246,10 @@ std::map<std::string, Bug> all_bugs(){return {{BUG(missing_barrier),
 , { BUG(misaligned_store) }
 }
 , { BUG(too_much_static_shared) }
+}
+, {
+  BUG(unasked_shared), { .grid = 1, .block = 32, .shared_bytes = 46 * 1024 }
+}
 }
 , { BUG(integer_overflow) }
 }

@@ -80,6 +80,8 @@ TEST_CASE("a misaligned vector access is told with its size and place") {
 }
 
 TEST_CASE("more shared memory or threads than every GPU has are refused") {
+  check_found("unasked_shared",
+              {"too much shared memory without asking: with more the block has 3072 bytes"});
   check_found("too_much_static_shared", {"with second the block has 49156 bytes of static"});
   check_found("too_much_dynamic_shared", {"LaunchError: .*101377 bytes of dynamic shared memory"});
   check_found("missing_dynamic_shared", {"shared_bytes is 0"});

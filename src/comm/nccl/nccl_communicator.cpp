@@ -39,6 +39,12 @@ class PriorityStream {
   cudaStream_t stream_ = nullptr;
 };
 
+bool has_passed(cudaEvent_t event) {
+  if (cudaEventQuery(event) == cudaSuccess) return true;
+  cudaGetLastError();  // "not ready" is an answer; no later call must see it as an error
+  return false;
+}
+
 // How long a stream stands still in waits, measured on the GPU; some waits are left out when many are under
 // way.
 class StreamStalls {
@@ -83,7 +89,7 @@ class StreamStalls {
     return pair;
   }
   void collect() {
-    while (!under_way_.empty() && cudaEventQuery(pairs_[under_way_.front()].end) == cudaSuccess) {
+    while (!under_way_.empty() && has_passed(pairs_[under_way_.front()].end)) {
       const Pair& pair = pairs_[under_way_.front()];
       float milliseconds = 0;
       if (cudaEventElapsedTime(&milliseconds, pair.begin, pair.end) == cudaSuccess)
@@ -298,6 +304,7 @@ class NcclCommunicator final : public Communicator {
   void land() {
     while (!flights_.empty()) {
       const cudaError_t state = cudaEventQuery(flights_.front()->done.get());
+      if (state != cudaSuccess) cudaGetLastError();  // answered here; no later call must see it
       if (state == cudaErrorNotReady) return;
       if (state != cudaSuccess) {
         control_.abort(fmt::format("{}: {}", flights_.front()->what, cudaGetErrorString(state)),
@@ -310,7 +317,7 @@ class NcclCommunicator final : public Communicator {
   }
   bool is_stuck(Flight& flight) {
     if (!flight.began) {
-      if (cudaEventQuery(flight.ready.get()) == cudaSuccess) flight.began = monotonic_seconds();
+      if (has_passed(flight.ready.get())) flight.began = monotonic_seconds();
       return false;
     }
     return monotonic_seconds() - *flight.began > control_.timing().heartbeat_seconds;

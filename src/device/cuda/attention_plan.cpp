@@ -26,13 +26,22 @@ CudnnDescriptor finished_plan(const Cudnn& library, const CudnnDescriptor& confi
 }
 
 // Data-centre Blackwell has its deterministic backward pass in an engine that the heuristic does not offer.
-// [cudnn-frontend 1.2x, CompositeSDPABackwardNode::override_heuristics_query]
+// [cudnn-frontend 1.2x, CompositeSDPABackwardNode::override_heuristics_query; from which version on:
+// sdpa_support_surface.h]
 struct PinnedEngine {
   int64_t index;
   std::vector<std::pair<cudnnBackendKnobType_t, int64_t>> knobs;
 };
 std::optional<PinnedEngine> pinned_engine(const Cudnn& library, const AttentionKey& key, int capability) {
   if (!key.backward || !key.deterministic || capability / 10 != 10) return std::nullopt;
+  constexpr size_t least = 91800;
+  if (const size_t version = library.cudnnGetVersion(); version < least)
+    throw Error(
+        ExitCode::Hardware,
+        fmt::format(
+            "cuDNN {}: a deterministic backward pass of attention on compute capability {}.{} needs {}",
+            version_text(version), capability / 10, capability % 10, version_text(least)),
+        "install a newer cuDNN 9, or set run.deterministic to false");
   PinnedEngine engine{capability > 103 ? 17 : 5, {}};
   const bool wide_heads = key.head_width == 256;
   if (library.cudnnGetVersion() >= 92300) {

@@ -110,6 +110,7 @@ DeviceInfo device_info(const GpuFacts& facts) {
   DeviceInfo info;
   info.identity = facts.identity;
   info.asynchronous = true;
+  info.float8_products = facts.capability >= 89;
   info.name = facts.name;
   if (const GpuModel* model = find_gpu_model(facts.name)) {
     info.peak_flops = model->bfloat16_tera_flops * 1e12;

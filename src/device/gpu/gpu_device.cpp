@@ -87,23 +87,26 @@ void GpuDevice::wait(uint64_t place) {
 }
 
 // A signature that comes once is enqueued as it is, which also loads what its first use has to load; one that
-// comes twice in a row is worth a recording. Another one in between (a step with statistics) leaves the
-// recording alone.
+// comes twice in a row is worth a recording. A run has two kinds of steps, with statistics and without, and
+// keeps both.
 void GpuDevice::replay(Replay& replay, uint64_t signature, const std::function<void()>& work) {
   if (!graphs_) return work();
-  const bool again = replay.any && replay.newest == signature;
-  replay.any = true;
+  const bool again = replay.newest == signature;
   replay.newest = signature;
-  if (!replay.recording || replay.recorded != signature) {
+  auto& known = replay.recordings;
+  auto found = std::find_if(known.begin(), known.end(),
+                            [&](const Replay::Recorded& one) { return one.signature == signature; });
+  if (found == known.end()) {
     if (!again) return work();
-    replay.recording.reset();
+    if (known.size() == Replay::most) known.erase(known.begin());
     const MatmulCounts before = std::exchange(counts_, {});
-    replay.recording = backend_->record(work);
-    replay.counts = std::exchange(counts_, before);
-    replay.recorded = signature;
+    std::unique_ptr<Replay::Recording> recording = backend_->record(work);
+    known.push_back({signature, std::move(recording), std::exchange(counts_, before)});
+  } else {
+    std::rotate(found, found + 1, known.end());
   }
-  backend_->play(*replay.recording);
-  for (const auto& [key, count] : replay.counts) {
+  backend_->play(*known.back().recording);
+  for (const auto& [key, count] : known.back().counts) {
     MatmulCount& total = counts_[key];
     total.implementation = count.implementation;
     total.calls += count.calls;

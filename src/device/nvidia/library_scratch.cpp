@@ -14,7 +14,8 @@ constexpr size_t mebibyte = size_t{1} << 20;
 constexpr size_t counters = size_t{64} << 10;  // cuDNN's plans ask for some hundred bytes more than the terms
 
 // Score matrices are kept in whole blocks.
-constexpr int64_t score_block = 64;
+constexpr int64_t query_block = 64, key_block = 128;
+int64_t whole(int64_t count, int64_t block) { return (count + block - 1) / block * block; }
 
 }  // namespace
 
@@ -37,7 +38,6 @@ AttentionScratchEstimate attention_scratch_estimate(const AttentionKey& key, int
                     key.head_width, capability / 10, capability % 10),
         "heads up to 128 wide run on every GPU from Ampere on: change model.head_width or model.heads");
   const int64_t elements = key.batch * key.heads * key.context * key.head_width;
-  const int64_t blocks = (key.context + score_block - 1) / score_block * score_block;
   const auto fp32 = static_cast<size_t>(elements) * sizeof(float);
   const size_t shared_keys = key.kv_heads < key.heads ? fp32 : 0;
 
@@ -47,7 +47,8 @@ AttentionScratchEstimate attention_scratch_estimate(const AttentionKey& key, int
   if (key.deterministic && blackwell) {
     cudnn += shared_keys;
   } else if (key.deterministic) {
-    estimate.score_matrix = 2 * static_cast<size_t>(key.batch * key.heads * blocks * blocks);
+    estimate.score_matrix = 2 * static_cast<size_t>(key.batch * key.heads * whole(key.context, query_block) *
+                                                    whole(key.context, key_block));
     cudnn += estimate.score_matrix;
   } else if (!hopper && !blackwell) {
     cudnn += fp32;
