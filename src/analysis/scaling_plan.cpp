@@ -18,6 +18,24 @@ WireFormat wire_format(const std::string& text, const char* option) {
               "fp32, bf16 or fp8");
 }
 
+WireFormat gradients_of(const RunConfig& config, const ScalingOptions& options) {
+  if (!options.gradients.empty()) return wire_format(options.gradients, "--reduce");
+  switch (config.parallel.reduce) {
+    case GradientWire::FP32:
+      return WireFormat::FP32;
+    case GradientWire::BF16:
+      return WireFormat::BF16;
+    default:
+      return WireFormat::FP8;
+  }
+}
+
+double bfloat16_saves(ScalingJob job, const Network& network, const ScalingPoint& asked) {
+  if (job.gradients != WireFormat::FP8 || !asked.problem.empty()) return 0;
+  job.gradients = WireFormat::BF16;
+  return std::max(0.0, asked.step_seconds - scaling_point(job, network, asked.ranks).step_seconds);
+}
+
 // Codes of the block's linear layers can be gathered instead of BF16 weights when a tensor has one scale.
 bool codes_are_lossless(const Recipe& recipe) {
   return recipe.float8() && recipe.smooth_swiglu != SmoothSwiGLU::Channel;
@@ -112,8 +130,8 @@ ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const Gpu
   job.windows = global_batch(config);
   job.micro = config.batch.micro;
   job.context = config.model.context;
-  job.zero = options.zero;
-  job.gradients = wire_format(options.gradients, "--reduce");
+  job.zero = options.zero.value_or(static_cast<int>(config.parallel.zero));
+  job.gradients = gradients_of(config, options);
   job.weights = weights_of(config, options);
   job.overlap_cost = constants["overlap_cost"];
   job.memory = memory_of(plan);
@@ -168,6 +186,7 @@ ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const Gpu
   std::sort(counts.begin(), counts.end());
   counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
   made.asked = scaling_point(job, network, options.ranks);
+  made.bfloat16_saves_seconds = bfloat16_saves(job, network, made.asked);
   made.curve = scaling_curve(job, network, counts);
   made.working_ranks = working_ranks(job.windows, most_ranks);
   made.failures = failure_model(config, plan, constants, network, options.ranks);

@@ -12,11 +12,11 @@ namespace octet {
 
 struct ScalingOptions {
   int64_t ranks = 1;
-  int zero = 1;
-  std::string gradients = "bf16";  // on the wire: fp32, bf16, fp8
-  std::string weights = "";        // bf16 or fp8; empty: fp8 where the recipe's codes are lossless to gather
-  double intra_bandwidth = 0;      // byte/s at the line; 0: the GPU's own (NVLink or PCIe)
-  double tokens_per_second = 0;    // of one GPU, as `octet bench step` measured it; 0: from the utilisation
+  std::optional<int> zero = {};  // nullopt: parallel.zero of the configuration
+  std::string gradients = "";    // on the wire: fp32, bf16, fp8; empty: parallel.reduce
+  std::string weights = "";      // bf16 or fp8; empty: fp8 where the recipe's codes are lossless to gather
+  double intra_bandwidth = 0;    // byte/s at the line; 0: the GPU's own (NVLink or PCIe)
+  double tokens_per_second = 0;  // of one GPU, as `octet bench step` measured it; 0: from the utilisation
 };
 
 constexpr int64_t most_ranks = 16384;
@@ -29,6 +29,9 @@ struct ScalingPlan {
   std::vector<ScalingPoint> curve;     // powers of two up to most_ranks, and the ranks asked for
   std::vector<int64_t> working_ranks;  // up to most_ranks
   CheckpointAdvice advice;
+  // With gradients in FP8, by how much a step at the ranks asked for would be shorter with BF16: an
+  // all-to-all takes every rank's own bytes between nodes, a ring the node's sum. 0 where FP8 is no slower.
+  double bfloat16_saves_seconds = 0;
   double peak_flops = 0;          // of the format that counts, dense; 0: the speed was given
   std::vector<std::string> used;  // names of the constants the numbers above rest on
 };

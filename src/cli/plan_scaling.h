@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,8 +14,8 @@ namespace octet {
 struct ScalingArguments {
   int64_t ranks = 0;  // 0: not asked for
   int64_t ranks_per_node = 0;
-  int zero = 1;
-  std::string link, intra_link, gradients = "bf16", weights, save_bandwidth, constants_file;
+  std::optional<int> zero;
+  std::string link, intra_link, gradients, weights, save_bandwidth, constants_file;
   double mtbf_hours = 0, tokens_per_second = 0;
   std::vector<std::string> constants;
 };

@@ -133,6 +133,32 @@ TEST_CASE("the memory of a rank is the plan's, less what is sharded") {
   CHECK(p.scaling.asked.memory_bytes < static_cast<double>(p.plan.device_bytes));
 }
 
+TEST_CASE("ZeRO level and gradient format are the configuration's; options go before it") {
+  const std::vector<std::string> sharded = {"parallel.zero=0", "parallel.reduce=fp8"};
+  const ScalingJob as_configured = predict("8b-fp8.json", {.ranks = 64}, sharded).scaling.job;
+  CHECK(as_configured.zero == 0);
+  CHECK(as_configured.gradients == WireFormat::FP8);
+  const ScalingJob by_option =
+      predict("8b-fp8.json", {.ranks = 64, .zero = 2, .gradients = "fp32"}, sharded).scaling.job;
+  CHECK(by_option.zero == 2);
+  CHECK(by_option.gradients == WireFormat::FP32);
+  const ScalingJob by_default = predict("8b-fp8.json", {.ranks = 64}).scaling.job;
+  CHECK(by_default.zero == 1);
+  CHECK(by_default.gradients == WireFormat::BF16);
+}
+
+TEST_CASE("between nodes BF16 gradients are faster than FP8 codes all-to-all, within a node they are not") {
+  const auto saved = [](int64_t ranks, const std::string& gradients) {
+    return predict("8b-fp8.json", {.ranks = ranks, .gradients = gradients}).scaling;
+  };
+  const ScalingPlan across = saved(64, "fp8");
+  CHECK(across.bfloat16_saves_seconds > 0);
+  CHECK(across.bfloat16_saves_seconds ==
+        Approx(across.asked.step_seconds - saved(64, "bf16").asked.step_seconds));
+  CHECK(saved(8, "fp8").bfloat16_saves_seconds == 0);
+  CHECK(saved(64, "bf16").bfloat16_saves_seconds == 0);
+}
+
 TEST_CASE("on paper to 16,384 ranks: a batch with a window for each, and failures every few hours") {
   const ScalingOptions options{.ranks = 16384};
   CHECK_FALSE(predict("8b-fp8.json", options).scaling.asked.problem.empty());  // 512 windows

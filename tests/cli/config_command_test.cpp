@@ -206,6 +206,13 @@ TEST_CASE("octet plan --ranks predicts a step and says what is assumed") {
   CHECK(fast["curve"].size() == 15);
   CHECK_FALSE(Json::parse(run_octet(plan + "--json").output).contains("scaling"));
   CHECK(run_octet(plan + "--ranks 8").says("planned for the H200"));
+  const std::string configured = plan + "--ranks 64 --set parallel.zero=0 --set parallel.reduce=fp8";
+  const CommandRun codes = run_octet(configured);
+  CHECK(codes.says("ZeRO-0, gradients fp8 on the wire"));
+  CHECK(codes.says("With parallel.reduce bf16 a step of 64 ranks is "));
+  const CommandRun flags = run_octet(configured + " --zero 1 --reduce bf16");
+  CHECK(flags.says("ZeRO-1, gradients bf16 on the wire"));
+  CHECK_FALSE(flags.says("With parallel.reduce bf16"));
   CHECK(run_octet(plan + "--ranks 0").code == 2);
   CHECK(run_octet(plan + "--ranks 8 --link 400X").says("--link 400X: not a bandwidth"));
   CHECK(run_octet(plan + "--ranks 8 --constant overlap_cots=1").says("did you mean overlap_cost?"));
