@@ -22,6 +22,7 @@ static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_alw
 
 constexpr int handled[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGPIPE};
 std::array<struct sigaction, std::size(handled)> former;
+sigset_t former_mask;
 
 void on_signal(int number) {
   const int saved = errno;
@@ -53,9 +54,15 @@ SignalGuard::SignalGuard() {
     // nohup means that a lost terminal stops nothing.
     if (handled[i] == SIGHUP && former[i].sa_handler == SIG_IGN) sigaction(SIGHUP, &former[i], nullptr);
   }
+  // A launcher blocks them until here; those that have come meanwhile are delivered now.
+  sigset_t taken;
+  sigemptyset(&taken);
+  for (const int number : handled) sigaddset(&taken, number);
+  pthread_sigmask(SIG_UNBLOCK, &taken, &former_mask);
 }
 
 SignalGuard::~SignalGuard() {
+  pthread_sigmask(SIG_SETMASK, &former_mask, nullptr);
   for (size_t i = 0; i < std::size(handled); ++i) sigaction(handled[i], &former[i], nullptr);
   guarded = false;
 }

@@ -28,19 +28,23 @@ bool asks_to_stop(int number) {
   return number == SIGINT || number == SIGTERM || number == SIGHUP || number == SIGUSR2;
 }
 
-// Signals as readable events, for as long as the launcher runs. Ranks are started with the mask of before.
+// Signals as readable events, for as long as the launcher runs. Ranks are started with the mask of before, or
+// with what is forwarded to them held back as well.
 class SignalEvents {
  public:
   SignalEvents() {
     sigset_t events;
     sigemptyset(&events);
+    pthread_sigmask(SIG_SETMASK, nullptr, &held_mask_);
     sigaddset(&events, SIGCHLD);
     sigaddset(&events, SIGTSTP);
     for (const int number : forwarded) {
       struct sigaction now = {};
       sigaction(number, nullptr, &now);
       // nohup means that a lost terminal stops nothing.
-      if (number != SIGHUP || now.sa_handler != SIG_IGN) sigaddset(&events, number);
+      if (number == SIGHUP && now.sa_handler == SIG_IGN) continue;
+      sigaddset(&events, number);
+      sigaddset(&held_mask_, number);
     }
     // Whoever ignores SIGCHLD has its children's exit codes thrown away; a closed pipe must not kill.
     struct sigaction plain = {};
@@ -65,7 +69,7 @@ class SignalEvents {
   SignalEvents& operator=(const SignalEvents&) = delete;
 
   int fd() const { return fd_; }
-  const sigset_t& former_mask() const { return former_mask_; }
+  const sigset_t& rank_mask(bool hold) const { return hold ? held_mask_ : former_mask_; }
   int next() const {  // the number of a signal that has arrived; 0: none
     signalfd_siginfo info{};
     return ::read(fd_, &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
@@ -78,7 +82,7 @@ class SignalEvents {
     sigaction(SIGPIPE, &former_pipe_, nullptr);
   }
   int fd_ = -1;
-  sigset_t former_mask_{};
+  sigset_t former_mask_{}, held_mask_{};
   struct sigaction former_child_ {
   }, former_pipe_{};
 };
@@ -113,8 +117,14 @@ class Watch {
   void start(int restart) {
     // The listening socket is rank 0's alone from here on: connections to a rank that is gone are refused.
     const JobOfRanks job(launch_.ranks);
-    RankStart start{launch_.program, launch_.arguments(restart), 0, launch_.ranks, restart, launch_.output,
-                    launch_.errors,  &signals_.former_mask()};
+    RankStart start{launch_.program,
+                    launch_.arguments(restart),
+                    0,
+                    launch_.ranks,
+                    restart,
+                    launch_.output,
+                    launch_.errors,
+                    &signals_.rank_mask(launch_.hold_signals)};
     for (; start.rank < launch_.ranks; ++start.rank)
       ranks_.push_back(std::make_unique<RankProcess>(start, job));
   }
@@ -132,9 +142,18 @@ class Watch {
     return (running() > 1 ? "ranks " : "rank ") + names;
   }
 
-  // The deadlines after a failure; 0 while there is none.
+  // The deadlines after a failure; 0 while there is none. Ranks that are stopped end by nothing but SIGKILL,
+  // and are not waited for once there are no others.
   void escalate() {
-    if (running() == 0 || deadline_ == 0 || monotonic_seconds() < deadline_) return;
+    if (running() == 0 || deadline_ == 0) return;
+    if (std::all_of(ranks_.begin(), ranks_.end(),
+                    [](const auto& rank) { return !rank->running() || rank->stopped(); })) {
+      say(fmt::format("{} stopped and would never end: SIGKILL",
+                      unended() + (running() > 1 ? " are" : " is")));
+      for (const auto& rank : ranks_) rank->end_by(SIGKILL);
+      return;
+    }
+    if (monotonic_seconds() < deadline_) return;
     const int number = terminated_ ? SIGKILL : SIGTERM;
     const double waited = terminated_ ? launch_.deadlines.terminate : launch_.deadlines.peers;
     say(fmt::format("{} did not end within {}{}: SIG{}", unended(), human_duration(waited),

@@ -14,7 +14,7 @@
 
 namespace octet {
 
-// Seconds.
+// Seconds. A rank that is stopped (SIGSTOP) is killed as soon as a failure leaves no others.
 struct LauncherDeadlines {
   double peers = 45;      // after one rank has failed: for the others to notice, say so and end by themselves
   double terminate = 15;  // after SIGTERM to those that have not; then SIGKILL
@@ -28,6 +28,9 @@ struct LocalLaunch {
   int ranks = 1;
   int max_restarts = 0;
   LauncherDeadlines deadlines = {};
+  // The forwarded signals are blocked in a new rank until it unblocks them, as SignalGuard does: one that
+  // comes before its handlers waits for them. False: for programs that never do.
+  bool hold_signals = true;
   int output = 1, errors = 2;  // descriptors: rank 0 writes to them itself, lines of the others are prefixed
 };
 

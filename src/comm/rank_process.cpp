@@ -190,6 +190,12 @@ void RankProcess::end_by(int number) {
   if (number != SIGKILL || ::kill(-pid_, SIGKILL) != 0) ::kill(pid_, number);
 }
 
+bool RankProcess::stopped() const {
+  siginfo_t state{};
+  return running() && ::waitid(P_PID, static_cast<id_t>(pid_), &state, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
+         state.si_pid == pid_;
+}
+
 bool RankProcess::reap() {
   if (!running()) return false;
   int status = 0;

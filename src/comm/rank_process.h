@@ -47,6 +47,7 @@ class RankProcess {
   bool running() const { return pid_ > 0; }
   int code() const { return code_; }  // once it has ended; 128 + n for signal n
   bool ended_by_launcher() const { return ended_by_launcher_; }
+  bool stopped() const;  // by SIGSTOP and its like: it runs no further, and takes no signal but SIGKILL
 
   void send(int number) const;  // a signal on its way through the launcher
   void end_by(int number);      // a signal of the launcher's own

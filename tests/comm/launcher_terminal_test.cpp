@@ -40,6 +40,7 @@ class Terminal {
     launch.program = "/bin/sh";
     launch.arguments = [&](int) { return std::vector<std::string>{"sh", "-c", script}; };
     launch.ranks = 2;
+    launch.hold_signals = false;
     int code = 99;
     try {
       code = launch_local(launch);

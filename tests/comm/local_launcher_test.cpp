@@ -1,148 +1,15 @@
 #include "comm/local_launcher.h"
 
-#include <dirent.h>
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <signal.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
-#include <set>
 
-#include "base/clock.h"
-#include "catch.h"
+#include "comm/launched_shells.h"
 #include "comm/rank_output.h"
 #include "comm/variables.h"
 
 using namespace octet;
 using namespace octet::testing;
-
-namespace {
-
-// A pipe whose other end is read to the end once its writers are gone.
-class Capture {
- public:
-  Capture() { REQUIRE(::pipe2(ends_, O_CLOEXEC) == 0); }
-  ~Capture() {
-    for (const int end : ends_)
-      if (end >= 0) ::close(end);
-  }
-  Capture(const Capture&) = delete;
-  Capture& operator=(const Capture&) = delete;
-  int writer() const { return ends_[1]; }
-  std::string text() {
-    close_writer();
-    char buffer[4096];
-    for (ssize_t n; (n = ::read(ends_[0], buffer, sizeof buffer)) > 0;)
-      text_.append(buffer, static_cast<size_t>(n));
-    return text_;
-  }
-  // Returns once `part` has been written `count` times.
-  void await(const std::string& part, int count) {
-    const auto written = [&] {
-      int n = 0;
-      for (size_t at = 0; (at = text_.find(part, at)) != std::string::npos; at += part.size()) ++n;
-      return n;
-    };
-    char c = 0;
-    while (written() < count && ::read(ends_[0], &c, 1) == 1) text_ += c;
-    INFO(text_);
-    REQUIRE(written() >= count);
-  }
-  void close_writer() {
-    if (ends_[1] >= 0) ::close(std::exchange(ends_[1], -1));
-  }
-
- private:
-  int ends_[2] = {-1, -1};
-  std::string text_;
-};
-
-// Ranks that run a shell script; deadlines long enough never to matter unless a test shortens them.
-LocalLaunch shells(int ranks, const std::string& script) {
-  LocalLaunch launch;
-  launch.program = "/bin/sh";
-  launch.arguments = [script](int) { return std::vector<std::string>{"sh", "-c", script}; };
-  launch.ranks = ranks;
-  launch.deadlines = {300, 300, 0};
-  return launch;
-}
-
-struct Outcome {
-  int code = -1;
-  std::string output, errors;
-};
-
-Outcome outcome_of(LocalLaunch launch) {
-  Capture output, errors;
-  launch.output = output.writer();
-  launch.errors = errors.writer();
-  Outcome outcome;
-  outcome.code = launch_local(launch);
-  outcome.output = output.text();
-  outcome.errors = errors.text();
-  return outcome;
-}
-
-// Processes whose parent is `parent`, zombies included.
-std::set<pid_t> children_of(pid_t parent) {
-  std::set<pid_t> children;
-  DIR* processes = ::opendir("/proc");
-  REQUIRE(processes);
-  while (const dirent* entry = ::readdir(processes)) {
-    if (std::atoi(entry->d_name) <= 0) continue;
-    std::ifstream stat(fmt::format("/proc/{}/stat", entry->d_name));
-    std::string text((std::istreambuf_iterator<char>(stat)), {});
-    // "pid (name) state ppid"; the name may hold anything.
-    const size_t end = text.rfind(')');
-    if (end == std::string::npos || end + 4 > text.size()) continue;
-    if (std::atoi(text.c_str() + end + 4) == parent) children.insert(std::atoi(entry->d_name));
-  }
-  ::closedir(processes);
-  return children;
-}
-
-// A launcher in a process of its own, so that it can be sent signals.
-class LauncherProcess {
- public:
-  explicit LauncherProcess(LocalLaunch launch) {
-    launch.output = output.writer();
-    launch.errors = errors.writer();
-    pid = ::fork();
-    REQUIRE(pid >= 0);
-    if (pid == 0) {
-      int code = 99;
-      try {
-        code = launch_local(launch);
-      } catch (...) {
-      }
-      ::_exit(code);
-    }
-    output.close_writer();
-    errors.close_writer();
-  }
-  ~LauncherProcess() {
-    if (pid <= 0) return;
-    ::kill(pid, SIGKILL);
-    ::waitpid(pid, nullptr, 0);
-  }
-  LauncherProcess(const LauncherProcess&) = delete;
-  LauncherProcess& operator=(const LauncherProcess&) = delete;
-  int wait() {
-    int status = 0;
-    REQUIRE(::waitpid(pid, &status, 0) == pid);
-    pid = -1;
-    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-  }
-  Capture output, errors;
-  pid_t pid = -1;
-};
-
-}  // namespace
 
 TEST_CASE("every rank knows its place, the job, the meeting place and its share of the cores") {
   ::unsetenv("OMP_NUM_THREADS");
@@ -305,111 +172,6 @@ TEST_CASE("the exit code of the ranks is the launcher's, a signal's is 128 and i
   CHECK_THAT(killed.errors, contains_text("launcher: rank 1 was killed by SIGSEGV\n"));
 }
 
-TEST_CASE("ranks that do not end after a failure get SIGTERM, then SIGKILL") {
-  LocalLaunch launch = shells(3,
-                              "case $OCTET_RANK in\n"
-                              "0) trap 'echo rank 0 got TERM; exit 9' TERM; while :; do sleep 0.01; done;;\n"
-                              "1) trap '' TERM; while :; do sleep 0.01; done;;\n"
-                              "2) sleep 0.2; exit 20;; esac");
-  launch.deadlines = {0.3, 0.5, 0};
-  const Outcome outcome = outcome_of(launch);
-  INFO(outcome.errors);
-  CHECK(outcome.code == 20);  // neither of those the launcher ended
-  CHECK_THAT(outcome.output, contains_text("rank 0 got TERM"));
-  CHECK_THAT(outcome.errors, contains_text("launcher: rank 2 ended with exit code 20\n"));
-  CHECK_THAT(outcome.errors, contains_text("launcher: ranks 0, 1 did not end within 0.3 s: SIGTERM\n"));
-  CHECK_THAT(outcome.errors,
-             contains_text("launcher: rank 1 did not end within 0.5 s of SIGTERM: SIGKILL\n"));
-  CHECK(children_of(::getpid()).empty());
-}
-
-TEST_CASE("a rank that is stopped does not outlive the failure of another") {
-  LocalLaunch launch = shells(2, "[ $OCTET_RANK = 1 ] && kill -STOP $$; sleep 0.1; exit 31");
-  launch.deadlines = {0.2, 0.2, 0};
-  CHECK(outcome_of(launch).code == 31);
-  CHECK(children_of(::getpid()).empty());
-}
-
-TEST_CASE("signals to the launcher reach every rank, a second one as well") {
-  for (const int number : {SIGTERM, SIGINT, SIGHUP, SIGUSR2}) {
-    INFO(number);
-    LauncherProcess process(shells(2,
-                                   "n=0; trap 'n=$((n+1)); echo got $n; [ $n = 2 ] && exit 75' TERM INT HUP "
-                                   "USR2; echo ready; while :; do sleep 0.01; done"));
-    process.output.await("ready\n", 2);
-    ::kill(process.pid, number);
-    process.output.await("got 1\n", 2);
-    ::kill(process.pid, number);
-    CHECK(process.wait() == 75);
-    const std::string text = process.output.text();
-    CHECK_THAT(text, contains_text("[rank 1] got 2\n"));
-  }
-}
-
-TEST_CASE("SIGUSR1 reaches every rank and the job goes on") {
-  LauncherProcess process(shells(
-      2, "trap 'echo saved; exit 0' USR1; trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done"));
-  process.output.await("ready\n", 2);
-  ::kill(process.pid, SIGUSR1);
-  CHECK(process.wait() == 0);
-  CHECK_THAT(process.output.text(), contains_text("[rank 1] saved\n"));
-}
-
-TEST_CASE("ranks are out of the way of the terminal's Ctrl-C: the launcher passes it on once") {
-  // Field 5 of /proc/PID/stat is the process group, field 3 after the name.
-  const Outcome outcome =
-      outcome_of(shells(2, "set -- $(sed 's/.*) //' /proc/$$/stat); [ $3 = $$ ] && echo own group"));
-  CHECK_THAT("\n" + outcome.output, contains_text("\nown group\n"));
-  CHECK_THAT(outcome.output, contains_text("[rank 1] own group\n"));
-}
-
-TEST_CASE("a launcher that is killed takes its ranks with it") {
-  // Orphans come to this process, so that none can hide.
-  REQUIRE(::prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
-  std::set<pid_t> ranks;
-  {
-    LauncherProcess process(shells(3, "trap '' TERM HUP INT; echo ready; while :; do sleep 0.01; done"));
-    process.output.await("ready\n", 3);
-    ranks = children_of(process.pid);
-    CHECK(ranks.size() == 3);
-    ::kill(process.pid, SIGKILL);
-    CHECK(process.wait() == 137);
-    // Each of them ends by SIGKILL, or this waits for ever.
-    for (const pid_t rank : ranks) {
-      int status = 0;
-      REQUIRE(::waitpid(rank, &status, 0) == rank);
-      CHECK(WIFSIGNALED(status));
-      CHECK(WTERMSIG(status) == SIGKILL);
-    }
-  }
-  // The sleeps that the shells had started end by themselves.
-  while (::waitpid(-1, nullptr, 0) > 0) {
-  }
-  REQUIRE(::prctl(PR_SET_CHILD_SUBREAPER, 0) == 0);
-}
-
-TEST_CASE("an ignored SIGHUP (nohup) stays ignored") {
-  struct sigaction ignore = {}, former = {};
-  ignore.sa_handler = SIG_IGN;
-  ::sigaction(SIGHUP, &ignore, &former);
-  {
-    LauncherProcess process(shells(2, "echo ready; sleep 0.3; exit 0"));
-    process.output.await("ready\n", 2);
-    ::kill(process.pid, SIGHUP);
-    CHECK(process.wait() == 0);
-  }
-  ::sigaction(SIGHUP, &former, nullptr);
-}
-
-TEST_CASE("a launcher that starts with SIGCHLD ignored still sees how its ranks end") {
-  struct sigaction ignore = {}, former = {};
-  ignore.sa_handler = SIG_IGN;
-  ::sigaction(SIGCHLD, &ignore, &former);
-  const int code = outcome_of(shells(2, "exit 3")).code;
-  ::sigaction(SIGCHLD, &former, nullptr);
-  CHECK(code == 3);
-}
-
 TEST_CASE("ranks are started again after a failure that may pass, and told how often") {
   LocalLaunch launch = shells(2, "");
   std::vector<int> asked;
@@ -467,16 +229,6 @@ TEST_CASE("restarts are for failures that may pass, are counted, and not against
   ::kill(process.pid, SIGTERM);
   CHECK(process.wait() == 137);
   CHECK(process.errors.text().find("again") == std::string::npos);
-}
-
-TEST_CASE("a signal in the pause before a restart ends the job") {
-  LocalLaunch launch = shells(2, "exit 31");
-  launch.max_restarts = 1;
-  launch.deadlines.before_restart = 300;
-  LauncherProcess process(launch);
-  process.errors.await("restart 1 of 1", 1);
-  ::kill(process.pid, SIGTERM);
-  CHECK(process.wait() == 31);
 }
 
 TEST_CASE("a program that cannot be started is an error, and no rank is left") {
