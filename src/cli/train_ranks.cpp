@@ -58,6 +58,7 @@ int train_ranks(const RanksRequest& request) {
   LocalLaunch launch;
   launch.ranks = request.ranks;
   launch.max_restarts = request.max_restarts;
+  launch.deadlines.peers = request.config.parallel.timeout_seconds + 15;  // to notice, and to end
   launch.arguments = [&](int restart) {
     std::set<std::string> without = {"ranks", "max-restarts"};
     if (restart == 0) return arguments_again(request.command, without);

@@ -86,7 +86,7 @@ struct Welcome {
 // What a rank does.
 struct RankStatus {
   int64_t step = 0;
-  std::string phase = "start";
+  std::string phase = "startup";
   uint64_t progress = 0;  // rises whenever the rank gets on
   std::string waits_in;   // the operation it waits in for others, or ""
   bool operator==(const RankStatus&) const = default;

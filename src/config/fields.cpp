@@ -337,6 +337,12 @@ void add_batch(List& list) {
              Names<GradientWire>{
                  {GradientWire::FP32, "fp32"}, {GradientWire::BF16, "bf16"}, {GradientWire::FP8, "fp8"}},
              about("format of gradients between ranks", Recorded)));
+  list.push_back(number("/parallel/timeout_seconds", AT(parallel.timeout_seconds), {0.5, 86400},
+                        about("a rank that is silent for so long is lost, and the others stop", Free)));
+  list.push_back(number("/parallel/stall_seconds", AT(parallel.stall_seconds), {0, 86400},
+                        about("a rank that others wait for and that makes no progress for so long is lost; "
+                              "0: never",
+                              Free)));
   list.push_back(number("/loss/z_loss", AT(loss.z_loss), {0, 1},
                         about("factor of the squared log of the softmax sum", Recorded)));
 }

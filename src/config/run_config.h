@@ -75,6 +75,8 @@ struct MemoryOptions {
 struct ParallelOptions {
   int64_t zero = 1;
   GradientWire reduce = GradientWire::BF16;
+  double timeout_seconds = 30;  // a rank that is silent for so long is lost
+  double stall_seconds = 300;   // and one that others wait for and that gets no further for so long; 0: never
   bool operator==(const ParallelOptions&) const = default;
 };
 

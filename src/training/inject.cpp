@@ -39,6 +39,8 @@ const char* name_of(Phase phase) {
       return "startup";
     case Phase::Step:
       return "step";
+    case Phase::Update:
+      return "update";
     case Phase::Evaluation:
       return "evaluation";
     default:
@@ -100,14 +102,14 @@ Injector::Rule Injector::parse(const std::string& spec) {
     at = comma;
   }
   if (rule.action == "signal" && (signal_number(rule.text("name")) == 0 || rule.text("phase").empty()))
-    refuse(spec, "name is TERM, INT, USR1 or USR2; phase is startup, step, evaluation or save");
-  const std::vector<std::string> phases = {"startup", "step", "evaluation", "save"};
+    refuse(spec, "name is TERM, INT, USR1 or USR2; phase is startup, step, update, evaluation or save");
+  const std::vector<std::string> phases = {"startup", "step", "update", "evaluation", "save"};
   if (const std::string& phase = rule.text("phase");
       !phase.empty() && std::find(phases.begin(), phases.end(), phase) == phases.end()) {
     const std::string near = nearest(phase, phases);
-    refuse(spec,
-           fmt::format("no phase '{}': {}", phase,
-                       near.empty() ? "startup, step, evaluation or save" : "did you mean " + near + "?"));
+    refuse(spec, fmt::format("no phase '{}': {}", phase,
+                             near.empty() ? "startup, step, update, evaluation or save"
+                                          : "did you mean " + near + "?"));
   }
   if (rule.values.empty()) refuse(spec, "when?");
   return rule;

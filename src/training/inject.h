@@ -1,8 +1,10 @@
 // Faults on demand, to rehearse what a cluster does to a run (`octet train --inject SPEC`, repeatable).
 //
 //   kill:file-operation=N       the process dies before its N-th change to a file of the run
-//   kill:step=K[,phase=P]       ... before step K, or as its evaluation or save begins (P: step, evaluation,
-//   save) hang:step=K[,phase=P]       it stops there (SIGSTOP) until somebody continues it
+//   kill:step=K[,phase=P]       ... at phase P of step K. P: step (its begin), update (gradients are reduced,
+//                               weights still those of before), evaluation, save; startup, with the step that
+//                               the run goes on from
+//   hang:step=K[,phase=P]       it stops there (SIGSTOP) until somebody continues it
 //   exit:step=K[,phase=P]       it leaves there with exit code 0
 //   enospc:write=N[,count=M]    writes N .. N+M-1 inside checkpoints/ find the disk full
 //   file-system:free=N,exchange=0   N bytes seem free (a save is refused); names cannot be exchanged
@@ -10,8 +12,7 @@
 //   slow:milliseconds=T         every file of a checkpoint takes T longer
 //   nan:step=K[,count=M]        a gradient of steps K .. K+M-1 is NaN
 //   spike:step=K[,loss=X]       the loss of step K is X higher (default 10), once
-//   signal:name=TERM,phase=startup|step|evaluation|save[,step=K]   the process gets SIGTERM, INT, USR1 or
-//   USR2
+//   signal:name=TERM,phase=P[,step=K]   the process gets SIGTERM, INT, USR1 or USR2
 //
 // Steps count from 1, as in the log. Every rule takes rank=R: only on that rank.
 #pragma once
@@ -24,7 +25,7 @@
 
 namespace octet {
 
-enum class Phase : uint8_t { Startup, Step, Evaluation, Save };
+enum class Phase : uint8_t { Startup, Step, Update, Evaluation, Save };
 
 class Injector {
  public:

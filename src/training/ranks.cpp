@@ -1,5 +1,6 @@
 #include "training/ranks.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "base/log.h"
@@ -22,12 +23,24 @@ std::unique_ptr<Communicator> make_communicator(ControlPlane& control, Device& d
   return std::make_unique<CpuCommunicator>(control, device);
 }
 
+// At least ten heartbeats within each of the times that are judged.
+ControlTiming timing_of(const ParallelOptions& parallel) {
+  ControlTiming timing;
+  for (const double judged : {parallel.timeout_seconds, parallel.stall_seconds})
+    if (judged > 0) timing.heartbeat_seconds = std::min(timing.heartbeat_seconds, judged / 10);
+  timing.deadline_seconds = parallel.timeout_seconds;
+  timing.stall_seconds = parallel.stall_seconds;
+  return timing;
+}
+
 }  // namespace
 
-Ranks::Ranks(const Launch& launch, const Agreement& agreement, Device& device)
+Ranks::Ranks(const Launch& launch, const Agreement& agreement, const ParallelOptions& parallel,
+             Device& device)
     : rank_(launch.rank), count_(launch.ranks) {
   if (alone()) return;
   ControlOptions options;
+  options.rendezvous.timing = timing_of(parallel);
   if (const char* secret = std::getenv("OCTET_SECRET")) options.rendezvous.secret = secret;
   control_ = std::make_unique<ControlPlane>(launch, agreement, options);
   try {

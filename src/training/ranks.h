@@ -8,6 +8,7 @@
 #include "comm/communicator.h"
 #include "comm/control_plane.h"
 #include "comm/launch.h"
+#include "config/run_config.h"
 #include "device/device.h"
 
 namespace octet {
@@ -16,7 +17,7 @@ class Ranks {
  public:
   // Meets the others: Error(PeerLost) naming who is missing, Error(Usage) naming what they disagree on.
   // `device` is the one of this rank. With NCCL where it is a GPU and the program has it, else over sockets.
-  Ranks(const Launch& launch, const Agreement& agreement, Device& device);
+  Ranks(const Launch& launch, const Agreement& agreement, const ParallelOptions& parallel, Device& device);
   ~Ranks();
   Ranks(const Ranks&) = delete;
   Ranks& operator=(const Ranks&) = delete;

@@ -158,7 +158,7 @@ TrainResult train(const TrainRequest& request) {
   const PlannedMemory bytes = measure_memory(device.get(), planned, place);
   require_memory(bytes, device->info(), injector.available_memory());
   const std::string fingerprint = fingerprint_of(data, validation.get());
-  Ranks ranks(launch, agreement_of(request, fingerprint, *device), *device);
+  Ranks ranks(launch, agreement_of(request, fingerprint, *device), config.parallel, *device);
   std::unique_ptr<RunFolder> folder;
   const auto failed = [&](const Error& error) {
     ranks.abort(error.what());

@@ -178,6 +178,8 @@ bool Trainer::gradients(StepReport& report) {
 // step that is not applied the scales stay, and its amaxes (which may be NaN) are forgotten. Whether it is
 // applied the device decides for itself.
 void Trainer::update(const StepReport& report) {
+  ranks_.set_phase("update", report.step);
+  injector_.enter(Phase::Update, report.step);
   RunMemory& m = memory_;
   m.data_parallel.decide(static_cast<double>(config_.batch.tokens));
   m.data_parallel.merge_amaxes();

@@ -39,6 +39,7 @@ void Trainer::begin() {
   if (const std::string gather = memory_.data_parallel.describe_gather(); !gather.empty())
     log_info("{}", gather);
   for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
+  ranks_.set_phase("startup", state_.step);
   injector_.enter(Phase::Startup, state_.step);
   if (state_.step < config_.run.steps) check_first_step();
   const uint64_t needed =

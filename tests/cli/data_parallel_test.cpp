@@ -99,23 +99,3 @@ TEST_CASE("a signal to one rank stops all after the same step, with a whole chec
   REQUIRE(place.train("run", "--ranks 2").code == 0);
   CHECK(place.same_checkpoint("run", "whole"));
 }
-
-TEST_CASE(
-    "a rank that dies or leaves at any phase ends the others, who say which and where; the checkpoint stays "
-    "whole") {
-  const SharedRun place;
-  const std::string settings = "--ranks 3 --set checkpoint.every=2 --overwrite --inject ";
-  for (const char* rank : {"0", "1", "2"}) {
-    for (const char* fault :
-         {"kill:step=4", "exit:step=4", "kill:step=3,phase=evaluation", "kill:step=4,phase=save"}) {
-      const CommandRun run = place.train("run", settings + fault + ",rank=" + rank);
-      INFO(fault << " of rank " << rank << ": " << run.output);
-      CHECK(run.code == (fault[0] == 'k' ? 137 : 31));
-      CHECK(run.says(std::string("rank ") + rank + " (host "));
-      CHECK(run.says(") was lost: its connection closed without a goodbye, at step "));
-      CHECK(run_octet("checkpoint verify run/checkpoints/step-00000002", place.folder.path()).code == 0);
-    }
-  }
-  // And it goes on from there.
-  CHECK(place.train("run", "--ranks 3").code == 0);
-}

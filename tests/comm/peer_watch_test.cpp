@@ -56,7 +56,7 @@ TEST_CASE("a closed connection without a goodbye is a loss at once, with one it 
   CHECK(verdict(watch, 2) == "");
   watch.closed(2, 3);
   CHECK(verdict(watch, 3) ==
-        "rank 2 (host h, pid 2) was lost: its connection closed without a goodbye, at step 0, phase start");
+        "rank 2 (host h, pid 2) was lost: its connection closed without a goodbye, at step 0, phase startup");
 }
 
 TEST_CASE("an accusation waits for a better reason") {
@@ -65,7 +65,7 @@ TEST_CASE("an accusation waits for a better reason") {
   beat(watch, 12);
   CHECK(verdict(watch, 13) == "");
   CHECK(verdict(watch, 13.1) ==
-        "rank 1 (host h, pid 1) was lost: its data connection to rank 0 is gone, at step 0, phase start");
+        "rank 1 (host h, pid 1) was lost: its data connection to rank 0 is gone, at step 0, phase startup");
   watch.closed(1, 13.1);
   CHECK_THAT(verdict(watch, 13.1), contains_text("its connection closed without a goodbye"));
 }
