@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 #include "base/clock.h"
@@ -17,6 +16,8 @@
 #include "comm/two_hosts.h"
 
 using namespace octet;
+using octet::testing::Agent;
+using octet::testing::installed;
 using octet::testing::Output;
 using octet::testing::output_of;
 using octet::testing::TwoHosts;
@@ -70,34 +71,9 @@ int meet(const Launch& launch) {
   return static_cast<int>(ranks.size());
 }
 
-bool installed(const char* program) { return output_of(fmt::format("command -v {}", program)).code == 0; }
-
 std::string rank_command() {
   return fmt::format("'{}' '[.rank]'", std::filesystem::read_symlink("/proc/self/exe").string());
 }
-
-// A stand-in for ssh, "AGENT host command": every host is this one, or the network namespace of that name.
-class Agent {
- public:
-  enum class Host { This, Namespace };
-  explicit Agent(Host host) {
-    REQUIRE(::mkdtemp(folder_) != nullptr);
-    std::ofstream(path())
-        << "#!/bin/sh\nwhile [ \"${1#-}\" != \"$1\" ]; do shift; done\nhost=$1\nshift\nexec "
-        << (host == Host::Namespace ? "ip netns exec $host " : "") << "sh -c \"$*\"\n";
-    std::filesystem::permissions(path(), std::filesystem::perms::owner_all);
-  }
-  ~Agent() {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
-  }
-  Agent(const Agent&) = delete;
-  Agent& operator=(const Agent&) = delete;
-  std::string path() const { return std::string(folder_) + "/agent"; }
-
- private:
-  char folder_[32] = "/tmp/octet-agent-XXXXXX";
-};
 
 // Each of the ranks has said its line once, and all of them met.
 void check_ranks(const Output& output, const std::string& source, int ranks) {

@@ -6,6 +6,8 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -27,6 +29,10 @@ inline Output output_of(const std::string& command) {
   const int status = ::pclose(pipe);
   output.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return output;
+}
+
+inline bool installed(const char* program) {
+  return output_of(fmt::format("command -v {}", program)).code == 0;
 }
 
 class TwoHosts {
@@ -64,6 +70,29 @@ class TwoHosts {
     return output_of(commands).code == 0;
   }
   int id_ = static_cast<int>(::getpid());  // tests of other processes have cables of their own
+};
+
+// A stand-in for ssh, "AGENT host command": every host is this one, or the network namespace of that name.
+class Agent {
+ public:
+  enum class Host { This, Namespace };
+  explicit Agent(Host host) {
+    REQUIRE(::mkdtemp(folder_) != nullptr);
+    std::ofstream(path())
+        << "#!/bin/sh\nwhile [ \"${1#-}\" != \"$1\" ]; do shift; done\nhost=$1\nshift\nexec "
+        << (host == Host::Namespace ? "ip netns exec $host " : "") << "sh -c \"$*\"\n";
+    std::filesystem::permissions(path(), std::filesystem::perms::owner_all);
+  }
+  ~Agent() {
+    std::error_code ignored;
+    std::filesystem::remove_all(folder_, ignored);
+  }
+  Agent(const Agent&) = delete;
+  Agent& operator=(const Agent&) = delete;
+  std::string path() const { return std::string(folder_) + "/agent"; }
+
+ private:
+  char folder_[32] = "/tmp/octet-agent-XXXXXX";
 };
 
 }  // namespace octet::testing
