@@ -36,18 +36,18 @@ double bfloat16_saves(ScalingJob job, const Network& network, const ScalingPoint
   return std::max(0.0, asked.step_seconds - scaling_point(job, network, asked.ranks).step_seconds);
 }
 
-// Codes of the block's linear layers can be gathered instead of BF16 weights when a tensor has one scale.
-bool codes_are_lossless(const Recipe& recipe) {
-  return recipe.float8() && recipe.smooth_swiglu != SmoothSwiGLU::Channel;
+// A block's weight that all its products read as codes of one scale is gathered as such (Linear::code_shard).
+bool gathers_codes(const Recipe& recipe) { return recipe.float8() && is_float8(recipe.grad.format); }
+bool down_projection_has_codes(const Recipe& recipe) {
+  return recipe.smooth_swiglu != SmoothSwiGLU::BF16 && recipe.smooth_swiglu != SmoothSwiGLU::Channel;
 }
 
 WireFormat weights_of(const RunConfig& config, const ScalingOptions& options) {
-  if (options.weights.empty())
-    return codes_are_lossless(config.precision) ? WireFormat::FP8 : WireFormat::BF16;
+  if (options.weights.empty()) return gathers_codes(config.precision) ? WireFormat::FP8 : WireFormat::BF16;
   const WireFormat format = wire_format(options.weights, "--gather");
-  if (format == WireFormat::FP8 && !codes_are_lossless(config.precision))
-    throw Error(ExitCode::Usage, "--gather fp8: this recipe has no weight codes with one scale a tensor",
-                "use --gather bf16, or precision.recipe fp8 without smooth_swiglu channel");
+  if (format == WireFormat::FP8 && !gathers_codes(config.precision))
+    throw Error(ExitCode::Usage, "--gather fp8: not all products of this recipe's weights are in FP8",
+                "use --gather bf16, or precision.recipe fp8");
   return format;
 }
 
@@ -64,8 +64,7 @@ std::vector<ScalingLayer> layers_of(const RunConfig& config) {
   block.flops_per_token = (s.flops_per_token() - head_flops) / blocks;
   const double linears = (number(s.matmul_parameters()) - table) / blocks;
   const double down = number(s.width * s.ffn_width);
-  const double codes =
-      recipe.float8() ? linears - (recipe.smooth_swiglu == SmoothSwiGLU::BF16 ? down : 0) : 0;
+  const double codes = gathers_codes(recipe) ? linears - (down_projection_has_codes(recipe) ? 0 : down) : 0;
 
   std::vector<ScalingLayer> layers = {{table, 0, 0}};
   for (int64_t i = 0; i < s.layers; ++i) {
