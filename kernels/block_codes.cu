@@ -4,8 +4,8 @@
 //   Bytes: 4 (BF16: 2) a value read, 1 + 1/256 written. Floor 5 n / bandwidth. Philox and stochastic rounding
 //   are some 40 integer instructions a value, which may bound it instead.
 // decode: out = sum over sources of code * inverse scale, in FP32 in their order; eight values a thread.
-//   Bytes: 1 + 1/256 a value and source read, 4 (2) written. Bound by memory: floor (sources + 4) n /
-//   bandwidth.
+//   Bytes: 1 + 1/256 a value and source read, 4 (2) written, as many read when it accumulates. Bound by
+//   memory: floor (sources + 4) n / bandwidth.
 #include "kernels/block_codes.h"
 
 #include "base/random.h"
@@ -98,6 +98,7 @@ struct Decode {
   Layout layout;
   const uint8_t* messages;
   int64_t sources, count;
+  bool accumulate;
 };
 
 template <class T, bool vectors>
@@ -111,7 +112,9 @@ __global__ void __launch_bounds__(threads) decode_kernel(T* __restrict__ out, De
     const int n = present(layout, p, i, decode.count);
     if (n == 0) continue;
     const uint8_t* message = decode.messages + p * layout.stride;
+    T* const to = out + p * layout.piece + i;
     float sum[own] = {};
+    if (decode.accumulate) load_some(to, n, sum);
 #pragma unroll 4
     for (int64_t s = 0; s < decode.sources; ++s, message += between) {
       const uint2 codes = gpu::load_streaming(reinterpret_cast<const uint2*>(message + i));
@@ -119,9 +122,9 @@ __global__ void __launch_bounds__(threads) decode_kernel(T* __restrict__ out, De
       float v[own];
       unpack8(decode_e4m3x4(codes.x), decode_e4m3x4(codes.y), v);
 #pragma unroll
-      for (int j = 0; j < own; ++j) sum[j] = s == 0 ? v[j] * inverse : sum[j] + v[j] * inverse;
+      for (int j = 0; j < own; ++j)
+        sum[j] = s == 0 && !decode.accumulate ? v[j] * inverse : sum[j] + v[j] * inverse;
     }
-    T* const to = out + p * layout.piece + i;
     if (vectors && n == own) {
       store8_streaming(to, sum);
     } else {
@@ -156,7 +159,8 @@ void decode_blocks(const DecodeBlocksArguments& args) {
   const Decode decode{.layout = layout_of(args.pieces, args.piece),
                       .messages = args.messages,
                       .sources = args.sources,
-                      .count = args.count};
+                      .count = args.count,
+                      .accumulate = args.accumulate};
   const gpu::Launch launch{.grid = walking_grid(args.pieces * decode.layout.coded / own, threads),
                            .block = threads,
                            .stream = args.stream};

@@ -27,6 +27,7 @@ struct DecodeBlocksArguments {
   void* out;  // [count]
   octet::Format storage;
   int64_t count;
+  bool accumulate = false;  // the sum begins with what out holds
   Stream stream = nullptr;
 };
 void decode_blocks(const DecodeBlocksArguments&);

@@ -80,7 +80,10 @@ double memory_bytes(const ScalingJob& job, int64_t ranks) {
     bytes += m.gradients / r + (ranks > 1 ? copies * bytes_of(WireFormat::FP32) : 0);
   else
     bytes += m.gradients;
-  if (ranks > 1 && job.gradients != WireFormat::FP32) bytes += copies * bytes_of(job.gradients);
+  // What is sent, where it is not the gradient itself; and what is received to be added to a sum.
+  const bool converted = job.gradients != WireFormat::FP32;
+  if (ranks > 1 && (converted || job.zero > 1))
+    bytes += (converted ? copies : bucket) * bytes_of(job.gradients);
   return bytes;
 }
 

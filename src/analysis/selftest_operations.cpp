@@ -111,9 +111,19 @@ void encode_and_add_up(Workbench& w, DType storage, int64_t n, int log2_mu) {
   const Tensor whole = w.zeros(storage, {n}), sum = w.zeros(storage, {piece});
   w.device().decode_blocks({.messages = gathered, .out = whole, .piece = piece});
   w.device().decode_blocks({.messages = received, .out = sum, .piece = piece});
+  const Tensor onto = w.floats(storage, {piece}, normal(piece, 2));
+  w.device().decode_blocks({.messages = received, .out = onto, .piece = piece, .accumulate = true});
   w.output("messages", messages);
   w.output("saturated", saturated);
   w.output("decoded", whole);
+  w.output("sum", sum);
+  w.output("sum onto another", onto);
+}
+
+void add_in_order(Workbench& w, DType storage, int64_t n) {
+  constexpr int64_t sources = 3;
+  const Tensor sum = w.floats(DType::F32, {n}, normal(n, 1));
+  w.device().add_in_order({.sum = sum, .sources = w.floats(storage, {sources, n}, hard(sources * n, 2))});
   w.output("sum", sum);
 }
 
@@ -156,6 +166,16 @@ void add_update(std::vector<SelftestCase>& cases) {
       }
     }
   }
+  for (const DType storage : {DType::F32, DType::BF16})
+    for (const int64_t n : {int64_t{3}, int64_t{20003}})
+      cases.push_back({"add in order", with_storage(storage, fmt::format("{}", n)), 0,
+                       [=](Workbench& w) { add_in_order(w, storage, n); }});
+  cases.push_back({"add in order", "F64, 12", 0, [](Workbench& w) {
+                     const double losses[12] = {1e3, -7.25, 0x1p40, 3, 1e-3, 2.5, -0x1p40, 1, 0, 1e9, 0.1, 5};
+                     const Tensor sum = w.bytes(DType::F64, {1}, losses);
+                     w.device().add_in_order({.sum = sum, .sources = w.bytes(DType::F64, {12, 1}, losses)});
+                     w.output("sum", sum);
+                   }});
   cases.push_back({"accumulate sum", "F32, 1000", 0, [](Workbench& w) {
                      const double start = 3;
                      const Tensor sum = w.bytes(DType::F64, {1}, &start);

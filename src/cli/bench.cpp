@@ -126,19 +126,19 @@ class StepLoop {
     const double tokens = static_cast<double>(config_.batch.tokens);
     Transformer& model = memory_.model;
     device_.reset_matmul_counts();
-    model.zero_gradients();
-    device_.zero(model.loss_sum());
-    for (int64_t micro = 0; micro < accumulation(config_); ++micro) {
+    DataParallel& parallel = memory_.data_parallel;
+    parallel.begin_step();
+    const int64_t micros = accumulation(config_);
+    for (int64_t micro = 0; micro < micros; ++micro) {
       const MicroBatch& batch = loader_.next();
       model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
-                             {step, micro});
+                             {step, micro}, parallel.reduce_as_ready(step + 1, {micro, micro + 1 == micros}),
+                             parallel.ready_work());
     }
-    memory_.optimizer.measure(model.parameters());
-    memory_.optimizer.decide(model.loss_sum(), tokens);
+    parallel.finish_gradients();
+    parallel.decide(tokens);
     model.update_scales(step, memory_.optimizer.control());
-    memory_.optimizer.update(
-        model.parameters(), learning_rate(config_.schedule, step, config_.run.steps), step + 1,
-        [&](const MasterPiece& piece) { model.refresh_working_weight(piece, step + 1); });
+    parallel.update(learning_rate(config_.schedule, step, config_.run.steps), step + 1);
     readback_.take_outcome(step, model.loss_sum(), memory_.optimizer.control());
   }
 

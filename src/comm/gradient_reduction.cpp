@@ -21,8 +21,11 @@ size_t aligned(size_t bytes) {
   return (bytes + MemoryPlan::alignment - 1) / MemoryPlan::alignment * MemoryPlan::alignment;
 }
 
-DType wire_type(GradientWire wire) {
-  return wire == GradientWire::FP32 ? DType::F32 : wire == GradientWire::BF16 ? DType::BF16 : DType::U8;
+DType wire_type(const GradientReduction::Options& o) {
+  if (o.wire == GradientWire::FP8) return DType::U8;
+  // Where the communicator does not add, a BF16 gradient gains nothing from a wider wire.
+  const bool narrow = o.use == GradientReduction::Options::Use::AddOnto && o.gradient == DType::BF16;
+  return o.wire == GradientWire::BF16 || narrow ? DType::BF16 : DType::F32;
 }
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -37,13 +40,14 @@ GradientReduction::GradientReduction(Device* device, Communicator* communicator,
       communicator_(communicator),
       ranks_(ranks),
       options_(options),
-      wire_type_(wire_type(options.wire)) {
+      wire_type_(wire_type(options)) {
   if (options.gradient != DType::F32 && options.gradient != DType::BF16)
     refuse(fmt::format("gradients are F32 or BF16, not {}", name_of(options.gradient)));
   if (ranks == 1) return;
-  if (!direct())
-    ring_ = plan.add("gradient_reduction.ring", Category::Scratch, DType::U8,
-                     {static_cast<int64_t>(scratch_bytes(options.largest))});
+  size_t together = 0;
+  for (const int64_t elements : options.together) together += scratch_bytes(elements);
+  if (const size_t bytes = std::max(together, scratch_bytes(options.largest)); bytes > 0)
+    ring_ = plan.add("gradient_reduction.ring", Category::Scratch, DType::U8, {static_cast<int64_t>(bytes)});
   if (!codes()) return;
   saturated_ = plan.add("gradient_reduction.saturated", Category::Scratch, DType::U32, {1});
   if (plan.measuring()) return;
@@ -68,13 +72,16 @@ Tensor GradientReduction::own_piece(const Tensor& gradient) const {
 }
 
 size_t GradientReduction::scratch_bytes(int64_t elements) const {
-  if (direct()) return 0;
-  if (!codes()) return aligned(static_cast<size_t>(elements) * size_of(wire_type_));
+  if (!codes()) {
+    const size_t values = aligned(static_cast<size_t>(elements) * size_of(wire_type_));
+    return (direct() ? 0 : values) + (adds_onto() ? values : 0);  // sent, received
+  }
   const int64_t piece = (elements + ranks_ - 1) / ranks_;
   const size_t messages = aligned(static_cast<size_t>(ranks_ * message_bytes(piece)));
   // A BF16 gradient has no room for its piece's sum.
-  const size_t sum =
-      options_.gradient == DType::F32 ? 0 : aligned(static_cast<size_t>(piece) * sizeof(float));
+  const size_t sum = options_.gradient == DType::F32 || adds_onto()
+                         ? 0
+                         : aligned(static_cast<size_t>(piece) * sizeof(float));
   return 2 * messages + sum;
 }
 
@@ -95,14 +102,15 @@ void GradientReduction::take_scratch(Flight& flight) {
     next += aligned(tensor.bytes());
     return tensor;
   };
+  const int64_t piece = piece_of(flight.gradient);
   if (!codes()) {
-    flight.sent = cut(wire_type_, flight.gradient.shape);
+    if (!direct()) flight.sent = cut(wire_type_, flight.gradient.shape);
+    if (adds_onto()) flight.received = cut(wire_type_, {ranks_, piece});
     return;
   }
-  const int64_t piece = piece_of(flight.gradient);
   flight.sent = cut(DType::U8, {ranks_, message_bytes(piece)});
   flight.received = cut(DType::U8, {ranks_, message_bytes(piece)});
-  if (options_.gradient != DType::F32) flight.sum = cut(DType::F32, {piece});
+  if (options_.gradient != DType::F32 && !adds_onto()) flight.sum = cut(DType::F32, {piece});
 }
 
 // ---- on the way
@@ -120,31 +128,52 @@ GradientReduction::Ticket GradientReduction::reduce_scatter(const Tensor& gradie
       {.kind = Kind::ReduceScatter, .gradient = gradient.flat(), .name = {.step = step, .tensor = tensor}});
 }
 
+GradientReduction::Ticket GradientReduction::add_up_onto(const Tensor& sum, const Tensor& gradient,
+                                                         uint64_t step, uint64_t tensor) {
+  if (sum.dtype != DType::F32 || gradient.elements() != ranks_ * sum.elements())
+    refuse(fmt::format("{} elements onto {} of {}, of {} ranks", gradient.elements(), sum.elements(),
+                       name_of(sum.dtype), ranks_));
+  return start({.kind = Kind::AddOnto,
+                .gradient = gradient.flat(),
+                .name = {.step = step, .tensor = tensor},
+                .sum = sum.flat()});
+}
+
 GradientReduction::Ticket GradientReduction::start(Flight flight) {
   const Tensor& gradient = flight.gradient;
+  if ((flight.kind == Kind::AddOnto) != adds_onto()) refuse("planned for sums of the other kind");
   if (gradient.dtype != options_.gradient || gradient.elements() > options_.largest)
     refuse(fmt::format("{} elements of {}, planned are at most {} of {}", gradient.elements(),
                        name_of(gradient.dtype), options_.largest, name_of(options_.gradient)));
   flight.ticket = ++given_;
-  if (ranks_ == 1 || gradient.elements() == 0) return given_;
-  const TrafficLabel label(*communicator_, TrafficKind::Gradients);
-  take_scratch(flight);
-  if (codes()) {
-    encode(flight, Stage::Scatter, gradient);
-    flight.operation = communicator_->all_to_all(flight.received, flight.sent);
-  } else {
-    if (direct())
-      flight.sent = gradient;
-    else
-      device_->copy(flight.sent, gradient);
-    flight.operation =
-        flight.kind == Kind::AllReduce
-            ? communicator_->all_reduce(flight.sent, Reduction::Sum)
-            : communicator_->reduce_scatter(own_piece(flight.sent), flight.sent, Reduction::Sum);
+  if (gradient.elements() == 0) return given_;
+  if (ranks_ == 1) {
+    Tensor alone = gradient;
+    alone.shape = {1, gradient.elements()};
+    if (adds_onto()) device_->add_in_order({.sum = flight.sum, .sources = alone});
+    return given_;
   }
+  take_scratch(flight);
+  exchange(flight);
   flights_.push_back(flight);
   for (size_t i = 0; i + lag < flights_.size(); ++i) gather(flights_[i]);
   return given_;
+}
+
+void GradientReduction::exchange(Flight& flight) {
+  const TrafficLabel label(*communicator_, TrafficKind::Gradients);
+  if (codes())
+    encode(flight, Stage::Scatter, flight.gradient);
+  else if (direct())
+    flight.sent = flight.gradient;
+  else
+    device_->copy(flight.sent, flight.gradient);
+  if (codes() || adds_onto())
+    flight.operation = communicator_->all_to_all(flight.received, flight.sent);
+  else if (flight.kind == Kind::AllReduce)
+    flight.operation = communicator_->all_reduce(flight.sent, Reduction::Sum);
+  else
+    flight.operation = communicator_->reduce_scatter(own_piece(flight.sent), flight.sent, Reduction::Sum);
 }
 
 // Scatter: the whole gradient, into all messages. Gather: this rank's piece, into its own.
@@ -163,18 +192,19 @@ void GradientReduction::encode(const Flight& flight, Stage stage, const Tensor& 
 }
 
 // This rank's piece of the sum, from the messages of all.
-void GradientReduction::add_up(const Flight& flight, const Tensor& sum) {
+void GradientReduction::add_up(const Flight& flight, const Tensor& sum, bool onto) {
   communicator_->wait(flight.operation);
   Tensor messages = flight.received;
   messages.shape = {ranks_, 1, flight.received.columns()};
-  device_->decode_blocks({.messages = messages, .out = sum, .piece = piece_of(flight.gradient)});
+  device_->decode_blocks(
+      {.messages = messages, .out = sum, .piece = piece_of(flight.gradient), .accumulate = onto});
 }
 
 void GradientReduction::gather(Flight& flight) {
   if (!codes() || flight.kind != Kind::AllReduce || flight.stage == Stage::Gather) return;
   Tensor sum = own_piece(flight.gradient);
   if (!flight.sum.empty()) sum = flight.sum.slice(0, sum.elements());
-  add_up(flight, sum);
+  add_up(flight, sum, false);
   const TrafficLabel label(*communicator_, TrafficKind::Gradients);
   encode(flight, Stage::Gather, sum);
   flight.operation = communicator_->all_gather(flight.sent, flight.sent.slice(communicator_->rank(), 1));
@@ -186,9 +216,12 @@ void GradientReduction::finish_oldest() {
   const Flight flight = flights_.front();
   flights_.pop_front();
   const Tensor& gradient = flight.gradient;
-  if (codes() && flight.kind == Kind::ReduceScatter) return add_up(flight, own_piece(gradient));
+  if (codes() && flight.kind != Kind::AllReduce)
+    return add_up(flight, adds_onto() ? flight.sum : own_piece(gradient), adds_onto());
   communicator_->wait(flight.operation);
-  if (codes()) {
+  if (adds_onto()) {
+    device_->add_in_order({.sum = flight.sum, .sources = flight.received});
+  } else if (codes()) {
     Tensor messages = flight.sent;
     messages.shape = {1, ranks_, flight.sent.columns()};
     device_->decode_blocks({.messages = messages, .out = gradient, .piece = piece_of(gradient)});

@@ -9,18 +9,25 @@
 //         the owner of a piece. reduce_scatter keeps that sum; all_reduce encodes it again for the
 //         all-gather. Never NCCL's sum of FP8, which rounds to FP8 at every hop.  [2310.18313; 2407.02610]
 //
+// add_up_onto() is the sum of which gradients are shards too (ZeRO-2): each rank's piece is exchanged
+// all-to-all in the wire's type and added in FP32, in rank order, onto what the owner has. Nothing else is
+// rounded, by no communicator: where the wire is as wide as the gradient, it is the sum of one process over
+// the same gradients, to the bit.
+//
 // With one rank nothing is sent and nothing is rounded. A value that is not finite, on any rank, arrives as
 // one that is not finite (FP8: it makes its block NaN). Error bounds: docs/numerics.md.
 //
 // Reductions overlap with what the device is given after them, as those of a Communicator do, as long as the
 // scratch has room: it is a ring, as large as the largest gradient needs, and the oldest are finished first.
 // Bytes an element of that: 0 where gradient and wire have one type, else 4 (FP32), 2 (BF16), 2.01 (FP8; a
-// BF16 gradient 4 / ranks more). Every rank makes the same calls, waits included, in the same order.
+// BF16 gradient 4 / ranks more). To add onto: those of the narrower of both types, twice where the wire is.
+// Every rank makes the same calls, waits included, in the same order.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <vector>
 
 #include "comm/automatic_scale.h"
 #include "comm/communicator.h"
@@ -39,6 +46,11 @@ class GradientReduction {
     uint64_t seed = 0;            // of stochastic rounding
     DType gradient = DType::F32;  // F32 or BF16
     int64_t largest = 0;          // elements of the largest gradient
+    enum class Use : uint8_t {
+      Reduce,
+      AddOnto
+    } use = Use::Reduce;                 // all_reduce and reduce_scatter, or add_up_onto
+    std::vector<int64_t> together = {};  // elements of gradients that the ring has room for at once
   };
   // What a checkpoint keeps; the same on all ranks. Only FP8 changes it. The newest step's count is judged at
   // the end of the next step, so that nobody waits for the device, unless mu was halved meanwhile.
@@ -64,6 +76,8 @@ class GradientReduction {
   // Piece `rank` of the gradient, whose elements are a multiple of the ranks, is the sum afterwards; the rest
   // is unspecified.
   Ticket reduce_scatter(const Tensor& gradient, uint64_t step, uint64_t tensor);
+  // sum (F32 [n / ranks]) = ((sum + piece `rank` of rank 0's gradient) + of rank 1's) + ...
+  Ticket add_up_onto(const Tensor& sum, const Tensor& gradient, uint64_t step, uint64_t tensor);
   // What the device is given from now on sees the sum, and those of the reductions before. THIS wait(), not
   // the communicator's: the sum is put together here. Waiting for the newest one is quicker than for each in
   // turn.
@@ -75,7 +89,7 @@ class GradientReduction {
   void restore(const State& state);  // Error(Checkpoint) when it is none
 
  private:
-  enum class Kind : uint8_t { AllReduce, ReduceScatter };
+  enum class Kind : uint8_t { AllReduce, ReduceScatter, AddOnto };
   enum class Stage : uint8_t { Scatter, Gather };
   struct Name {
     uint64_t step, tensor;
@@ -88,20 +102,22 @@ class GradientReduction {
     size_t begin = 0, end = 0;  // bytes of the ring
     // FP8: messages [ranks, message_bytes(piece)]. Else `sent` is the gradient in the wire's type.
     Tensor sent = {}, received = {};
-    Tensor sum = {};  // F32 [piece] or empty: FP8 of a BF16 gradient
+    Tensor sum = {};  // F32 [piece] or empty: what is added onto; FP8 of a BF16 gradient
     Stage stage = Stage::Scatter;
     Communicator::Ticket operation = 0;
   };
 
   bool codes() const { return options_.wire == GradientWire::FP8; }
+  bool adds_onto() const { return options_.use == Options::Use::AddOnto; }
   bool direct() const { return options_.gradient == wire_type_; }
   int64_t piece_of(const Tensor& gradient) const;
   Tensor own_piece(const Tensor& gradient) const;
   size_t scratch_bytes(int64_t elements) const;
   void take_scratch(Flight& flight);
+  void exchange(Flight& flight);
   Ticket start(Flight flight);
   void encode(const Flight& flight, Stage stage, const Tensor& source);
-  void add_up(const Flight& flight, const Tensor& sum);
+  void add_up(const Flight& flight, const Tensor& sum, bool onto);
   void gather(Flight& flight);  // an all-reduce of codes: Scatter -> Gather
   void finish_oldest();
   void fetch_counter();

@@ -330,8 +330,9 @@ void add_batch(List& list) {
   list.push_back(choice("/memory/offload", AT(memory.offload),
                         Names<Offload>{{Offload::None, "none"}, {Offload::Optimizer, "optimizer"}},
                         about("states kept in host memory; the result never changes", Free)));
-  list.push_back(integer("/parallel/zero", AT(parallel.zero), {0, 1},
-                         about("what the ranks share out: 0 nothing, 1 masters and moments", Free)));
+  list.push_back(
+      integer("/parallel/zero", AT(parallel.zero), {0, 2},
+              about("what the ranks share out: 0 nothing, 1 masters and moments, 2 gradients too", Free)));
   list.push_back(
       choice("/parallel/reduce", AT(parallel.reduce),
              Names<GradientWire>{

@@ -71,7 +71,8 @@ struct MemoryOptions {
   bool operator==(const MemoryOptions&) const = default;
 };
 
-// Several ranks. zero 0: every rank keeps all states; 1: masters and moments are sharded.
+// Several ranks. zero 0: every rank keeps all states; 1: masters and moments are sharded; 2: gradients
+// too.
 struct ParallelOptions {
   int64_t zero = 1;
   GradientWire reduce = GradientWire::BF16;

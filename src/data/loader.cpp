@@ -33,11 +33,9 @@ struct Loader::Implementation {
   Implementation(const Dataset& d, const LoaderOptions& o)
       : dataset(d), options(o), order(d, o.seed, o.windows), slots(static_cast<size_t>(o.prefetch) + 1) {}
 
-  // The global index of the first sample of this rank's micro-batch number `index`.
+  // The global index of the first sample of this rank's micro-batch number `index`: every options.ranks-th.
   int64_t first_sample(int64_t index) const {
-    const int64_t slice = options.global_batch / options.ranks, per_step = slice / options.micro_batch;
-    return options.first_sample + (index / per_step) * options.global_batch + options.rank * slice +
-           (index % per_step) * options.micro_batch;
+    return options.first_sample + (index * options.ranks + options.rank) * options.micro_batch;
   }
 
   void fill(MicroBatch& batch, int64_t index, std::vector<int32_t>& window) const {

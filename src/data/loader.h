@@ -58,11 +58,13 @@ struct MicroBatch {
 struct LoaderOptions {
   uint64_t seed = 0;
   WindowOrder windows = WindowOrder::Shuffled;
-  int64_t micro_batch = 8;      // samples a micro-batch
-  int64_t global_batch = 8;     // samples a step, over all ranks
-  int64_t rank = 0, ranks = 1;  // this rank reads its slice of every global batch
-  int64_t first_sample = 0;     // resume: global index of the next step's first sample
-  int prefetch = 4;             // micro-batches read ahead
+  int64_t micro_batch = 8;   // samples a micro-batch
+  int64_t global_batch = 8;  // samples a step, over all ranks
+  // Micro-batches are dealt out: rank r reads those numbered a * ranks + r, so that the ranks' a-th ones
+  // together, in rank order, are what one rank reads next.
+  int64_t rank = 0, ranks = 1;
+  int64_t first_sample = 0;  // resume: global index of the next step's first sample
+  int prefetch = 4;          // micro-batches read ahead
 };
 
 class Loader {

@@ -18,6 +18,17 @@ void check(const GradientSquares& op) {
                                                 op.partials.elements(), op.gradient.elements()));
 }
 
+void check(const AddInOrder& op) {
+  const DType sum = op.sum.dtype, sources = op.sources.dtype;
+  const bool types = sum == DType::F64
+                         ? sources == DType::F64
+                         : sum == DType::F32 && (sources == DType::F32 || sources == DType::BF16);
+  if (!types || op.sources.shape.rank() != 2 || op.sources.columns() != op.sum.elements())
+    throw Error(ExitCode::Internal,
+                fmt::format("add_in_order: {} of {} onto {} sums of {}", to_string(op.sources.shape),
+                            name_of(sources), op.sum.elements(), name_of(sum)));
+}
+
 void* Device::allocate_host(size_t bytes) {
   constexpr size_t alignment = 256;
   const size_t rounded = std::max((bytes + alignment - 1) / alignment * alignment, alignment);

@@ -278,12 +278,19 @@ struct EncodeBlocks {
   Tensor saturated;  // U32 [1]: += finite values beyond the largest code
 };
 // out[p * piece + i] = sum over s of value i of message [s, p]: in FP32 in the order of s, rounded once to
-// out.
+// out. With `accumulate` the sum begins with what out holds.
 struct DecodeBlocks {
   Tensor messages;  // U8 [sources, pieces, message_bytes(piece)], 16-byte aligned
   Tensor out;       // F32 or BF16 [n], n <= pieces * piece
   int64_t piece = 0;
+  bool accumulate = false;
 };
+// sum[i] = ((sum[i] + sources[0][i]) + sources[1][i]) + ..., in the type of the sum.
+struct AddInOrder {
+  Tensor sum;      // F32 or F64 [n]
+  Tensor sources;  // [S, n]: F32 or BF16 onto F32, F64 onto F64
+};
+void check(const AddInOrder& op);  // Error(Internal) when types or shapes do not fit
 
 // Every operation, once: its name and its arguments. Device declares them from this list, and so does every
 // device that implements them.
@@ -309,7 +316,8 @@ struct DecodeBlocks {
   operation(adamw, AdamWUpdate) \
   operation(scale_table_update, ScaleTableUpdate) \
   operation(encode_blocks, EncodeBlocks) \
-  operation(decode_blocks, DecodeBlocks)
+  operation(decode_blocks, DecodeBlocks) \
+  operation(add_in_order, AddInOrder)
 // clang-format on
 
 // The work a device will be given that may need scratch memory, as shapes and types without data.

@@ -62,7 +62,10 @@ uint64_t least_bytes(const AdamWUpdate& op) {
 }
 uint64_t least_bytes(const ScaleTableUpdate& op) { return 2 * op.table->amax.bytes(); }
 uint64_t least_bytes(const EncodeBlocks& op) { return sum({op.source, op.messages}); }
-uint64_t least_bytes(const DecodeBlocks& op) { return sum({op.messages, op.out}); }
+uint64_t least_bytes(const DecodeBlocks& op) {
+  return sum({op.messages, op.out}) + (op.accumulate ? op.out.bytes() : 0);
+}
+uint64_t least_bytes(const AddInOrder& op) { return op.sources.bytes() + 2 * op.sum.bytes(); }
 
 uint64_t flops(const Matmul& op) { return matmul_flops(op); }
 uint64_t flops(const AttentionForward& op) {

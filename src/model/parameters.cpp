@@ -1,11 +1,42 @@
 #include "model/parameters.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "base/error.h"
 #include "base/random.h"
 #include "numerics/sums.h"
 
 namespace octet {
+
+namespace {
+
+int64_t divided(int64_t elements, int64_t pieces) { return (elements + pieces - 1) / pieces; }
+// Vectors begin where other tensors do.
+int64_t aligned_floats(int64_t count) {
+  constexpr auto together = static_cast<int64_t>(MemoryPlan::alignment / sizeof(float));
+  return divided(count, together) * together;
+}
+
+}  // namespace
+
+ParameterList::ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient, const Sharding& sharding,
+                             const std::vector<int64_t>& vectors)
+    : plan_(plan), masters_(masters), gradient_(gradient), sharding_(sharding) {
+  if (!sharding.gradients) return;
+  int64_t elements = 0;
+  for (const int64_t count : vectors) elements += aligned_floats(count);
+  const Shape padded{divided(elements, sharding.ranks) * sharding.ranks};
+  shared_.vectors = plan.add("vectors.micro_gradient", Category::Scratch, DType::F32, padded);
+  shared_.vector_sum = plan.add("vectors.gradient", Category::Gradients, DType::F32, padded);
+  gradients_ = {shared_.vectors, shared_.vector_sum};
+}
+
+void ParameterList::begin_slot(int slot) {
+  slot_ = static_cast<size_t>(slot);
+  slots_[slot_].next = 0;
+}
 
 Parameter ParameterList::add(const std::string& name, ParameterKind kind, const Shape& shape,
                              const Initial& initial) {
@@ -15,22 +46,71 @@ Parameter ParameterList::add(const std::string& name, ParameterKind kind, const 
   parameter.index = parameters_.size();
   const bool vector = kind == ParameterKind::Vector;
   const int64_t elements = shape.elements();
-  Shape own = shape, padded = shape;
+  Shape own = shape;
   // Shards end where a piece of the gradient norm ends, so that its order of sums does not depend on them.
   if (!vector && sharding_.ranks > 1 && elements >= sharding_.ranks * norm_piece) {
-    parameter.shard = (norm_pieces(elements) + sharding_.ranks - 1) / sharding_.ranks * norm_piece;
+    parameter.shard = divided(norm_pieces(elements), sharding_.ranks) * norm_piece;
     parameter.begin = std::min(sharding_.rank * parameter.shard, elements);
     own = {std::min(parameter.shard, elements - parameter.begin)};
-    padded = {sharding_.ranks * parameter.shard};
   }
   parameter.master = (vector ? plan_ : masters_).add(name, Category::Masters, DType::F32, own);
-  parameter.padded_gradient =
-      plan_.add(name + ".gradient", Category::Gradients, vector ? DType::F32 : gradient_, padded);
-  parameter.gradient = parameter.padded_gradient;
-  parameter.gradient.shape = shape;
+  if (!sharding_.gradients)
+    plan_gradient(parameter, shape);
+  else if (vector)
+    take_vector_gradient(parameter, shape);
+  else
+    plan_sharded_gradient(parameter, shape);
   parameters_.push_back(parameter);
   initial_.push_back(initial);
   return parameter;
+}
+
+void ParameterList::plan_gradient(Parameter& parameter, const Shape& shape) {
+  const bool vector = parameter.kind == ParameterKind::Vector;
+  const Shape padded = parameter.shard > 0 ? Shape{sharding_.ranks * parameter.shard} : shape;
+  parameter.padded_gradient =
+      plan_.add(parameter.name + ".gradient", Category::Gradients, vector ? DType::F32 : gradient_, padded);
+  parameter.gradient = parameter.padded_gradient;
+  parameter.gradient.shape = shape;
+  gradients_.push_back(parameter.padded_gradient);
+}
+
+void ParameterList::plan_sharded_gradient(Parameter& parameter, const Shape& shape) {
+  const int64_t ranks = sharding_.ranks,
+                piece = parameter.shard > 0 ? parameter.shard : divided(shape.elements(), ranks);
+  Slot& slot = slots_[slot_];
+  if (slot.next == slot.buffers.size()) {
+    slot.buffers.push_back(
+        plan_.add(parameter.name + ".micro_gradient", Category::Scratch, gradient_, {ranks * piece}));
+    gradients_.push_back(slot.buffers.back());
+    if (slot_ == 0) shared_.block.push_back(ranks * piece);
+  }
+  parameter.padded_gradient = slot.buffers[slot.next++];
+  if (parameter.padded_gradient.elements() != ranks * piece)
+    throw Error(ExitCode::Internal,
+                fmt::format("{}: {} elements of gradient scratch, {} are needed", parameter.name,
+                            parameter.padded_gradient.elements(), ranks * piece));
+  parameter.gradient = parameter.padded_gradient.slice(0, shape.elements());
+  parameter.gradient.shape = shape;
+  parameter.gradient_sum = plan_.add(parameter.name + ".gradient", Category::Gradients, DType::F32,
+                                     {parameter.shard > 0 ? parameter.shard : ranks * piece});
+  gradients_.push_back(parameter.gradient_sum);
+}
+
+void ParameterList::take_vector_gradient(Parameter& parameter, const Shape& shape) {
+  const int64_t begin = next_vector_, elements = shape.elements();
+  next_vector_ += aligned_floats(elements);
+  if (next_vector_ > shared_.vectors.elements())
+    throw Error(ExitCode::Internal, fmt::format("{}: {} elements of vectors were announced", parameter.name,
+                                                shared_.vectors.elements()));
+  parameter.gradient = shared_.vectors.slice(begin, elements);
+  parameter.gradient.shape = shape;
+  parameter.padded_gradient = parameter.gradient;
+  parameter.gradient_sum = shared_.vector_sum.slice(begin, elements);
+}
+
+void ParameterList::zero_gradients(Device& device) const {
+  for (const Tensor& memory : gradients_) device.zero(memory);
 }
 
 void ParameterList::initialize(Device& device, uint64_t seed) const {

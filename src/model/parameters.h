@@ -1,5 +1,6 @@
 // Trainable tensors as the model declares them, and their working copies in storage precision.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -15,25 +16,57 @@ struct Initial {
   double deviation = 0, constant = 0;
 };
 
+// What ranks exchange of sharded gradients.
+struct SharedGradients {
+  // Of all vectors, next to each other so that they travel at once. F32 [ranks * piece]: of a micro-batch, of
+  // the step.
+  Tensor vectors, vector_sum;
+  std::vector<int64_t> block;  // elements of the gradients of a block, padded, as they are declared
+};
+
 // The parameters in the order of their declaration; each declaration plans a master and a gradient.
+//
+// Where gradients are sharded, what backward adds to is scratch: blocks take turns with two slots of it, so
+// that the gradients of one are on their way while the next block's are computed; tables have the third. What
+// stays is gradient_sum.
 class ParameterList {
  public:
+  static constexpr int table_slot = 2;  // and 0, 1: of blocks with an even number, an odd one
+
   // `gradient`: type of the gradients of matrices and embeddings; those of vectors are always F32.
   // `masters`: where the masters of matrices and embeddings go; those of vectors, which operations read
   // themselves, stay in `plan`. Of those with at least norm_piece elements a rank, this one keeps a shard.
-  ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient, const Sharding& sharding = {})
-      : plan_(plan), masters_(masters), gradient_(gradient), sharding_(sharding) {}
+  // `vectors`: the sizes of all vectors, where gradients are sharded.
+  ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient, const Sharding& sharding = {},
+                const std::vector<int64_t>& vectors = {});
 
+  // The parameters declared from now on have this slot's scratch, in the order in which those before had it.
+  void begin_slot(int slot);
   Parameter add(const std::string& name, ParameterKind kind, const Shape& shape, const Initial& initial);
   std::vector<Parameter>& all() { return parameters_; }
   const std::vector<Parameter>& all() const { return parameters_; }
+  const SharedGradients& shared_gradients() const { return shared_; }
+  void zero_gradients(Device& device) const;  // all of them, sums and scratch
   // Masters from the seed: a pure function of (seed, place in the list, element), whatever the recipe.
   void initialize(Device& device, uint64_t seed) const;
 
  private:
+  struct Slot {
+    std::vector<Tensor> buffers;
+    size_t next = 0;
+  };
+  void plan_gradient(Parameter& parameter, const Shape& shape);
+  void plan_sharded_gradient(Parameter& parameter, const Shape& shape);
+  void take_vector_gradient(Parameter& parameter, const Shape& shape);
+
   MemoryPlan &plan_, &masters_;
   DType gradient_;
   Sharding sharding_;
+  std::array<Slot, 3> slots_;
+  size_t slot_ = table_slot;
+  SharedGradients shared_;
+  int64_t next_vector_ = 0;        // its first element
+  std::vector<Tensor> gradients_;  // the memory of all gradients, each once
   std::vector<Parameter> parameters_;
   std::vector<Initial> initial_;
 };

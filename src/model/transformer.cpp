@@ -22,6 +22,16 @@ uint64_t position_of(MicroStep where) {
   return static_cast<uint64_t>(where.step) * micro_batches_per_step + static_cast<uint64_t>(where.micro);
 }
 
+// What a TransformerSpec has of ParameterKind::Vector.
+std::vector<int64_t> vectors_of(const TransformerSpec& spec) {
+  std::vector<int64_t> vectors{spec.width};  // final_norm
+  for (int64_t i = 0; i < spec.layers; ++i) {
+    vectors.insert(vectors.end(), {spec.width, spec.width});
+    if (spec.qkv_bias) vectors.push_back(spec.qkv_width());
+  }
+  return vectors;
+}
+
 void require_buildable(const TransformerOptions& options) {
   const bool float8 = options.recipe.float8();
   std::string broken;
@@ -94,7 +104,8 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
                                             MemoryPlan& plan, MemoryPlan& masters)
     : device(the_device),
       options(the_options),
-      parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient), the_options.sharding) {
+      parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient), the_options.sharding,
+                 vectors_of(the_options.spec)) {
   require_buildable(options);
   rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};
@@ -102,8 +113,10 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
   blocks.reserve(static_cast<size_t>(options.spec.layers));
   for (int i = 0; i < static_cast<int>(options.spec.layers); ++i) {
     first_parameter.push_back(parameters.all().size());
+    parameters.begin_slot(i % 2);
     blocks.emplace_back(blueprint, i);
   }
+  parameters.begin_slot(ParameterList::table_slot);
   first_parameter.push_back(parameters.all().size());
   head.emplace(blueprint, embedding);
   linear_of.resize(parameters.all().size());
@@ -318,23 +331,25 @@ void Transformer::finish_codes(size_t parameter) {
   implementation_->linear_of[parameter]->finish_codes(implementation_->pass(PassKind::Training, 0));
 }
 
-void Transformer::zero_gradients() {
-  for (const Parameter& parameter : parameters()) implementation_->device->zero(parameter.gradient);
+void Transformer::zero_gradients() { implementation_->parameters.zero_gradients(*implementation_->device); }
+const SharedGradients& Transformer::shared_gradients() const {
+  return implementation_->parameters.shared_gradients();
 }
 
 void Transformer::forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale,
-                                   MicroStep where, const GradientsReady& ready) {
+                                   MicroStep where, const GradientsReady& ready, ReadyWork ready_work) {
   Implementation& self = *implementation_;
   const uint64_t position = position_of(where);
   self.upload(tokens, targets);
   const auto work = [&] {
     const Pass pass = self.pass(PassKind::Training, position);
     self.forward(pass);
+    if (ready) ready(0, 0);
     self.head->loss(pass, {.targets = self.targets, .losses = self.losses, .gradient_scale = gradient_scale});
     self.device->accumulate_sum(self.loss_sum, self.losses);
     self.backward(pass, ready);
   };
-  if (ready)
+  if (ready && ready_work == ReadyWork::Varies)
     work();
   else
     self.device->replay(self.training_work, self.training_signature(position, gradient_scale), work);

@@ -14,6 +14,8 @@
 
 namespace octet {
 
+struct SharedGradients;
+
 enum class Recompute : uint8_t {
   None,
   NormsAndSwiGLU,
@@ -71,14 +73,17 @@ class Transformer {
   void encode_shard(size_t parameter, const Tensor& amax, int64_t step);
   void finish_codes(size_t parameter);
   void zero_gradients();
+  const SharedGradients& shared_gradients() const;  // where gradients are sharded
 
   // tokens, targets: host I32 [micro_batch * context]. Adds this micro-batch's token losses to loss_sum() and
   // its gradients, scaled by gradient_scale = 1 / (tokens of the global batch), to the parameters' gradients.
-  // `ready`, if any, is told while backward is enqueued which parameters' gradients are complete from there
-  // on: [first, first + count) of parameters(). Nothing is replayed then.
+  // `ready`, if any, is called while the work is enqueued: with (0, 0) ahead of the first gradient, then with
+  // the parameters whose gradients are complete from there on, [first, first + count) of parameters(): head,
+  // blocks from the last, embedding. Work that Varies is not replayed.
   using GradientsReady = std::function<void(size_t first, size_t count)>;
+  enum class ReadyWork : uint8_t { Varies, Repeats };  // in every micro-batch the same, on the device alone
   void forward_backward(const int32_t* tokens, const int32_t* targets, float gradient_scale, MicroStep where,
-                        const GradientsReady& ready = {});
+                        const GradientsReady& ready = {}, ReadyWork ready_work = ReadyWork::Varies);
   // Adds the token losses to loss_sum(); no amax is recorded, no gradient touched. Per-token losses:
   // token_losses().
   void forward(const int32_t* tokens, const int32_t* targets);

@@ -128,8 +128,8 @@ void AdamW::measure(std::span<const Parameter> parameters, Whole whole) {
     if (p.shard == 0 && whole == Whole::No)
       device_->zero(partials_.slice(first, pieces));
     else if (count > 0)
-      device_->gradient_squares({part(p.gradient, p.begin, count),
-                                 partials_.slice(first + p.begin / norm_piece, norm_pieces(count))});
+      device_->gradient_squares(
+          {p.step_gradient(), partials_.slice(first + p.begin / norm_piece, norm_pieces(count))});
     first += pieces;
   }
 }
@@ -222,7 +222,7 @@ void AdamW::update(const Parameter& parameter, const Piece& piece, const PieceSt
                    const AdamWUpdate& common) {
   AdamWUpdate update = common;
   update.master = state.master.flat();
-  update.gradient = part(parameter.gradient, parameter.begin + piece.begin, piece.count);
+  update.gradient = parameter.step_gradient().slice(piece.begin, piece.count);
   update.first = state.moments.first;
   update.second = state.moments.second;
   update.weight_decay = static_cast<float>(decay_of(parameter));

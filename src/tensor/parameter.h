@@ -20,16 +20,27 @@ struct Parameter {
   // [begin, begin + master.elements()), which may be none.
   Tensor master;
   int64_t begin = 0;
-  Tensor gradient;  // FP32 or BF16, of the whole shape
+  Tensor gradient;  // FP32 or BF16, of the whole shape: what backward adds to
   // Sharded: elements of every rank's shard, the last ones' padding included, and the gradient with its
   // padding, [ranks * shard]. 0: every rank has the whole.
   int64_t shard = 0;
   Tensor padded_gradient;
+  // Where gradients are sharded too, `gradient` is a micro-batch's, in memory that other parameters use as
+  // well, and this is the step's: FP32 [shard] of this rank, or all of it and padding, [ranks * piece].
+  Tensor gradient_sum;
+
+  // What the optimizer reads: the gradient of the master's elements.
+  Tensor step_gradient() const {
+    return gradient_sum.empty() ? gradient.flat().slice(begin, master.elements())
+                                : gradient_sum.flat().slice(0, master.elements());
+  }
 };
 
-// Which part of the masters and moments of large parameters a rank keeps (ZeRO, 1910.02054, 5.1).
+// What a rank keeps of large parameters (ZeRO, 1910.02054, 5): a part of the masters and moments, and of the
+// gradients where `gradients`.
 struct Sharding {
   int rank = 0, ranks = 1;
+  bool gradients = false;
 };
 
 // A sharded weight that nothing reads but as codes with one scale: its codes are gathered, not its values.

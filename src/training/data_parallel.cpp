@@ -25,7 +25,8 @@ DataParallel::DataParallel(Device* device, Communicator* communicator, int ranks
       storage_(dtype_of(config.precision.storage)),
       model_(model),
       optimizer_(optimizer) {
-  if (ranks == 1) return;
+  const bool shards_gradients = config.parallel.zero > 1;
+  if (ranks == 1 && !shards_gradients) return;
   int64_t largest = 0, largest_shard = 0;
   for (const Parameter& p : model.parameters()) {
     if (p.kind != ParameterKind::Vector) largest = std::max(largest, p.padded_gradient.elements());
@@ -35,12 +36,13 @@ DataParallel::DataParallel(Device* device, Communicator* communicator, int ranks
     else
       largest_shard = std::max(largest_shard, p.shard);
   }
+  const GradientReduction::Options options{.wire = config.parallel.reduce,
+                                           .seed = config.run.seed,
+                                           .gradient = dtype_of(config.precision.weight_gradient),
+                                           .largest = largest};
   reduction_.emplace(device, communicator, ranks,
-                     GradientReduction::Options{.wire = config.parallel.reduce,
-                                                .seed = config.run.seed,
-                                                .gradient = dtype_of(config.precision.weight_gradient),
-                                                .largest = largest},
-                     plan);
+                     shards_gradients ? GradientSums::options(options, model) : options, plan);
+  if (shards_gradients) sums_.emplace(device, communicator, ranks, config, model, *reduction_, plan);
   if (!code_gathers_.empty())
     amaxes_ = plan.add("weight_amaxes", Category::Scratch, DType::F32,
                        {static_cast<int64_t>(code_gathers_.size())});
@@ -50,8 +52,17 @@ DataParallel::DataParallel(Device* device, Communicator* communicator, int ranks
     gather.buffer = plan.add("weight_gather", Category::Scratch, DType::U8, {bytes});
 }
 
-Transformer::GradientsReady DataParallel::reduce_as_ready(int64_t step) {
-  if (ranks_ == 1) return {};
+void DataParallel::begin_step() {
+  if (sums_)
+    sums_->begin_step();
+  else
+    model_.zero_gradients();
+  device_->zero(model_.loss_sum());
+}
+
+Transformer::GradientsReady DataParallel::reduce_as_ready(int64_t step, const MicroBatchPlace& place) {
+  if (sums_) return sums_->add_as_ready(step, place.over_ranks);
+  if (ranks_ == 1 || !place.last) return {};
   return [this, step](size_t first, size_t count) {
     const TrafficLabel label(*communicator_, TrafficKind::Gradients);
     for (size_t i = first; i < first + count; ++i) {
@@ -66,8 +77,11 @@ Transformer::GradientsReady DataParallel::reduce_as_ready(int64_t step) {
   };
 }
 
-void DataParallel::finish_gradients(int64_t step) {
-  (void)step;
+void DataParallel::finish_gradients() {
+  if (sums_) {
+    sums_->finish_step();
+    return reduction_->end_step();
+  }
   if (ranks_ == 1) return;
   newest_ = communicator_->all_reduce(model_.loss_sum(), Reduction::Sum);
   reduction_->wait(newest_reduction_);

@@ -1,6 +1,7 @@
-// A step over several ranks: each reads its slice of the global batch; gradients are added up while backward
-// still runs; each rank updates the masters of its shards (ZeRO-1, 1910.02054) and gathers the working
-// weights. Alone it is the plain step.
+// A step over several ranks: each computes some micro-batches of the global batch; gradients are added up
+// while backward still runs, of the last micro-batch or, where they are sharded (gradient_sums.h), of each;
+// each rank updates the masters of its shards (ZeRO-1, 1910.02054) and gathers the working weights. Alone it
+// is the plain step.
 //
 // Every rank ends a step with the same loss, norm, scales and working weights, and takes the same decisions.
 // What the reductions round: gradient_reduction.h, docs/numerics.md.
@@ -17,8 +18,14 @@
 #include "model/transformer.h"
 #include "optimizer/adamw.h"
 #include "tensor/memory_plan.h"
+#include "training/gradient_sums.h"
 
 namespace octet {
+
+struct MicroBatchPlace {
+  int64_t over_ranks;  // its number in the step, counted over all ranks
+  bool last;           // of this rank
+};
 
 class DataParallel {
  public:
@@ -26,10 +33,16 @@ class DataParallel {
   DataParallel(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
                Transformer& model, AdamW& optimizer, MemoryPlan& plan);
 
-  // For the last micro-batch of a step (from 1); null with one rank: there is nothing to start.
-  Transformer::GradientsReady reduce_as_ready(int64_t step);
+  // Gradients and loss sum are zero.
+  void begin_step();
+  // For a micro-batch of this step (from 1); null where there is nothing to start.
+  Transformer::GradientsReady reduce_as_ready(int64_t step, const MicroBatchPlace& place);
+  // What reduce_as_ready() gives enqueues the same for every micro-batch: it may be replayed.
+  Transformer::ReadyWork ready_work() const {
+    return ranks_ == 1 ? Transformer::ReadyWork::Repeats : Transformer::ReadyWork::Varies;
+  }
   // The step's gradients and loss sum are those of all ranks.
-  void finish_gradients(int64_t step);
+  void finish_gradients();
   // AdamW::decide with the norm over all ranks.
   void decide(double loss_divisor);
   // amax = the largest of all ranks, before the scale table is updated.
@@ -72,6 +85,7 @@ class DataParallel {
   AdamW& optimizer_;
   bool sharded_ = false;
   std::optional<GradientReduction> reduction_;
+  std::optional<GradientSums> sums_;  // parallel.zero 2
   GradientReduction::Ticket newest_reduction_ = 0;
   Communicator::Ticket newest_ = 0;
   GradientReduction::State alone_;

@@ -14,6 +14,7 @@ namespace {
 TransformerOptions transformer_options(const RunConfig& c, const Sharding& ranks) {
   TransformerOptions o;
   if (c.parallel.zero > 0) o.sharding = ranks;
+  o.sharding.gradients = c.parallel.zero > 1;
   o.spec = c.model;
   o.recipe = c.precision;
   o.micro_batch = c.batch.micro;
@@ -185,7 +186,8 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, con
                  [this](size_t parameter) { return model.splits_refresh(parameter); }},
                 model.parameters(), plans.device),
       data_parallel(device, communicator, ranks.ranks, c, model, optimizer, plans.device),
-      evaluation_sum(plans.device.add("evaluation.loss_sum", Category::Other, DType::F64, {1})),
+      evaluation_sums(
+          plans.device.add("evaluation.loss_sums", Category::Other, DType::F64, {validation_batches(c)})),
       validation_tokens(plans.host.add("validation.tokens", Category::Batch, DType::I32,
                                        {validation_batches(c), c.batch.micro * c.model.context})),
       validation_targets(

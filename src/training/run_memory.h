@@ -66,7 +66,7 @@ struct RunMemory {
   Transformer model;
   AdamW optimizer;
   DataParallel data_parallel;
-  Tensor evaluation_sum;  // F64 [1] on the device
+  Tensor evaluation_sums;  // F64 [batches] on the device: of token losses
   Tensor
       validation_tokens;  // I32 [batches, micro * context] on the host, the same windows at every evaluation
   Tensor validation_targets;

@@ -137,8 +137,8 @@ bool Trainer::gradients(StepReport& report) {
   const int64_t micros = accumulation(config_, ranks_.count());
   const double tokens = static_cast<double>(config_.batch.tokens);
 
-  memory_.model.zero_gradients();
-  device_.zero(memory_.model.loss_sum());
+  DataParallel& parallel = memory_.data_parallel;
+  parallel.begin_step();
   for (int64_t micro = 0; micro < micros; ++micro) {
     // A partial step leaves no trace in the state: what is saved now is the end of the step before.
     // With several ranks all stop after the same step.
@@ -146,16 +146,16 @@ bool Trainer::gradients(StepReport& report) {
     const MicroBatch& batch = loader_->next();
     note_epochs(batch, report);
     report.batch_hashes.push_back(batch.hash);
+    const MicroBatchPlace place{micro * ranks_.count() + ranks_.rank(), micro + 1 == micros};
     memory_.model.forward_backward(batch.tokens.data(), batch.targets.data(), static_cast<float>(1 / tokens),
-                                   {report.step - 1, ranks_.rank() * micros + micro},
-                                   micro + 1 == micros ? memory_.data_parallel.reduce_as_ready(report.step)
-                                                       : Transformer::GradientsReady{});
+                                   {report.step - 1, place.over_ranks},
+                                   parallel.reduce_as_ready(report.step, place), parallel.ready_work());
     if (data_.sources().size() > 1) {
       readback_.take_token_losses(report.step, micro, memory_.model.token_losses());
       report.sources.insert(report.sources.end(), batch.sources.begin(), batch.sources.end());
     }
   }
-  memory_.data_parallel.finish_gradients(report.step);
+  parallel.finish_gradients();
 
   if (const double extra = injector_.spike(report.step); extra > 0) {
     double sum = 0;
@@ -165,11 +165,12 @@ bool Trainer::gradients(StepReport& report) {
     device_.copy_from_host(memory_.model.loss_sum().data, &sum, sizeof(sum));
   }
   if (injector_.nan(report.step)) {
-    const Tensor& gradient = memory_.model.parameters().front().gradient;
+    const Tensor gradient = memory_.model.parameters().front().step_gradient();
     const uint32_t nan32 = 0x7fc00000u;
     const uint16_t nan16 = 0x7fc0u;
     const bool narrow = gradient.dtype == DType::BF16;
-    device_.upload(gradient.data, narrow ? static_cast<const void*>(&nan16) : &nan32, narrow ? 2 : 4);
+    if (gradient.elements() > 0)
+      device_.upload(gradient.data, narrow ? static_cast<const void*>(&nan16) : &nan32, narrow ? 2 : 4);
   }
   return true;
 }
@@ -229,6 +230,7 @@ Trainer::Outcome Trainer::settle() {
 }
 
 // The hash of the whole batch, as one process would have seen it, and the losses by source.
+// Micro-batches were dealt out to the ranks in turn.
 void Trainer::exchange(StepReport& report) {
   if (!ranks_.alone()) {
     const auto bytes_of = [](const auto& values) {
@@ -242,10 +244,12 @@ void Trainer::exchange(StepReport& report) {
                    bytes_of(report.batch_hashes) + bytes_of(report.source_loss) +
                        bytes_of(report.source_tokens) + bytes_of(std::span(&report.traffic, 1)));
     report.traffic = {};
-    report.batch_hashes.clear();
+    const size_t each = report.batch_hashes.size();
+    report.batch_hashes.assign(each * all.size(), 0);
     std::fill(report.source_loss.begin(), report.source_loss.end(), 0.0);
     std::fill(report.source_tokens.begin(), report.source_tokens.end(), 0.0);
-    for (const std::string& part : all) {
+    for (size_t rank = 0; rank < all.size(); ++rank) {
+      const std::string& part = all[rank];
       const auto add = [&](std::vector<double>& sums, size_t at) {
         for (size_t i = 0; i < sums.size(); ++i) {
           double value = 0;
@@ -253,11 +257,9 @@ void Trainer::exchange(StepReport& report) {
           sums[i] += value;
         }
       };
-      for (size_t at = 0; at < hash_bytes; at += sizeof(uint64_t)) {
-        uint64_t hash = 0;
-        std::memcpy(&hash, part.data() + at, sizeof hash);
-        report.batch_hashes.push_back(hash);
-      }
+      for (size_t micro = 0; micro < each; ++micro)
+        std::memcpy(&report.batch_hashes[micro * all.size() + rank], part.data() + micro * sizeof(uint64_t),
+                    sizeof(uint64_t));
       add(report.source_loss, hash_bytes);
       add(report.source_tokens, hash_bytes + source_bytes);
       Traffic traffic;
@@ -371,53 +373,6 @@ bool Trainer::roll_back(double loss, double deviation) {
                   plural(skipped, "window"), rollbacks, config_.health.max_rollbacks);
   log_warning("{}", message);
   log_.event(state_.step, "rollback", message);
-  return true;
-}
-
-// ---- evaluation
-// ---------------------------------------------------------------------------------------------------
-
-bool Trainer::evaluation_due(int64_t step) const {
-  const int64_t every = config_.evaluation.every;
-  return validation_batches_ > 0 && step > 0 && every > 0 &&
-         (step % every == 0 || step == config_.run.steps) && state_.validated_step != step;
-}
-
-bool Trainer::evaluate_if_due() {
-  const int64_t step = state_.step;
-  if (!evaluation_due(step)) return true;
-  ranks_.set_phase("evaluation", step);
-  ScaleTable& scales = memory_.model.scales();
-  const bool count = scales.count;
-  scales.count = false;
-  device_.zero(memory_.evaluation_sum);
-  bool complete = true;
-  for (int64_t b = 0; complete && b < validation_batches_; ++b) {
-    injector_.enter(Phase::Evaluation, step);
-    complete = !ranks_.alone() || !stop_requested();
-    if (!complete) break;
-    if (b % ranks_.count() != ranks_.rank()) continue;  // the ranks share them out
-    memory_.model.forward(memory_.validation_tokens.slice(b, 1).as<int32_t>(),
-                          memory_.validation_targets.slice(b, 1).as<int32_t>());
-    device_.accumulate_sum(memory_.evaluation_sum, memory_.model.token_losses());
-  }
-  scales.count = count;
-  if (!complete) return false;
-  memory_.data_parallel.add_up(memory_.evaluation_sum);
-  double sum = 0;
-  device_.synchronize();
-  device_.copy_to_host(&sum, memory_.evaluation_sum.data, sizeof(sum));
-  const double loss = sum / static_cast<double>(validation_windows_ * config_.model.context);
-  state_.validation_loss = loss;
-  state_.validated_step = step;
-  if (saver_.newest() == step) evaluated_late_ = step;
-  log_.write("validation", step,
-             {{"time", wall_seconds()},
-              {"validation/loss", json_number(loss)},
-              {"validation/bits_per_token", json_number(loss / std::log(2.0))}});
-  if (!request_.quiet && ranks_.leads())
-    progress_.note(
-        fmt::format("validation  step {}  loss {:.4f}  {:.4f} bits/token", step, loss, loss / std::log(2.0)));
   return true;
 }
 

@@ -66,6 +66,78 @@ TEST_CASE("FP8 with delayed scales: every rank has the scales of all, and repeat
   CHECK(largest_difference(amaxes("alone"), amaxes("first")) < 0x1p-6);
 }
 
+TEST_CASE("gradients in shards: 1, 2, 3 and 4 ranks compute the same bits, a move between them included") {
+  const SharedRun place;
+  const std::string shards = "--set parallel.zero=2 ";
+  REQUIRE(place.train("alone", shards).code == 0);
+  for (const char* ranks : {"on2", "on3", "on4"}) {
+    const CommandRun run = place.train(ranks, shards + "--ranks " + std::string(1, ranks[2]));
+    INFO(run.output);
+    REQUIRE(run.code == 0);
+    CHECK(place.same_run(ranks, "alone"));
+  }
+  REQUIRE(place.train("late", shards + "--ranks 2 --device interpreter").code == 0);
+  CHECK(place.same_run("late", "alone"));  // a device whose operations run late
+  const std::string stop = " --inject signal:name=TERM,phase=step,step=";
+  CHECK(place.train("moved", shards + "--ranks 4" + stop + "2").code == 75);
+  CHECK(place.train("moved", shards + "--ranks 2" + stop + "4").code == 75);
+  CHECK(place.train("moved", shards + stop + "5").code == 75);
+  CHECK(place.train("moved", shards + "--ranks 3").code == 0);
+  CHECK(place.same_run("moved", "alone"));
+
+  // Negative control: ranks that first add up their own micro-batches.
+  REQUIRE(place.train("own", "--ranks 2 --set parallel.zero=1").code == 0);
+  CHECK(place.hashes("own") == place.hashes("alone"));
+  CHECK_FALSE(place.same_run("own", "alone"));
+}
+
+TEST_CASE("gradients in shards: every recipe has the same bits on 1 and 2 ranks") {
+  for (const char* recipe : {"bf16", "fp8"}) {
+    const SharedRun place(recipe);
+    std::vector<std::string> variants = {
+        "--set model.layers=3 --set model.tied_head=true --set model.qkv_bias=true "};
+    if (recipe == std::string("bf16")) variants.push_back("--set precision.weight_gradient=bf16 ");
+    if (recipe == std::string("fp8"))
+      variants.push_back("--set precision.scaling=delayed --set precision.grad.rounding=stochastic ");
+    for (const std::string& variant : variants) {
+      INFO(recipe << ", " << variant);
+      for (const char* ranks : {"1", "2"})
+        REQUIRE(place
+                    .train("on" + std::string(ranks),
+                           "--overwrite --set parallel.zero=2 " + variant + "--ranks " + ranks)
+                    .code == 0);
+      CHECK(place.same_run("on1", "on2"));
+    }
+  }
+}
+
+TEST_CASE("with one micro-batch a rank, gradients in shards or whole are the same sums") {
+  const SharedRun place;
+  for (const char* zero : {"0", "1", "2"})
+    REQUIRE(place
+                .train(std::string("zero") + zero,
+                       std::string("--ranks 4 --set batch.micro=6 --set parallel.zero=") + zero)
+                .code == 0);
+  CHECK(place.same_run("zero0", "zero2"));
+  CHECK(place.same_run("zero1", "zero2"));
+}
+
+TEST_CASE("gradients in shards travel in BF16 and FP8, rounded, and a repeat has the same bits") {
+  const SharedRun place;
+  REQUIRE(place.train("fp32", "--ranks 2 --set parallel.zero=2").code == 0);
+  for (const char* wire : {"bf16", "fp8"}) {
+    for (const char* name : {"first", "again"})
+      REQUIRE(
+          place
+              .train(name,
+                     std::string("--overwrite --ranks 2 --set parallel.zero=2 --set parallel.reduce=") + wire)
+              .code == 0);
+    CHECK(place.same_run("first", "again"));
+    CHECK_FALSE(place.same_run("first", "fp32"));
+    CHECK(place.numbers("first", "train/loss")[0] == place.numbers("fp32", "train/loss")[0]);
+  }
+}
+
 TEST_CASE("4 ranks then 2 then 1 then 3 go on with the same run") {
   const SharedRun place;
   REQUIRE(place.train("alone", "").code == 0);

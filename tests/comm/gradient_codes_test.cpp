@@ -12,12 +12,24 @@ using namespace octet;
 
 namespace {
 
-enum class Way { AllReduce, ReduceScatter };
+enum class Way { AllReduce, ReduceScatter, AddOnto };
+const Way all_ways[] = {Way::AllReduce, Way::ReduceScatter, Way::AddOnto};
 
-GradientReduction::Ticket start(GradientReduction& reduction, Way way, const Tensor& gradient, uint64_t step,
-                                uint64_t tensor) {
-  return way == Way::AllReduce ? reduction.all_reduce(gradient, step, tensor)
-                               : reduction.reduce_scatter(gradient, step, tensor);
+GradientReduction::Options planned_for(Way way, GradientReduction::Options options) {
+  if (way == Way::AddOnto) options.use = GradientReduction::Options::Use::AddOnto;
+  return options;
+}
+
+// The gradient, or this rank's piece of it, is the sum afterwards.
+void reduce(const Room& room, Communicator& comm, Way way, const Tensor& gradient, uint64_t step,
+            uint64_t tensor) {
+  GradientReduction& reduction = *room.reduction;
+  if (way == Way::AllReduce) return reduction.wait(reduction.all_reduce(gradient, step, tensor));
+  if (way == Way::ReduceScatter) return reduction.wait(reduction.reduce_scatter(gradient, step, tensor));
+  const int64_t piece = gradient.elements() / comm.ranks();
+  const Gradient sum(DType::F32, Floats(static_cast<size_t>(piece)));
+  reduction.wait(reduction.add_up_onto(sum.view, gradient, step, tensor));
+  make_cpu_device({.threads = 1})->copy(gradient.slice(comm.rank() * piece, piece), sum.view);
 }
 
 // Elements that a rank may read afterwards.
@@ -145,15 +157,16 @@ TEST_CASE("a device whose operations run late gives fp8 reductions the same bits
 TEST_CASE("the error of an fp8 reduction is within its bound, and beyond half of it") {
   for (const int ranks : {2, 3, 4})
     for (const DType dtype : {DType::F32, DType::BF16})
-      for (const Way way : {Way::AllReduce, Way::ReduceScatter})
+      for (const Way way : all_ways)
         for (const std::string& result : on_ranks(ranks, [&](Device&device, Communicator&comm) {
-               const Room room(device, comm,
-                               {.wire = GradientWire::FP8, .gradient = dtype, .largest = 12 * 601});
+               const Room room(
+                   device, comm,
+                   planned_for(way, {.wire = GradientWire::FP8, .gradient = dtype, .largest = 12 * 601}));
                int64_t beyond_half = 0;
                for (const int64_t n : {int64_t{12}, int64_t{12 * 601}}) {
                  const auto tensor = static_cast<uint64_t>(n);
                  Gradient gradient(dtype, values_of(comm.rank(), tensor, n));
-                 room.reduction->wait(start(*room.reduction, way, gradient.view, 1, tensor));
+                 reduce(room, comm, way, gradient.view, 1, tensor);
                  const Expected e = expected(way, dtype, ranks, tensor, n);
                  const Range range = readable(way, comm, n);
                  for (int64_t i = range.begin; i < range.end; ++i) {
@@ -181,9 +194,9 @@ TEST_CASE(
   };
   // Constant: 1.03 everywhere, which lies a quarter of the way from 1 to 1.125.
   for (const bool constant : {false, true})
-    for (const Way way : {Way::AllReduce, Way::ReduceScatter})
+    for (const Way way : all_ways)
       for (const std::string& result : on_ranks(2, [&](Device&device, Communicator&comm) {
-             const Room room(device, comm, {.wire = GradientWire::FP8, .largest = n});
+             const Room room(device, comm, planned_for(way, {.wire = GradientWire::FP8, .largest = n}));
              const auto values = [&](int rank) {
                return constant ? Floats(n, 1.03f) : values_of(rank, 1, n);
              };
@@ -192,7 +205,7 @@ TEST_CASE(
              const Range range = readable(way, comm, n);
              for (uint64_t step = 0; step < draws; ++step) {
                Gradient gradient(DType::F32, mine);
-               room.reduction->wait(start(*room.reduction, way, gradient.view, step, 7));
+               reduce(room, comm, way, gradient.view, step, 7);
                for (int64_t i = range.begin; i < range.end; ++i) {
                  const auto at = static_cast<size_t>(i);
                  errors[at].add(static_cast<double>(gradient[i]) - static_cast<double>(first[at]) -
@@ -226,9 +239,10 @@ TEST_CASE("a value that is not finite arrives as one on every rank, whatever the
   constexpr int64_t n = 1536, at = 700;
   for (const GradientWire wire : {GradientWire::FP32, GradientWire::BF16, GradientWire::FP8})
     for (const DType dtype : {DType::F32, DType::BF16})
-      for (const Way way : {Way::AllReduce, Way::ReduceScatter})
+      for (const Way way : all_ways)
         for (const std::string& result : on_ranks(3, [&](Device&device, Communicator&comm) {
-               const Room room(device, comm, {.wire = wire, .gradient = dtype, .largest = n});
+               const Room room(device, comm,
+                               planned_for(way, {.wire = wire, .gradient = dtype, .largest = n}));
                const Range range = readable(way, comm, n);
                for (int source = 0; source < 3; ++source)
                  for (const float broken : {INFINITY, -INFINITY, NAN, 0.0f}) {
@@ -236,7 +250,7 @@ TEST_CASE("a value that is not finite arrives as one on every rank, whatever the
                    if (broken != 0) values = values_of(comm.rank(), 1, n);
                    if (comm.rank() == source) values[at] = broken;
                    Gradient gradient(dtype, values);
-                   room.reduction->wait(start(*room.reduction, way, gradient.view, 1, 1));
+                   reduce(room, comm, way, gradient.view, 1, 1);
                    for (int64_t i = range.begin; i < range.end; ++i) {
                      // Pieces are of 512 values, two blocks: 700 is in the first of the second.
                      const bool in_block = i / code_block == at / code_block;
@@ -252,14 +266,14 @@ TEST_CASE("a value that is not finite arrives as one on every rank, whatever the
 
 TEST_CASE("fp8 sends at most 0.26 of the bytes of fp32, bf16 half of them") {
   for (const int ranks : {2, 3, 4})
-    for (const Way way : {Way::AllReduce, Way::ReduceScatter})
+    for (const Way way : all_ways)
       for (const std::string& result : on_ranks(ranks, [&](Device&device, Communicator&comm) {
              constexpr int64_t n = 12 * 5000;
              const auto sent = [&](GradientWire wire) {
-               const Room room(device, comm, {.wire = wire, .largest = n});
+               const Room room(device, comm, planned_for(way, {.wire = wire, .largest = n}));
                Gradient gradient(DType::F32, values_of(comm.rank(), 1, n));
                const uint64_t before = comm.traffic().sent();
-               room.reduction->wait(start(*room.reduction, way, gradient.view, 1, 1));
+               reduce(room, comm, way, gradient.view, 1, 1);
                return static_cast<double>(comm.traffic().sent() - before);
              };
              const double wide = sent(GradientWire::FP32);

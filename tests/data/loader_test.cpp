@@ -94,11 +94,10 @@ TEST_CASE("the union over ranks is the serial order, for every number of ranks")
       for (int64_t rank = 0; rank < ranks; ++rank) {
         Loader loader(
             dataset, {.seed = 5, .micro_batch = micro, .global_batch = global, .rank = rank, .ranks = ranks});
-        const int64_t slice = global / ranks;
         int64_t i = 0;
-        for (Row& row : take(loader, steps * slice / micro)) {
-          // Its contiguous slice of every global batch.
-          REQUIRE(row.sample == i / slice * global + rank * slice + i % slice);
+        for (Row& row : take(loader, steps * global / ranks / micro)) {
+          // Every ranks-th micro-batch, not a contiguous part of the global batch.
+          REQUIRE(row.sample == (i / micro * ranks + rank) * micro + i % micro);
           ++seen[static_cast<size_t>(row.sample)];
           united[static_cast<size_t>(row.sample)] = std::move(row);
           ++i;

@@ -114,21 +114,42 @@ TEST_CASE("decoded messages are added in FP32 in their order, and rounded once")
                       static_cast<size_t>(bytes));
         }
         const Values out = read_floats(decode(on, messages, sources, sizes, dtype));
+        const auto term = [&](int64_t at, int64_t s) {
+          const int64_t p = at / piece, i = at % piece;
+          const uint8_t* const message = messages.as<uint8_t>() + s * bytes + p * message_bytes(piece);
+          const uint8_t inverse = message[coded_bytes(piece) + i / 256];
+          return std::ldexp(decode_e4m3(message[i]), inverse - 127);
+        };
+        const auto sum_at = [&](int64_t at, float sum) {
+          for (int64_t s = 0; s < sources; ++s) sum += term(at, s);
+          return sum;
+        };
         int64_t wrong = 0, other_order = 0;
         for (int64_t at = 0; at < sizes.n; ++at) {
-          const int64_t p = at / piece, i = at % piece;
-          const auto term = [&](int64_t s) {
-            const uint8_t* const message = messages.as<uint8_t>() + s * bytes + p * message_bytes(piece);
-            const uint8_t inverse = message[coded_bytes(piece) + i / 256];
-            return std::ldexp(decode_e4m3(message[i]), inverse - 127);
-          };
-          float sum = term(0), reversed = term(sources - 1);
-          for (int64_t s = 1; s < sources; ++s) sum += term(s), reversed += term(sources - 1 - s);
-          wrong += out[static_cast<size_t>(at)] != rounded(dtype, sum);
+          float reversed = 0;
+          for (int64_t s = sources; s-- > 0;) reversed += term(at, s);
+          wrong += out[static_cast<size_t>(at)] != rounded(dtype, sum_at(at, 0));
           other_order += out[static_cast<size_t>(at)] != rounded(dtype, reversed);
         }
         CHECK(wrong == 0);
         if (sources == 5 && sizes.n > 1000 && dtype == DType::F32) CHECK(other_order > 0);
+
+        // Onto what is there: it comes first.
+        const Values start = wide_values(sizes.n, 40, dtype);
+        Tensor parts = messages;
+        parts.shape = {sources, sizes.pieces, message_bytes(piece)};
+        const Tensor onto = on.floats(dtype, {sizes.n}, start);
+        on->decode_blocks({.messages = parts, .out = onto, .piece = piece, .accumulate = true});
+        const Values accumulated = read_floats(onto);
+        int64_t not_first = 0;
+        for (int64_t at = 0; at < sizes.n; ++at) {
+          const auto i = static_cast<size_t>(at);
+          const float first = sum_at(at, start[i]), last = sum_at(at, 0.0f) + start[i];
+          wrong += accumulated[i] != rounded(dtype, first);
+          not_first += accumulated[i] != rounded(dtype, last);
+        }
+        CHECK(wrong == 0);
+        if (sources == 5 && sizes.n > 1000 && dtype == DType::F32) CHECK(not_first > 0);
       }
 }
 

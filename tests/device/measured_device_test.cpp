@@ -58,6 +58,16 @@ TEST_CASE("products are counted by class and formats, a sum onto the result twic
   CHECK(&measured.matmul_counts() == &f->matmul_counts());
 }
 
+TEST_CASE("what is added onto a sum is read once, the sum twice", "[measured_device]") {
+  OpFixture f;
+  const AddInOrder add{.sum = f.zeros(DType::F32, {16}), .sources = f.zeros(DType::BF16, {3, 16})};
+  CHECK(least_bytes(add) == 3 * 16 * 2 + 2 * 16 * 4);
+  DecodeBlocks decode{.messages = f.zeros(DType::U8, {2, 1, 32}), .out = add.sum, .piece = 16};
+  CHECK(least_bytes(decode) == 64 + 64);
+  decode.accumulate = true;
+  CHECK(least_bytes(decode) == 64 + 2 * 64);
+}
+
 TEST_CASE("a cast in place is read and written once", "[measured_device]") {
   OpFixture f;
   CastOperation cast;

@@ -68,14 +68,15 @@ void fill_messages(const Problem& p, Array& messages) {
                                                                                          : 97 + draw % 60);
   }
 }
-void decode_with_kernel(const Problem& p, const Array& messages, const Array& out) {
+void decode_with_kernel(const Problem& p, const Array& messages, const Array& out, bool accumulate = false) {
   kernels::decode_blocks({.messages = messages.as<uint8_t>(),
                           .sources = p.sources,
                           .pieces = p.pieces,
                           .piece = p.piece(),
                           .out = out.data(),
                           .storage = p.storage(),
-                          .count = p.count});
+                          .count = p.count,
+                          .accumulate = accumulate});
 }
 
 const int64_t counts[] = {1, 7, 8, 17, 255, 256, 257, 1000, 2048, 50003};  // the last one walks over the grid
@@ -117,6 +118,11 @@ TEST_CASE("sums of decoded blocks have the bits of the CPU's at any size, alignm
             decode_with_kernel(p, messages, ours);
             specification().decode_blocks({.messages = messages, .out = theirs, .piece = p.piece()});
             INFO(name_of(type) << ", " << count << " in " << pieces << " of " << sources);
+            CHECK(differences(ours, theirs) == 0);
+            // And once more, onto that.
+            decode_with_kernel(p, messages, ours, true);
+            specification().decode_blocks(
+                {.messages = messages, .out = theirs, .piece = p.piece(), .accumulate = true});
             CHECK(differences(ours, theirs) == 0);
           }
 }

@@ -83,15 +83,17 @@ void CpuDevice::decode_blocks(const DecodeBlocks& op) {
     const int64_t p = b / blocks, i = b % blocks * code_block, first = p * piece + i;
     const int64_t n = std::clamp<int64_t>(std::min(piece - i, op.out.elements() - first), 0, code_block);
     if (n == 0) continue;
+    Tensor out = op.out;
     float sum[code_block], values[code_block];
+    if (op.accumulate) unpack(out.dtype, at(op.out, first), sum, n);
     for (int64_t s = 0; s < sources; ++s) {
       const uint8_t* const message = op.messages.as<uint8_t>() + (s * pieces + p) * stride;
-      float* const to = s == 0 ? sum : values;
+      const bool begins = s == 0 && !op.accumulate;
+      float* const to = begins ? sum : values;
       unpack(DType::E4M3, message + i, to, n);
       decode_values(to, e8m0_value(message[coded + b % blocks]), n);
-      if (s > 0) add_values(sum, values, n);
+      if (!begins) add_values(sum, values, n);
     }
-    Tensor out = op.out;
     pack(out.dtype, sum, at(out, first), n);
   }
 }

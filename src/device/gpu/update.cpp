@@ -5,6 +5,7 @@
 #include "device/block_codes.h"
 #include "device/gpu/gpu_device.h"
 #include "kernels/adamw.h"
+#include "kernels/add_in_order.h"
 #include "kernels/block_codes.h"
 #include "kernels/gradient_norm.h"
 #include "kernels/scale_table.h"
@@ -43,7 +44,25 @@ void GpuDevice::decode_blocks(const DecodeBlocks& op) {
                           .out = op.out.data,
                           .storage = format_of(op.out),
                           .count = op.out.elements(),
+                          .accumulate = op.accumulate,
                           .stream = backend_->stream()});
+}
+
+void GpuDevice::add_in_order(const AddInOrder& op) {
+  check(op);
+  if (op.sum.dtype == DType::F64)
+    kernels::add_doubles_in_order({.sum = op.sum.as<double>(),
+                                   .values = op.sources.as<double>(),
+                                   .sources = op.sources.rows(),
+                                   .count = op.sum.elements(),
+                                   .stream = backend_->stream()});
+  else
+    kernels::add_in_order({.sum = op.sum.as<float>(),
+                           .values = op.sources.data,
+                           .storage = format_of(op.sources),
+                           .sources = op.sources.rows(),
+                           .count = op.sum.elements(),
+                           .stream = backend_->stream()});
 }
 
 void GpuDevice::gradient_squares(const GradientSquares& op) {
