@@ -17,6 +17,7 @@
 #include "kernels/grid.h"
 #include "kernels/instructions.h"
 #include "kernels/values.cuh"
+#include "numerics/bfloat16.h"
 #include "numerics/moments.h"
 
 OCTET_KERNELS_BEGIN
@@ -39,6 +40,7 @@ struct Update {
   Rule rule;
   const Control* control;
   uint32_t* amaxes;
+  uint32_t* master_amax;
   int64_t span;  // whole blocks of both moments
 };
 
@@ -167,6 +169,16 @@ __device__ __forceinline__ float updated(const Rule& rule, float w, float m, flo
   return w - (rule.decay * w + rule.rate * (m / (sqrtf(v) + rule.epsilon)));
 }
 
+// The largest magnitude of masters, of all threads of a block. Rounding keeps the order, so that the largest
+// is rounded instead of each.
+__device__ __forceinline__ void raise_master_amax(const Update& update, uint32_t largest) {
+  const float amax = block_max_magnitude(__uint_as_float(largest));
+  if (threadIdx.x == 0) raise_amax(reinterpret_cast<float*>(update.master_amax), round_to_bfloat16(amax));
+}
+__device__ __forceinline__ uint32_t larger(uint32_t largest, float w) {
+  return magnitude(w) > largest ? magnitude(w) : largest;
+}
+
 // Moments after this step, of the four neighbours from i on.
 template <class Gradient>
 __device__ __forceinline__ void advance4(const Update& update, float scale, Access access, int64_t i, int n,
@@ -198,6 +210,7 @@ template <class Gradient, bool vectors>
 __global__ void __launch_bounds__(threads) update_kernel(Update update) {
   if (update.control->apply == 0) return;
   const float scale = update.control->scale;
+  uint32_t largest = 0;
   for (int64_t begin = usual_block * (static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32);
        begin < update.count; begin += usual_block * static_cast<int64_t>(gridDim.x) * warps) {
     const Place at = place_of<vectors>(begin, update.count);
@@ -206,11 +219,25 @@ __global__ void __launch_bounds__(threads) update_kernel(Update update) {
     advance4<Gradient>(update, scale, at.access, at.i, at.n, m, v);
 #pragma unroll
     for (int j = 0; j < own; ++j) w[j] = updated(update.rule, w[j], m[j], v[j]);
+#pragma unroll
+    for (int j = 0; j < own; ++j) largest = j < at.n ? larger(largest, w[j]) : largest;
     store4(at.access, update.master + at.i, at.n, w);
     __syncwarp();  // all lanes have read the block's scales before one writes them
     store_moment(update.first, Moment::First, at.access, at.i, at.n, m, update.amaxes);
     store_moment(update.second, Moment::Second, at.access, at.i, at.n, v, second_amax(update));
   }
+  if (update.master_amax) raise_master_amax(update, largest);
+}
+
+// Where nothing changes the masters' amax is wanted all the same.
+__global__ void __launch_bounds__(threads) measure_masters(Update update) {
+  if (update.control->apply != 0) return;
+  uint32_t largest = 0;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * threads;
+#pragma unroll 4
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x; i < update.count; i += stride)
+    largest = larger(largest, update.master[i]);
+  raise_master_amax(update, largest);
 }
 
 // ---- one scale a tensor
@@ -300,6 +327,7 @@ __global__ void __launch_bounds__(32 * span_warps) update_spans(Update update) {
   const float scale = update.control->scale;
   Span& first = firsts[threadIdx.x / 32];
   Span& second = seconds[threadIdx.x / 32];
+  uint32_t largest = 0;
   for (int64_t begin = update.span * (static_cast<int64_t>(blockIdx.x) * span_warps + threadIdx.x / 32);
        begin < update.count; begin += update.span * static_cast<int64_t>(gridDim.x) * span_warps) {
     const int64_t left = update.count - begin, n = left < update.span ? left : update.span;
@@ -307,7 +335,9 @@ __global__ void __launch_bounds__(32 * span_warps) update_spans(Update update) {
       const int64_t i = begin + k;
       float m = load_one(update.first, i), v = load_one(update.second, i);
       advance(update.rule, scale * octet::load(static_cast<const Gradient*>(update.gradient)[i]), m, v);
-      update.master[i] = updated(update.rule, update.master[i], m, v);
+      const float w = updated(update.rule, update.master[i], m, v);
+      update.master[i] = w;
+      largest = larger(largest, w);
       first[k] = m;
       second[k] = v;
     }
@@ -316,6 +346,7 @@ __global__ void __launch_bounds__(32 * span_warps) update_spans(Update update) {
     store_span(update.second, Moment::Second, begin, n, second, second_amax(update));
     __syncwarp();  // the next span may overwrite
   }
+  if (update.master_amax) raise_master_amax(update, largest);
 }
 
 // ---- host side
@@ -355,6 +386,7 @@ void adamw(const AdamWArguments& args) {
                                .epsilon = args.epsilon},
                       .control = args.control,
                       .amaxes = args.amaxes,
+                      .master_amax = args.master_amax,
                       .span = span_of(args)};
   const bool vectors = is_aligned16(args.master) && is_aligned16(args.gradient) &&
                        is_aligned16(args.first.values) && is_aligned16(args.second.values);
@@ -375,6 +407,7 @@ void adamw(const AdamWArguments& args) {
                   update);
     }
   });
+  if (args.master_amax) gpu::launch(measure_masters, walk, update);
   if (one_scale) gpu::launch(store_inverses, {.grid = 1, .block = 1, .stream = args.stream}, update);
 }
 

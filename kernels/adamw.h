@@ -26,6 +26,7 @@ struct AdamWArguments {
   const Control* control;  // apply == 0: nothing changes
   uint32_t* amaxes =
       nullptr;  // scratch [2], cleared by the caller: moments with one scale a tensor (block 0)
+  uint32_t* master_amax = nullptr;  // raised to the bits of the largest |BF16(w)|, also when nothing changes
   Stream stream = nullptr;
 };
 void adamw(const AdamWArguments&);

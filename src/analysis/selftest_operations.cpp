@@ -251,11 +251,13 @@ void add_update(std::vector<SelftestCase>& cases) {
                op.weight_decay = 0.1f;
                const UpdateControl control{1, 0.5f, 1, apply, 0};
                op.control = static_cast<const UpdateControl*>(w.bytes(DType::U32, {5}, &control).data);
+               op.amax = w.zeros(DType::F32, {1});
                for (op.step = 1; op.step <= 3; ++op.step) {
                  op.gradient = w.floats(gradient, {n}, hard(n, static_cast<uint64_t>(op.step)));
                  w.device().adamw(op);
                }
                w.output("master", op.master);
+               w.output("amax", op.amax);
                w.output("first", op.first.values);
                w.output("second", op.second.values);
                if (!op.first.inverse.empty()) w.output("first scales", op.first.inverse);

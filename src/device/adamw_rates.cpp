@@ -9,6 +9,9 @@
 namespace octet {
 
 void check(const AdamWUpdate& op) {
+  if (!op.amax.empty() && (op.amax.dtype != DType::F32 || op.amax.elements() != 1))
+    throw Error(ExitCode::Internal, fmt::format("adamw: the amax is {} of {}, expected 1 of F32",
+                                                op.amax.elements(), name_of(op.amax.dtype)));
   const int64_t n = op.master.elements();
   for (const MomentTensor* moment : {&op.first, &op.second}) {
     const bool coded = size_of(moment->values.dtype) == 1;

@@ -23,11 +23,11 @@ void check_part(const CastOperation& op) {
     return;
   }
   check_amax("cast", op.amax);
-  // Row codes with the site's scale: nothing else of a part is a part of the whole's.
   const CastTarget& out = op.out;
-  for (const Tensor* other : {&out.high, &out.column, &out.row_inverse_scale, &out.column_inverse_scale,
-                              &out.row_factor, &op.column_factor})
-    if (!other->empty()) refuse("cast: a part of a tensor has row codes of one scale and nothing else");
+  for (const Tensor* other :
+       {&out.high, &out.row_inverse_scale, &out.column_inverse_scale, &out.row_factor, &op.column_factor})
+    if (!other->empty()) refuse("cast: with a known amax there are codes of one scale and nothing else");
+  if (op.first != 0 && !out.column.empty()) refuse("cast: a part of a tensor has row codes and nothing else");
 }
 
 void check(const MeasureAmax& op) {

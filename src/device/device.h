@@ -187,14 +187,15 @@ struct CrossEntropy {
 // a linear. column_factor (F32 [columns], optional) multiplies the source's columns first (Smooth-SwiGLU
 // `channel`: folded weights).
 //
-// A part of a larger tensor with one scale, row codes only: `amax` is the whole tensor's, and value i of the
-// part is element first + i of it, for stochastic rounding. Together the parts have the codes, the scale and
-// the counts of one cast of the whole, and each records the whole's amax.
+// With `amax`, which somebody has measured already, the source is read once. It may then be a part of a
+// larger tensor with one scale, row codes only: `amax` is the whole tensor's, and value i of the part is
+// element first + i of it, for stochastic rounding. Together the parts have the codes, the scale and the
+// counts of one cast of the whole, and each records the whole's amax.
 struct CastOperation {
   Tensor source;
   Tensor column_factor;
   CastTarget out;
-  Tensor amax = {};  // F32 [1], of measure_amax; empty: the source is the whole
+  Tensor amax = {};  // F32 [1], of measure_amax or adamw; empty: not known yet
   int64_t first = 0;
 };
 
@@ -253,6 +254,8 @@ struct AdamWUpdate {
   float learning_rate, beta1, beta2, epsilon, weight_decay;
   int64_t step;                  // t, from 1
   const UpdateControl* control;  // device memory
+  // F32 [1] or empty: as measure_amax of the masters after it, also where the update is not applied.
+  Tensor amax = {};
 };
 
 // Pushes this step's amaxes into the history and refreshes the scales of delayed sites; clears `amax`.

@@ -174,6 +174,7 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
   CastOperation encode;
   encode.source = piece.values;
   encode.source.shape = parameter_.gradient.shape;
+  encode.amax = piece.amax;
   encode.out.cast = options_.weight;
   encode.out.site = pass.site(weight_site_);
   encode.out.rounding_key = pass.rounding_key(weight_site_);

@@ -70,6 +70,17 @@ AdamW::AdamW(Device* device, const AdamWOptions& options, const States& states,
   for (const Parameter& parameter : parameters) pieces += norm_pieces(parameter.gradient.elements());
   partials_ = plan.add("norm_partials", Category::Other, DType::F64, {pieces});
   control_ = plan.add("update_control", Category::Other, DType::U8, {sizeof(UpdateControl)});
+  int64_t cast = 0;
+  const auto is_cast = [&](size_t i) {
+    const Parameter& p = parameters[i];
+    return p.kind != ParameterKind::Vector && p.shard == 0 && states.splits && !states.splits(i);
+  };
+  for (size_t i = 0; i < parameters.size(); ++i) cast += is_cast(i) ? 1 : 0;
+  if (cast > 0) all_amaxes_ = plan.add("master_amaxes", Category::Other, DType::F32, {cast});
+  amaxes_.resize(parameters.size());
+  int64_t next = 0;
+  for (size_t i = 0; i < parameters.size(); ++i)
+    if (is_cast(i)) amaxes_[i] = all_amaxes_.slice(next++, 1);
   if (states.offload) plan_slots(parameters, states, plan);
 }
 
@@ -154,8 +165,9 @@ void AdamW::update(std::span<const Parameter> parameters, double learning_rate, 
   const auto tell = [&](const Piece& piece, const Tensor& master) {
     const Parameter& p = parameters[piece.parameter];
     const bool last = piece.begin + piece.count == p.master.elements();
-    if (updated) updated({piece.parameter, p.begin + piece.begin, master, last});
+    if (updated) updated({piece.parameter, p.begin + piece.begin, master, last, amaxes_[piece.parameter]});
   };
+  if (!all_amaxes_.empty()) device_->zero(all_amaxes_);
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Parameter& parameter = parameters[i];
     if (!offloaded_.empty() && parameter.kind != ParameterKind::Vector) continue;
@@ -226,6 +238,7 @@ void AdamW::update(const Parameter& parameter, const Piece& piece, const PieceSt
   update.first = state.moments.first;
   update.second = state.moments.second;
   update.weight_decay = static_cast<float>(decay_of(parameter));
+  update.amax = amaxes_[piece.parameter];
   device_->adamw(update);
 }
 

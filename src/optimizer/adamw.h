@@ -30,7 +30,8 @@ class AdamW {
   struct States {
     Moments moments;
     MemoryPlan* offload = nullptr;  // where those states go instead
-    // With offload: whether the parameter of this index may be updated in pieces.
+    // Whether the parameter of this index may be refreshed in pieces: with offload it visits in pieces. One
+    // that may not is cast as a whole, and is handed on with its amax.
     std::function<bool(size_t parameter)> splits = {};
   };
   AdamW(Device* device, const AdamWOptions& options, const States& states,
@@ -82,6 +83,8 @@ class AdamW {
   AdamWOptions options_;
   std::vector<State> states_;
   Tensor control_;                // U8 [sizeof(UpdateControl)]
+  std::vector<Tensor> amaxes_;    // in the parameters' order, F32 [1]; empty: nobody wants it
+  Tensor all_amaxes_;             // F32
   Tensor partials_;               // F64 [norm pieces of all gradients]
   std::vector<Piece> offloaded_;  // in the order of their visits
   std::array<Tensor, 2> slots_;   // U8

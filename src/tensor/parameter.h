@@ -55,6 +55,7 @@ struct MasterPiece {
   int64_t begin = 0;     // first element
   Tensor values;         // F32
   bool last = true;      // of its parameter on this rank
+  Tensor amax = {};      // F32 [1] or empty: of the whole parameter, as Device::measure_amax has it
 };
 
 }  // namespace octet

@@ -279,6 +279,63 @@ TEST_CASE("a step that is not applied changes nothing", "[adamw]") {
   CHECK(state() != before);
 }
 
+TEST_CASE("AdamW hands on the amax of the masters as a cast would measure it, applied or not", "[adamw]") {
+  for (const uint32_t apply : {1u, 0u}) {
+    for (const float broken : {0.0f, std::numeric_limits<float>::infinity()}) {
+      OpFixture f;
+      const int64_t n = 5000;
+      const Tensor control = control_tensor(f, 1.0f, apply);
+      AdamWUpdate op = update({}, 1, control);
+      op.master = f.floats(DType::F32, {n}, normal_values(n, 1));
+      if (broken != 0) op.master.as<float>()[777] = broken;
+      op.gradient = f.floats(DType::F32, {n}, normal_values(n, 2));
+      op.first = moment(f, DType::E4M3, n, 128);
+      op.second = moment(f, DType::E5M2, n, 128);
+      op.amax = f.floats(DType::F32, {1}, {0.0f});
+      f->adamw(op);
+      const Tensor measured = f.floats(DType::F32, {1}, {0.0f});
+      f->measure_amax({op.master, measured});
+      CHECK(read_bytes(op.amax) == read_bytes(measured));
+      CHECK_FALSE(*measured.as<float>() <= 1);  // an infinite weight becomes NaN
+      // It rises, as the amax of the pieces of a tensor does.
+      *op.amax.as<float>() = 1e30f;
+      f->adamw(op);
+      CHECK_FALSE(*op.amax.as<float>() < 1e30f);
+      op.amax = f.floats(DType::F32, {2}, {0.0f, 0.0f});
+      CHECK_THROWS(f->adamw(op));
+    }
+  }
+}
+
+TEST_CASE("a cast with a known amax has the codes, scale and counts of one that measures it", "[cast]") {
+  OpFixture f;
+  const Tensor source = f.floats(DType::F32, {33, 70}, normal_values(33 * 70, 3));
+  const auto cast = [&](const Tensor& amax) {
+    CastOperation op;
+    op.source = source;
+    op.amax = amax;
+    op.out.cast = {Format::E4M3, Scaling::Current, ScaleRule::PowerOfTwo, Rounding::Nearest};
+    op.out.row = f.zeros(DType::E4M3, {33, 70});
+    op.out.column = f.zeros(DType::E4M3, {70, 33});
+    const Tensor numbers = f.zeros(DType::F32, {3}), counters = f.zeros(DType::U64, {3});
+    op.out.site = {numbers.as<float>(), numbers.as<float>() + 1, numbers.as<float>() + 2,
+                   static_cast<CastCounters*>(counters.data)};
+    f->cast(op);
+    Bytes all;
+    for (const Tensor& t : {op.out.row, op.out.column, numbers, counters}) {
+      const Bytes bytes = read_bytes(t);
+      all.insert(all.end(), bytes.begin(), bytes.end());
+    }
+    return all;
+  };
+  const Tensor amax = f.floats(DType::F32, {1}, {0.0f});
+  f->measure_amax({source, amax});
+  const Bytes measured = cast({});
+  CHECK(cast(amax) == measured);
+  *amax.as<float>() *= 2;  // the control
+  CHECK(cast(amax) != measured);
+}
+
 TEST_CASE("AdamW and the gradient norm have the same bits for 1, 2 and 4 threads", "[adamw]") {
   const int64_t n = 70001;
   std::vector<Bytes> results;

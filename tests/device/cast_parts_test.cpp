@@ -144,7 +144,11 @@ TEST_CASE("parts that would not be parts of one cast are refused", "[cast]") {
   op.amax = f.zeros(DType::F32, {1});
   CHECK_NOTHROW(f->cast(op));
   op.out.column = f.zeros(DType::E4M3, {8, 4});
-  CHECK_THROWS_WITH(f->cast(op), contains_text("row codes of one scale and nothing else"));
+  CHECK_THROWS_WITH(f->cast(op), contains_text("a part of a tensor has row codes and nothing else"));
+  op.first = 0;
+  CHECK_NOTHROW(f->cast(op));
+  op.out.high = f.zeros(DType::BF16, {4, 8});
+  CHECK_THROWS_WITH(f->cast(op), contains_text("codes of one scale and nothing else"));
   CHECK_THROWS_WITH(f->transpose_codes({f.zeros(DType::E4M3, {4, 8}), f.zeros(DType::E4M3, {4, 8})}),
                     contains_text("transpose_codes: F8_E4M3 [4, 8] to F8_E4M3 [4, 8]"));
   CHECK_THROWS_WITH(f->measure_amax({f.zeros(DType::E4M3, {4}), op.amax}),

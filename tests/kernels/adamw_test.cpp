@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -8,6 +9,7 @@
 #include "device/adamw_rates.h"
 #include "environment.h"
 #include "kernels/launch_error.h"
+#include "numerics/bfloat16.h"
 
 using namespace octet;
 
@@ -83,7 +85,8 @@ struct State {
             .epsilon = 1e-8f,
             .weight_decay = 0.1f,
             .step = step,
-            .control = control};
+            .control = control,
+            .amax = amax};
   }
   int64_t differences_from(const State& other) const {
     return differences(master, other.master) + differences(gradient, other.gradient) +
@@ -92,6 +95,7 @@ struct State {
 
   Array master, gradient;
   MomentArray first, second;
+  Array amax{DType::F32, {1}};
 };
 
 void run_kernel(const State& state, const UpdateControl& control, int64_t step) {
@@ -114,7 +118,8 @@ void run_kernel(const State& state, const UpdateControl& control, int64_t step) 
                   .decay = rates.decay,
                   .rate = rates.rate,
                   .control = &ours,
-                  .amaxes = one_scale ? amaxes : nullptr});
+                  .amaxes = one_scale ? amaxes : nullptr,
+                  .master_amax = static_cast<uint32_t*>(state.amax.data())});
 }
 
 constexpr UpdateControl clipped{
@@ -131,6 +136,7 @@ void check_same(const Problem& p) {
     CHECK(differences(ours.master, theirs.master) == 0);
     CHECK(ours.first.differences_from(theirs.first) == 0);
     CHECK(ours.second.differences_from(theirs.second) == 0);
+    CHECK(differences(ours.amax, theirs.amax) == 0);
   }
   CHECK(differences(ours.gradient, before.gradient) == 0);
   CHECK(differences(ours.master, before.master) > p.count / 2);
@@ -178,6 +184,11 @@ TEST_CASE("AdamW changes nothing when the step is not applied") {
     const State state(p), before(p);
     run_kernel(state, {.gradient_norm = NAN, .scale = 0, .loss = NAN, .apply = 0, .nonfinite_piece = 1}, 1);
     CHECK(state.differences_from(before) == 0);
+    float largest = 0;
+    for (int64_t i = 0; i < p.count; ++i)
+      largest = std::max(largest, round_to_bfloat16(std::fabs(state.master.get(i))));
+    CHECK(largest > 0);
+    CHECK(state.amax.get(0) == largest);
     run_kernel(state, clipped, 1);
     CHECK(state.differences_from(before) > 0);
   }

@@ -22,9 +22,11 @@
 #include "device/cpu/amax.h"
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/unpack.h"
+#include "numerics/bfloat16.h"
 #include "numerics/elementary.h"
 #include "numerics/float8.h"
 #include "numerics/moments.h"
+#include "numerics/scaling.h"
 
 namespace octet {
 namespace {
@@ -176,7 +178,10 @@ int64_t span_of(const MomentStore& first, const MomentStore& second) {
 
 void CpuDevice::adamw(const AdamWUpdate& op) {
   check(op);
-  if (op.control->apply == 0) return;
+  if (op.control->apply == 0) {
+    if (!op.amax.empty()) measure_amax({op.master, op.amax});
+    return;
+  }
   const AdamWRates rates = adamw_rates(op);
   const Rule rule{.scale = op.control->scale,
                   .beta1 = op.beta1,
@@ -204,17 +209,23 @@ void CpuDevice::adamw(const AdamWUpdate& op) {
   }
   const MomentScale first_scale = first.scale_of(std::bit_cast<float>(first_bits)),
                     second_scale = second.scale_of(std::bit_cast<float>(second_bits));
-#pragma omp parallel for num_threads(threads_) schedule(static) if (tasks > 1)
+  uint32_t largest = 0;
+#pragma omp parallel for num_threads(threads_) schedule(static) if (tasks > 1) reduction(max : largest)
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t begin = task * step, count = std::min(step, n - begin);
     float m[span], v[span];
     work.moments(begin, count, {m, v});
     update_weights(rule, {m, v}, op.master.as<float>() + begin, count);
+    if (!op.amax.empty()) largest = std::max(largest, amax_bits(op.master.as<float>() + begin, count));
     first.write(begin, count, m, first_scale.scale);
     second.write(begin, count, v, second_scale.scale);
   }
   if (first.one_scale()) first.set_inverse(0, first_scale.inverse);
   if (second.one_scale()) second.set_inverse(0, second_scale.inverse);
+  if (op.amax.empty()) return;
+  // Rounding keeps the order, so that the largest magnitude may be rounded instead of each.
+  float& amax = *op.amax.as<float>();
+  amax = max_magnitude(amax, round_to_bfloat16(std::bit_cast<float>(largest)));
 }
 
 }  // namespace octet

@@ -176,7 +176,7 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
 
 void GpuDevice::cast(const CastOperation& op) {
   check_part(op);
-  if (!op.amax.empty()) return cast_part(op);
+  if (!op.amax.empty()) return cast_with_amax(op);
   Scratch memory = scratch(cast_scratch_bytes(op.out));
   PendingCast cast = begin_cast(op.out, memory);
   cast.encode = nullptr;  // there is no producer
@@ -197,7 +197,7 @@ void GpuDevice::cast(const CastOperation& op) {
 }
 
 // The scale is decided even where a rank has no values: the site is every rank's.
-void GpuDevice::cast_part(const CastOperation& op) {
+void GpuDevice::cast_with_amax(const CastOperation& op) {
   const CastTarget& target = op.out;
   check(target, op.source.elements());
   Scratch memory = scratch(scratch_size<float>(1));
@@ -217,8 +217,12 @@ void GpuDevice::cast_part(const CastOperation& op) {
   encode.rounding_key = target.rounding_key;
   encode.first = op.first;
   encode.row = codes_of(target.row);
+  encode.column = codes_of(target.column);
   encode.row_coding.scale = scale;
   encode.row_coding.counters = counters_of(target.site);
+  encode.column_coding = encode.row_coding;
+  if (encode.row) encode.column_coding.counters = nullptr;  // counted once
+  encode.column_is_row = encode.row != nullptr;
   encode.stream = backend_->stream();
   kernels::encode(encode);
 }

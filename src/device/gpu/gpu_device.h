@@ -83,7 +83,7 @@ class GpuDevice final : public Device {
   // What a producer of `cast` is given.
   kernels::Output output_of(const PendingCast& cast) const;
   void finish_cast(const PendingCast& cast, const Tensor& source, const Tensor& column_factor = {});
-  void cast_part(const CastOperation& op);
+  void cast_with_amax(const CastOperation& op);
   // Row codes a producer may write before it knows the amax.
   bool known_scale(const CastTarget& target) const;
   Scratch scratch(size_t bytes_without_plan);

@@ -113,6 +113,7 @@ void GpuDevice::adamw(const AdamWUpdate& op) {
                   .rate = rates.rate,
                   .control = reinterpret_cast<const kernels::Control*>(op.control),
                   .amaxes = amaxes,
+                  .master_amax = op.amax.empty() ? nullptr : static_cast<uint32_t*>(op.amax.data),
                   .stream = backend_->stream()});
 }
 
