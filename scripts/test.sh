@@ -48,6 +48,9 @@ OCTET_BUILD=build scripts/build.sh all
 step "tests"
 run_tests build
 
+step "bundle"
+check "the bundle starts and trains in an empty root" tests/bundle_test.sh
+
 step "build with address and undefined-behaviour sanitizers"
 OCTET_BUILD=build-asan OCTET_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTET_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1" \
   scripts/build.sh all

@@ -35,7 +35,8 @@ double sum(const std::vector<double>& values) { return std::accumulate(values.be
 // Seconds of a bucket's gradients and of its weights.
 double reduce_seconds(const ScalingJob& job, const Network& network, int64_t ranks, double parameters) {
   const double bytes = parameters * bytes_of(job.gradients);
-  if (job.gradients == WireFormat::FP8) {
+  // Codes, and ZeRO-2's pieces, are exchanged and added up by their owner.
+  if (job.gradients == WireFormat::FP8 || job.zero > 1) {
     const double exchange = all_to_all_seconds(network, ranks, bytes);
     return job.zero > 0 ? exchange : exchange + reduce_scatter_seconds(network, ranks, bytes);
   }

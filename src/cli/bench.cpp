@@ -274,9 +274,10 @@ void print_operations(const Json& r) {
              "FLOP/s");
   for (const auto& [seconds, name] : operations) {
     const Json& cost = r["operations"][name];
-    const double flops = cost["flops"];
-    fmt::print("  {:<34} {:>6} {:>10.6f} {:>6.1f}% {:>7.1f}% {:>9}\n", name, cost["calls"].get<uint64_t>(),
-               seconds, 100 * seconds / timed, 100 * cost["least_bytes"].get<double>() / seconds / copy,
+    const double flops = cost["flops"], bytes = cost["least_bytes"];
+    fmt::print("  {:<34} {:>6} {:>10.6f} {:>6.1f}% {:>8} {:>9}\n", name, cost["calls"].get<uint64_t>(),
+               seconds, 100 * seconds / timed,
+               bytes > 0 ? fmt::format("{:.1f}%", 100 * bytes / seconds / copy) : "–",
                flops > 0 ? human_count(flops / seconds) : "");
   }
 }

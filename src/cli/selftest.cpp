@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 #include <memory>
 
@@ -24,6 +25,12 @@ struct Summary {
   size_t cases = 0, passed = 0;
   double error = 0, bound = 0;
 };
+
+// "RMSNorm_forward" asks for "rmsnorm forward".
+std::string as_asked(std::string name) {
+  for (char& c : name) c = c == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
 
 std::string bound_text(double bound) { return bound == 0 ? "same bits" : fmt::format("{:.2e}", bound); }
 
@@ -55,7 +62,7 @@ int run(const Options& options) {
 
   std::vector<SelftestRow> rows;
   const auto wanted = [&](const std::string& operation) {
-    return options.only.empty() || operation.find(options.only) != std::string::npos;
+    return options.only.empty() || operation.find(as_asked(options.only)) != std::string::npos;
   };
   const bool float8 = tested->info().float8_products;
   size_t left_out = 0;

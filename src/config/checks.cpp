@@ -35,6 +35,14 @@ std::string path_problem(const std::string& path) {
   return {};
 }
 
+void check_parallel(const RunConfig& c, Problems& out) {
+  constexpr double least = 0.5;
+  if (const double stall = c.parallel.stall_seconds; stall > 0 && stall < least)
+    out.push_back({"/parallel/stall_seconds",
+                   {},
+                   fmt::format("found {}; allowed: 0 (never), or {} and more", stall, least)});
+}
+
 void check_run(const RunConfig& c, Problems& out) {
   if (!plain_name(c.run.name) || c.run.name == "." || c.run.name == "..") {
     out.push_back({"/run/name",
@@ -222,6 +230,7 @@ void check_schedule(const RunConfig& c, Problems& out) {
 
 std::vector<RuleProblem> check_rules(const RunConfig& c) {
   Problems out;
+  check_parallel(c, out);
   check_run(c, out);
   check_data(c, out);
   check_batch(c, out);

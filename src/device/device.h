@@ -14,10 +14,10 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -359,7 +359,7 @@ struct Replay {
   };
   static constexpr size_t most = 2;  // a step's work, and that of a step with statistics
   std::vector<Recorded> recordings;  // the one played last is the last
-  std::optional<uint64_t> newest;    // signature
+  std::deque<uint64_t> seen;         // signatures, the newest `most`
 };
 
 class Device {

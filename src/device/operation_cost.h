@@ -14,9 +14,33 @@ struct OperationCost {
 // Bytes: every operand read once, every result written once, what is changed in place both; not counted are
 // scales, and gradients of a table that only some rows of are touched. No device can do with less unless the
 // operands are still in its caches.
-#define OCTET_LEAST_BYTES(name, Arguments) uint64_t least_bytes(const Arguments& operation);
-OCTET_DEVICE_OPERATIONS(OCTET_LEAST_BYTES)
-#undef OCTET_LEAST_BYTES
+uint64_t least_bytes(const Matmul& operation);
+uint64_t least_bytes(const CastOperation& operation);
+uint64_t least_bytes(const MeasureAmax& operation);
+uint64_t least_bytes(const TransposeCodes& operation);
+uint64_t least_bytes(const EmbeddingForward& operation);
+uint64_t least_bytes(const EmbeddingBackward& operation);
+uint64_t least_bytes(const RmsNormForward& operation);
+uint64_t least_bytes(const RmsNormBackward& operation);
+uint64_t least_bytes(const RopeForward& operation);
+uint64_t least_bytes(const RopeBackward& operation);
+uint64_t least_bytes(const AttentionForward& operation);
+uint64_t least_bytes(const AttentionBackward& operation);
+uint64_t least_bytes(const SwiGluForward& operation);
+uint64_t least_bytes(const SwiGluBackward& operation);
+uint64_t least_bytes(const CrossEntropy& operation);
+uint64_t least_bytes(const GradientSquares& operation);
+uint64_t least_bytes(const GradientNorm& operation);
+uint64_t least_bytes(const AdamWUpdate& operation);
+uint64_t least_bytes(const ScaleTableUpdate& operation);
+uint64_t least_bytes(const EncodeBlocks& operation);
+uint64_t least_bytes(const DecodeBlocks& operation);
+uint64_t least_bytes(const AddInOrder& operation);
+// An operation whose floor nobody has stated: unknown.
+template <class Operation>
+uint64_t least_bytes(const Operation&) {
+  return 0;
+}
 
 uint64_t flops(const Matmul& operation);
 uint64_t flops(const AttentionForward& operation);

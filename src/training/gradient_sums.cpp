@@ -92,6 +92,7 @@ void GradientSums::gather(const Tensor& whole) {
 
 void GradientSums::finish_step() {
   finish_group();
+  vector_reduction_.end_step();
   if (ranks_ == 1) return;
   const TrafficLabel label(*communicator_, TrafficKind::Gradients);
   for (const Parameter& p : model_.parameters())

@@ -101,6 +101,7 @@ Agreement agreement_of(const TrainRequest& request, const std::string& fingerpri
   agreement.equal = {{"version", version()},
                      {"build", build_summary()},
                      {"configuration", config_hash(request.config)},
+                     {"parallel.zero", std::to_string(request.config.parallel.zero)},
                      {"run folder", run_output(request.config).string()},
                      {"data", fingerprint},
                      {"kind of device", device.queue() ? "GPU" : "CPU"}};

@@ -49,7 +49,9 @@ TrainResult Trainer::run() {
   try {
     return loop();
   } catch (const Error& error) {
-    if (error.code() != ExitCode::Data) throw;
+    // With several ranks a save needs all of them, and the others wait in the step's reductions: this rank
+    // leaves at once, they follow, and the newest checkpoint is whole.
+    if (error.code() != ExitCode::Data || !ranks_.alone()) throw;
     // A shard shrank or vanished under the run (F12): what was learned so far is kept.
     settle();
     log_error("{}: saving step {} before stopping", error.what(), state_.step);
@@ -119,7 +121,10 @@ Trainer::Outcome Trainer::launch() {
     report.skip = spike && config_.health.on_spike == SpikePolicy::Skip;
     if (spike && config_.health.on_spike == SpikePolicy::Rollback) {
       const int64_t from = state_.step;
-      if (roll_back(loss, detector_.deviation(loss))) return Outcome::Done;
+      if (roll_back(loss, detector_.deviation(loss))) {
+        if (ControlPlane* control = ranks_.control()) requests_ = control->agreed(report.step);
+        return Outcome::Done;
+      }
       if (!failure_.empty()) return Outcome::Diverged;
       log_.event(from, "spike", "no checkpoint to roll back to: the run goes on");
     }

@@ -152,7 +152,7 @@ TEST_CASE(
     "parallel.stall_seconds: a rank that others wait for, and that lives but gets no further, is lost") {
   const SharedRun place;
   const std::string slow = "--ranks 2 --set run.steps=3 --inject slow:milliseconds=800,rank=0 ";
-  const CommandRun run = place.train("run", slow + "--set parallel.stall_seconds=0.4");
+  const CommandRun run = place.train("run", slow + "--set parallel.stall_seconds=0.5");
   INFO(run.output);
   CHECK(run.code == 31);
   CHECK(run.says("error: rank 0 (host "));

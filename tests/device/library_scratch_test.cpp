@@ -111,6 +111,8 @@ TEST_CASE("the table of GPUs agrees with itself") {
     else
       CHECK(model.float8_tera_flops == Approx(2 * model.bfloat16_tera_flops).epsilon(0.02));
   }
+  CHECK(&gpu_model("NVIDIA RTX 4090") == &gpu_model("rtx4090"));
+  CHECK(&gpu_model("H200") == &gpu_model("h200"));
   const Error error = error_of([] { gpu_model("h20O"); });
   CHECK(error.code() == ExitCode::Usage);
   CHECK_THAT(error.what(), contains_text("rtx4090"));

@@ -165,3 +165,23 @@ TEST_CASE("what is enqueued has not happened yet; a recording repeats its argume
   CHECK(calls == 3);
   device->free(values);
 }
+
+TEST_CASE("two kinds of work that take turns are both recorded; work that is new every time is not") {
+  const auto device = make_interpreted_device({.deterministic = true});
+  void* const memory = device->allocate(sizeof(float));
+  const Tensor one{memory, DType::F32, {1}};
+  Replay turns, fresh;
+  int called = 0;
+  const auto work = [&] {
+    ++called;
+    device->fill(one, 1.0f);
+  };
+  for (uint64_t i = 0; i < 8; ++i) device->replay(turns, i % 2, work);
+  CHECK(called == 4);  // each as it is, then to be recorded
+  called = 0;
+  for (uint64_t i = 0; i < 8; ++i) device->replay(fresh, i, work);
+  CHECK(called == 8);
+  CHECK(fresh.recordings.empty());
+  device->synchronize();
+  device->free(memory);
+}

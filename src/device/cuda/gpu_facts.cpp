@@ -15,7 +15,8 @@ namespace {
 std::string version_of(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
 
 [[noreturn]] void no_device(const std::string& cause, const std::string& remedy) {
-  throw Error(ExitCode::Hardware, cause, remedy + ", or run with --device cpu");
+  throw Error(ExitCode::Hardware, cause,
+              remedy + "; without a GPU: train with --device cpu, selftest with --device interpreter");
 }
 
 int attribute(cudaDeviceAttr which, int device) {

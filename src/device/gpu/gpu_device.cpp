@@ -87,12 +87,13 @@ void GpuDevice::wait(uint64_t place) {
 }
 
 // A signature that comes once is enqueued as it is, which also loads what its first use has to load; one that
-// comes twice in a row is worth a recording. A run has two kinds of steps, with statistics and without, and
-// keeps both.
+// comes again, at once or after one other, is worth a recording. A run has two kinds of steps, with
+// statistics and without, and keeps both.
 void GpuDevice::replay(Replay& replay, uint64_t signature, const std::function<void()>& work) {
   if (!graphs_) return work();
-  const bool again = replay.newest == signature;
-  replay.newest = signature;
+  const bool again = std::find(replay.seen.begin(), replay.seen.end(), signature) != replay.seen.end();
+  replay.seen.push_back(signature);
+  if (replay.seen.size() > Replay::most) replay.seen.pop_front();
   auto& known = replay.recordings;
   auto found = std::find_if(known.begin(), known.end(),
                             [&](const Replay::Recorded& one) { return one.signature == signature; });

@@ -63,9 +63,15 @@ const GpuModel* find_gpu_model(const std::string& device_name) {
 }
 
 const GpuModel& gpu_model(const std::string& key) {
+  // "NVIDIA RTX 4090" is rtx4090.
+  std::string plain;
+  for (const char c : key)
+    if (std::isalnum(static_cast<unsigned char>(c)) || c == '-')
+      plain += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  if (plain.rfind("nvidia", 0) == 0) plain.erase(0, 6);
   std::vector<std::string> keys;
   for (const GpuModel& model : models) {
-    if (key == model.key) return model;
+    if (plain == model.key) return model;
     if (std::find(keys.begin(), keys.end(), model.key) == keys.end()) keys.push_back(model.key);
   }
   std::string known;
