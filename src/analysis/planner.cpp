@@ -72,8 +72,9 @@ void add_memory(const RunConfig& config, const PlannedFor& target, RunPlan& plan
                    [](const PlannedItem& a, const PlannedItem& b) { return a.bytes > b.bytes; });
 
   double sum = 0;
-  for (const Category category : {Category::Masters, Category::Gradients, Category::WorkingWeights,
-                                  Category::FirstMoments, Category::SecondMoments, Category::ScaleTable}) {
+  for (const Category category :
+       {Category::Masters, Category::Gradients, Category::WorkingWeights, Category::FirstMoments,
+        Category::SecondMoments, Category::OuterStates, Category::ScaleTable}) {
     for (const auto& [key, bytes] : states) {
       if (key.first != category) continue;
       const double each = static_cast<double>(bytes) / static_cast<double>(plan.parameters);

@@ -70,26 +70,15 @@ bool divide(const ScalingJob& job, int64_t ranks, ScalingPoint& point) {
   return true;
 }
 
-double memory_bytes(const ScalingJob& job, int64_t ranks) {
-  const auto r = static_cast<double>(ranks);
-  const ScalingMemory& m = job.memory;
-  double bytes = m.rest + (m.masters + m.moments) / (job.zero > 0 ? r : 1);
-  double bucket = 0;
-  for (const ScalingLayer& layer : job.layers) bucket = std::max(bucket, layer.parameters);
-  const double copies = 2 * bucket;  // one under way, one being filled
-  if (job.zero > 1)
-    bytes += m.gradients / r + (ranks > 1 ? copies * bytes_of(WireFormat::FP32) : 0);
-  else
-    bytes += m.gradients;
-  // What is sent, where it is not the gradient itself; and what is received to be added to a sum.
-  const bool converted = job.gradients != WireFormat::FP32;
-  if (ranks > 1 && (converted || job.zero > 1))
-    bytes += (converted ? copies : bucket) * bytes_of(job.gradients);
-  return bytes;
-}
-
 void add_communication(const ScalingJob& job, const Network& network, ScalingPoint& point) {
   if (point.ranks == 1) return;
+  if (job.sync_every > 1) {
+    const auto steps = static_cast<double>(job.sync_every);
+    point.reduce_seconds = reduce_seconds(job, network, point.ranks, job.parameters()) / steps;
+    point.reduce_exposed = point.reduce_seconds;
+    point.sent_bytes = 2 * ring_bytes(point.ranks, job.parameters() * bytes_of(job.gradients)) / steps;
+    return;
+  }
   // Of one micro-batch, by layer, in the order of forward.
   std::vector<double> forward, backward, gather, reduce;
   const double tokens = static_cast<double>(point.micro * job.context);
@@ -225,7 +214,6 @@ ScalingPoint scaling_point(const ScalingJob& job, const Network& network, int64_
                        point.gather_exposed + point.overlap_seconds + point.control_seconds;
   const double tokens = static_cast<double>(job.windows * job.context);
   point.tokens_per_second = tokens / point.step_seconds;
-  point.memory_bytes = memory_bytes(job, ranks);
 
   ScalingPoint alone;
   divide(job, 1, alone);

@@ -67,10 +67,6 @@ struct ScalingLayer {
   double flops_per_token = 0;    // forward and backward
 };
 
-struct ScalingMemory {
-  double masters = 0, moments = 0, gradients = 0, rest = 0;  // bytes of one rank alone
-};
-
 struct ScalingJob {
   std::vector<ScalingLayer> layers;  // in the order of forward
   int64_t windows = 1;               // of a step, over all ranks
@@ -83,8 +79,9 @@ struct ScalingJob {
   int zero = 1;                // 0: nothing is sharded; 1: masters and moments; 2: gradients too
   WireFormat gradients = WireFormat::BF16;
   WireFormat weights = WireFormat::BF16;  // FP8: where there are codes, BF16 elsewhere
-  double overlap_cost = 0;                // hidden communication slows compute down by this share of its time
-  ScalingMemory memory;
+  // Above 1 (local SGD, ZeRO-0): ranks exchange once in so many steps, and nothing hides it.
+  int64_t sync_every = 1;
+  double overlap_cost = 0;  // hidden communication slows compute down by this share of its time
 
   double parameters() const;
 };
@@ -103,13 +100,14 @@ struct ScalingPoint {
   double sent_bytes = 0;                          // by a rank in a step
   double step_seconds = 0, tokens_per_second = 0;
   double efficiency = 0;    // tokens a second and rank, against one rank
-  double memory_bytes = 0;  // of a rank, with the buffers of two buckets under way
+  double memory_bytes = 0;  // of rank 0, as its memory is planned; the model does not know
 };
 
 // ZeRO-0 all-reduces gradients; ZeRO-1 reduce-scatters them on the last micro-batch and gathers weights,
 // which overlaps the next forward; ZeRO-2 reduce-scatters on every micro-batch.  [Rajbhandari et al.
 // 1910.02054, 5 and 7] FP8 gradients are codes exchanged all-to-all and summed in FP32; ZeRO-0 gathers codes
 // of the sums.
+// Local SGD all-reduces differences of the masters instead of gradients, in one of sync_every steps.
 ScalingPoint scaling_point(const ScalingJob& job, const Network& network, int64_t ranks);
 std::vector<ScalingPoint> scaling_curve(const ScalingJob& job, const Network& network,
                                         const std::vector<int64_t>& ranks);

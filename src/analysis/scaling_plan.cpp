@@ -3,24 +3,19 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "device/gpu/interpreted/planned_gpu.h"
+#include "training/open_device.h"
 #include "training/run_memory.h"
 
 namespace octet {
 namespace {
 
-WireFormat wire_format(const std::string& text, const char* option) {
-  for (const WireFormat format : {WireFormat::FP32, WireFormat::BF16, WireFormat::FP8})
-    if (text == name_of(format)) return format;
-  throw Error(ExitCode::Usage, fmt::format("{} {}: unknown", option, escape_control(text)),
-              "fp32, bf16 or fp8");
-}
-
-WireFormat gradients_of(const RunConfig& config, const ScalingOptions& options) {
-  if (!options.gradients.empty()) return wire_format(options.gradients, "--reduce");
-  switch (config.parallel.reduce) {
+WireFormat wire_of(GradientWire wire) {
+  switch (wire) {
     case GradientWire::FP32:
       return WireFormat::FP32;
     case GradientWire::BF16:
@@ -38,13 +33,11 @@ double bfloat16_saves(ScalingJob job, const Network& network, const ScalingPoint
 
 // A block's weight that all its products read as codes of one scale is gathered as such (Linear::code_shard).
 bool gathers_codes(const Recipe& recipe) { return recipe.float8() && is_float8(recipe.grad.format); }
-bool down_projection_has_codes(const Recipe& recipe) {
-  return recipe.smooth_swiglu != SmoothSwiGLU::BF16 && recipe.smooth_swiglu != SmoothSwiGLU::Channel;
-}
+bool down_projection_has_codes(const Recipe& recipe) { return recipe.smooth_swiglu != SmoothSwiGLU::BF16; }
 
 WireFormat weights_of(const RunConfig& config, const ScalingOptions& options) {
   if (options.weights.empty()) return gathers_codes(config.precision) ? WireFormat::FP8 : WireFormat::BF16;
-  const WireFormat format = wire_format(options.weights, "--gather");
+  const WireFormat format = options.weights == "fp8" ? WireFormat::FP8 : WireFormat::BF16;
   if (format == WireFormat::FP8 && !gathers_codes(config.precision))
     throw Error(ExitCode::Usage, "--gather fp8: not all products of this recipe's weights are in FP8",
                 "use --gather bf16, or precision.recipe fp8");
@@ -76,25 +69,41 @@ std::vector<ScalingLayer> layers_of(const RunConfig& config) {
   return layers;
 }
 
-ScalingMemory memory_of(const RunPlan& plan) {
-  ScalingMemory memory;
-  for (const auto& [category, bytes] : plan.by_category) {
-    const auto amount = static_cast<double>(bytes);
-    if (category == Category::Masters)
-      memory.masters += amount;
-    else if (category == Category::FirstMoments || category == Category::SecondMoments)
-      memory.moments += amount;
-    else if (category == Category::Gradients)
-      memory.gradients += amount;
+// Rank 0's memory, in which no rank has more.
+struct RankMemory {
+  double bytes = 0;  // the device's
+  std::map<Category, double> by_category;
+  double of(Category category) const {
+    const auto found = by_category.find(category);
+    return found == by_category.end() ? 0 : found->second;
   }
-  memory.rest = static_cast<double>(plan.device_bytes) - memory.masters - memory.moments - memory.gradients;
+};
+RankMemory plan_rank(Device* device, const RunConfig& config, int64_t ranks) {
+  MemoryPlan placed, host, offload;
+  const RunMemory planned(device, config, {placed, host, offload}, {0, static_cast<int>(ranks)});
+  RankMemory memory;
+  memory.bytes = static_cast<double>(placed.peak_bytes());
+  for (const MemoryPlan* plan : {&placed, &offload})
+    for (const MemoryPlan::Item& item : plan->items())
+      memory.by_category[item.category] += static_cast<double>(item.bytes);
   return memory;
 }
 
-double bytes_of_category(const RunPlan& plan, Category category) {
-  for (const auto& [one, bytes] : plan.by_category)
-    if (one == category) return static_cast<double>(bytes);
-  return 0;
+// The point with its memory, or with the reason why training refuses it.
+ScalingPoint with_memory(ScalingPoint point, Device* device, RunConfig config) {
+  if (!point.problem.empty()) return point;
+  config.batch.micro = point.micro;
+  try {
+    point.memory_bytes = plan_rank(device, config, point.ranks).bytes;
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::Usage) throw;
+    ScalingPoint refused;
+    refused.ranks = point.ranks;
+    refused.nodes = point.nodes;
+    refused.problem = fmt::format("{} ({})", error.what(), error.hint());
+    return refused;
+  }
+  return point;
 }
 
 }  // namespace
@@ -118,22 +127,32 @@ FailureModel failure_model(const RunConfig& config, const RunPlan& plan, const S
   return model;
 }
 
-ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const GpuModel& gpu,
+RunConfig asked_config(const RunConfig& config, const ScalingOptions& options) {
+  RunConfig asked = config;
+  if (options.zero) asked.parallel.zero = *options.zero;
+  std::vector<std::string> overrides;
+  if (!options.gradients.empty()) overrides.push_back("parallel.reduce=" + options.gradients);
+  return parse_config(to_json(asked), "the configuration as asked for", overrides);
+}
+
+ScalingPlan plan_scaling(const RunConfig& configured, const RunPlan& plan, const GpuModel& gpu,
                          const ScalingConstants& constants, const ScalingOptions& options) {
   if (options.ranks < 1 || options.ranks > (int64_t{1} << 20))
     throw Error(ExitCode::Usage, fmt::format("--ranks {}: allowed: 1 to 1048576", options.ranks),
                 "give the number of GPUs");
+  const RunConfig config = asked_config(configured, options);
+  const PlannedGpu planned = plan_gpu(gpu, device_options(config));
   ScalingPlan made;
   ScalingJob& job = made.job;
   job.layers = layers_of(config);
   job.windows = global_batch(config);
   job.micro = config.batch.micro;
   job.context = config.model.context;
-  job.zero = options.zero.value_or(static_cast<int>(config.parallel.zero));
-  job.gradients = gradients_of(config, options);
+  job.zero = static_cast<int>(config.parallel.zero);
+  job.sync_every = config.parallel.sync_every;
+  job.gradients = wire_of(config.parallel.reduce);
   job.weights = weights_of(config, options);
   job.overlap_cost = constants["overlap_cost"];
-  job.memory = memory_of(plan);
   made.used = {"overlap_cost",
                "update_bandwidth_share",
                "ranks_per_node",
@@ -164,9 +183,12 @@ ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const Gpu
   // The update reads and writes masters and moments and reads gradients, after the norm read them and before
   // they are cleared; the refresh reads masters and writes working weights.
   const double memory_rate = 1e12 * gpu.memory_tera_bandwidth * constants["update_bandwidth_share"];
-  const ScalingMemory& m = job.memory;
-  job.update_seconds = (2 * m.masters + 2 * m.moments + 3 * m.gradients) / memory_rate;
-  job.refresh_seconds = (m.masters + bytes_of_category(plan, Category::WorkingWeights)) / memory_rate;
+  const RankMemory alone = plan_rank(planned.device.get(), config, 1);
+  const double masters = alone.of(Category::Masters),
+               moments = alone.of(Category::FirstMoments) + alone.of(Category::SecondMoments),
+               gradients = alone.of(Category::Gradients);
+  job.update_seconds = (2 * masters + 2 * moments + 3 * gradients) / memory_rate;
+  job.refresh_seconds = (masters + alone.of(Category::WorkingWeights)) / memory_rate;
 
   Network& network = made.network;
   network.ranks_per_node = static_cast<int64_t>(constants["ranks_per_node"]);
@@ -184,9 +206,15 @@ ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const Gpu
   counts.push_back(options.ranks);
   std::sort(counts.begin(), counts.end());
   counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  for (const ScalingPoint& point : scaling_curve(job, network, counts))
+    made.curve.push_back(with_memory(point, planned.device.get(), config));
   made.asked = scaling_point(job, network, options.ranks);
+  if (made.asked.problem.empty()) {  // what training refuses is refused here in its words
+    RunConfig divided = config;
+    divided.batch.micro = made.asked.micro;
+    made.asked.memory_bytes = plan_rank(planned.device.get(), divided, options.ranks).bytes;
+  }
   made.bfloat16_saves_seconds = bfloat16_saves(job, network, made.asked);
-  made.curve = scaling_curve(job, network, counts);
   made.working_ranks = working_ranks(job.windows, most_ranks);
   made.failures = failure_model(config, plan, constants, network, options.ranks);
   made.advice = checkpoint_advice(made.failures, made.asked.nodes);

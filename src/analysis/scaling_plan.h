@@ -36,7 +36,12 @@ struct ScalingPlan {
   std::vector<std::string> used;  // names of the constants the numbers above rest on
 };
 
-// Error(Usage) for options that contradict each other or the recipe.
+// The configuration with the parallel.* that the options ask for. Error(Usage) where training would refuse
+// it.
+RunConfig asked_config(const RunConfig& config, const ScalingOptions& options);
+// Memory is that of rank 0 as a run with the asked configuration plans it, for every number of ranks; `plan`
+// is of the configuration on one rank. Error(Usage) for options that contradict each other or the recipe, and
+// for what training refuses with the ranks asked for.
 ScalingPlan plan_scaling(const RunConfig& config, const RunPlan& plan, const GpuModel& gpu,
                          const ScalingConstants& constants, const ScalingOptions& options);
 

@@ -132,6 +132,25 @@ void add_in_order(Workbench& w, DType storage, int64_t n) {
   w.output("sum", sum);
 }
 
+void outer_step(Workbench& w, int64_t n) {
+  const Tensor outer = w.floats(DType::F32, {n}, hard(n, 1)),
+               velocity = w.floats(DType::F32, {n}, hard(n, 2)),
+               local = w.floats(DType::F32, {n}, hard(n, 3));
+  w.device().outer_difference({outer, local});
+  const Tensor difference = w.zeros(DType::F32, {n});
+  w.device().copy(difference, local);
+  w.device().outer_update({.outer = outer,
+                           .velocity = velocity,
+                           .local = local,
+                           .scale = 1.0f / 3,
+                           .learning_rate = 0.7f,
+                           .momentum = 0.9f});
+  w.output("difference", difference);
+  w.output("outer", outer);
+  w.output("velocity", velocity);
+  w.output("local", local);
+}
+
 }  // namespace
 
 void add_update(std::vector<SelftestCase>& cases) {
@@ -175,6 +194,8 @@ void add_update(std::vector<SelftestCase>& cases) {
     for (const int64_t n : {int64_t{3}, int64_t{20003}})
       cases.push_back({"add in order", with_storage(storage, fmt::format("{}", n)), 0,
                        [=](Workbench& w) { add_in_order(w, storage, n); }});
+  for (const int64_t n : {int64_t{3}, int64_t{20003}})
+    cases.push_back({"outer step", fmt::format("{}", n), 0, [=](Workbench& w) { outer_step(w, n); }});
   cases.push_back({"add in order", "F64, 12", 0, [](Workbench& w) {
                      const double losses[12] = {1e3, -7.25, 0x1p40, 3, 1e-3, 2.5, -0x1p40, 1, 0, 1e9, 0.1, 5};
                      const Tensor sum = w.bytes(DType::F64, {1}, losses);

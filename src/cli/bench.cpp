@@ -123,10 +123,10 @@ class StepLoop {
  private:
   void enqueue() {
     const int64_t step = enqueued_++;
-    const double tokens = static_cast<double>(config_.batch.tokens);
     Transformer& model = memory_.model;
     device_.reset_matmul_counts();
     DataParallel& parallel = memory_.data_parallel;
+    const double tokens = parallel.step_tokens();
     parallel.begin_step();
     const int64_t micros = accumulation(config_);
     for (int64_t micro = 0; micro < micros; ++micro) {
@@ -136,7 +136,7 @@ class StepLoop {
                              parallel.ready_work());
     }
     parallel.finish_gradients();
-    parallel.decide(tokens);
+    parallel.decide();
     model.update_scales(step, memory_.optimizer.control());
     parallel.update(learning_rate(config_.schedule, step, config_.run.steps), step + 1);
     readback_.take_outcome(step, model.loss_sum(), memory_.optimizer.control());
@@ -198,7 +198,8 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   MemoryPlan device_plan(arena.data, planned.device_bytes), host_plan(host.get(), planned.host_bytes),
       offload_plan(offload.get(), planned.offload_bytes);
   RunMemory memory(device.get(), config, {device_plan, host_plan, offload_plan});
-  memory.model.initialize();
+  memory.model.initialize_masters();
+  memory.data_parallel.start(0);
   LoaderOptions options;
   options.seed = config.run.seed;
   options.windows = window_order(config);

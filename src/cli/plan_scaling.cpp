@@ -191,6 +191,7 @@ Json to_json(const AskedScaling& scaling, const RunConfig& config) {
   const ScalingPlan& plan = scaling.plan;
   Json root = {{"ranks", plan.asked.ranks},
                {"zero", plan.job.zero},
+               {"sync_every", plan.job.sync_every},
                {"reduce", name_of(plan.job.gradients)},
                {"gather", plan.job.zero > 0 ? Json(name_of(plan.job.weights)) : Json()},
                {"at_ranks", to_json(plan.asked)},
@@ -220,9 +221,10 @@ void print(const AskedScaling& scaling, const RunConfig& config, const GpuModel&
   const ScalingJob& job = plan.job;
   fmt::print("\nPrediction for {} x {}: ZeRO-{}, gradients {} on the wire{}\n", plan.asked.ranks, gpu.name,
              job.zero, name_of(job.gradients),
-             job.zero > 0 ? fmt::format(", weights gathered in {}",
-                                        job.weights == WireFormat::FP8 ? "fp8 codes" : name_of(job.weights))
-                          : "");
+             job.sync_every > 1 ? fmt::format(", exchanged once in {} steps", job.sync_every)
+             : job.zero > 0     ? fmt::format(", weights gathered in {}",
+                                          job.weights == WireFormat::FP8 ? "fp8 codes" : name_of(job.weights))
+                                : "");
   if (plan.peak_flops > 0)
     fmt::print("  {:.0f} TFLOP/s a GPU: the {}'s dense {} peak of {:.0f} by the utilisation below\n",
                1e-12 * job.compute_rate, gpu.name, config.precision.float8() ? "FP8" : "BF16",

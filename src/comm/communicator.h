@@ -22,8 +22,7 @@ inline constexpr size_t traffic_kinds = 3;
 // What went over the wire since the run began.
 struct Traffic {
   std::array<uint64_t, traffic_kinds> sent_bytes{};  // payload of collectives, by this rank, by kind
-  uint64_t received_bytes = 0;
-  double waited_seconds = 0;  // the host or the device's queue stood still in wait()
+  double waited_seconds = 0;                         // the host or the device's queue stood still in wait()
 
   uint64_t sent(TrafficKind kind) const { return sent_bytes[static_cast<size_t>(kind)]; }
   uint64_t sent() const { return sent_bytes[0] + sent_bytes[1] + sent_bytes[2]; }

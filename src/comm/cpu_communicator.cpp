@@ -179,7 +179,6 @@ void CpuCommunicator::exchange(const std::vector<PeerBytes>& bytes) {
   for (size_t r = 0; r < bytes.size(); ++r) {
     if (r == static_cast<size_t>(rank())) continue;
     traffic_.sent_bytes[static_cast<size_t>(under_way_)] += bytes[r].send_bytes;
-    traffic_.received_bytes += bytes[r].receive_bytes;
   }
 }
 

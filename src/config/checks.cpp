@@ -43,6 +43,49 @@ void check_parallel(const RunConfig& c, Problems& out) {
                    fmt::format("found {}; allowed: 0 (never), or {} and more", stall, least)});
 }
 
+// Local SGD: what needs the ranks to be one after every step.
+void check_sync(const RunConfig& c, Problems& out) {
+  const int64_t every = c.parallel.sync_every;
+  if (every <= 1) return;
+  const char* here = "/parallel/sync_every";
+  if (c.parallel.zero != 0)
+    out.push_back(
+        {here,
+         {"/parallel/zero"},
+         fmt::format("found {} with /parallel/zero {}: ranks that train alone have whole masters and "
+                     "moments each; allowed: /parallel/zero 0",
+                     every, c.parallel.zero)});
+  if (c.memory.offload != Offload::None)
+    out.push_back(
+        {here,
+         {"/memory/offload"},
+         fmt::format("found {} with /memory/offload \"optimizer\": the outer step needs the masters "
+                     "on the device; allowed: /memory/offload \"none\"",
+                     every)});
+  if (c.health.on_spike != SpikePolicy::Log)
+    out.push_back(
+        {here,
+         {"/health/on_spike"},
+         fmt::format("found {} with /health/on_spike: the loss of all ranks is known when a step is "
+                     "over; allowed: /health/on_spike \"log\"",
+                     every)});
+  const auto check_multiple = [&](const char* pointer, int64_t steps, const char* what) {
+    if (steps % every == 0) return;
+    const int64_t below = steps / every * every;
+    out.push_back(
+        {pointer,
+         {here},
+         fmt::format("found {}; ranks that train alone for {} steps (/parallel/sync_every) {} only "
+                     "after a multiple of {}; nearest: {}",
+                     steps, every, what, every,
+                     below > 0 ? fmt::format("{} or {}", below, below + every) : fmt::format("{}", every))});
+  };
+  check_multiple("/run/steps", c.run.steps, "have one model");
+  check_multiple("/checkpoint/every", c.checkpoint.every, "have one model to save");
+  if (!c.data.validation.empty())
+    check_multiple("/evaluation/every", c.evaluation.every, "have one model to evaluate");
+}
+
 void check_run(const RunConfig& c, Problems& out) {
   if (!plain_name(c.run.name) || c.run.name == "." || c.run.name == "..") {
     out.push_back({"/run/name",
@@ -231,6 +274,7 @@ void check_schedule(const RunConfig& c, Problems& out) {
 std::vector<RuleProblem> check_rules(const RunConfig& c) {
   Problems out;
   check_parallel(c, out);
+  check_sync(c, out);
   check_run(c, out);
   check_data(c, out);
   check_batch(c, out);

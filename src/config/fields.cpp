@@ -330,14 +330,25 @@ void add_batch(List& list) {
   list.push_back(choice("/memory/offload", AT(memory.offload),
                         Names<Offload>{{Offload::None, "none"}, {Offload::Optimizer, "optimizer"}},
                         about("states kept in host memory; the result never changes", Free)));
-  list.push_back(
-      integer("/parallel/zero", AT(parallel.zero), {0, 2},
-              about("what the ranks share out: 0 nothing, 1 masters and moments, 2 gradients too", Free)));
+  list.push_back(integer(
+      "/parallel/zero", AT(parallel.zero), {0, 2},
+      about("what the ranks share out: 0 nothing, 1 masters and moments, 2 gradients too", Recorded)));
+  // 0 and 1 have the same bits; 2 adds gradients up in another order.
+  list.back().numbers = [](const Json& zero) { return Json(zero.get<int64_t>() > 1); };
   list.push_back(
       choice("/parallel/reduce", AT(parallel.reduce),
              Names<GradientWire>{
                  {GradientWire::FP32, "fp32"}, {GradientWire::BF16, "bf16"}, {GradientWire::FP8, "fp8"}},
              about("format of gradients between ranks", Recorded)));
+  list.push_back(integer("/parallel/sync_every", AT(parallel.sync_every), {1, 1e6},
+                         about("steps that each rank trains alone before the ranks' masters are made one "
+                               "(local SGD); 1: gradients are added up in every step",
+                               Recorded)));
+  list.push_back(
+      number("/parallel/outer_learning_rate", AT(parallel.outer_learning_rate), {0, 10, true, false},
+             about("local SGD: how far the masters go along the ranks' mean difference", Recorded)));
+  list.push_back(number("/parallel/outer_momentum", AT(parallel.outer_momentum), {0, 1, false, true},
+                        about("local SGD: Nesterov's momentum of the outer step", Recorded)));
   list.push_back(number("/parallel/timeout_seconds", AT(parallel.timeout_seconds), {0.5, 86400},
                         about("a rank that is silent for so long is lost, and the others stop", Free)));
   list.push_back(number("/parallel/stall_seconds", AT(parallel.stall_seconds), {0, 86400},

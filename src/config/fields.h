@@ -34,7 +34,10 @@ struct Field {
   std::string help;
   ChangeClass change = ChangeClass::Recorded;
   bool decides_numbers = true;  // part of config_hash
-  bool shorthand = false;       // read only: sets other fields, is never written
+  // What of a value decides the numbers, where values differ that do not: a change between those is Free.
+  // Null: all of it.
+  std::function<Json(const Json&)> numbers = {};
+  bool shorthand = false;  // read only: sets other fields, is never written
   std::function<Json(const RunConfig&)> get;
   std::function<void(RunConfig&, const Json&)> set;  // of a value that fits kind, bounds and choices
 };

@@ -72,10 +72,13 @@ struct MemoryOptions {
 };
 
 // Several ranks. zero 0: every rank keeps all states; 1: masters and moments are sharded; 2: gradients
-// too.
+// too. sync_every above 1: local SGD, ranks train alone for so many steps, then an outer step makes their
+// masters one.
 struct ParallelOptions {
   int64_t zero = 1;
   GradientWire reduce = GradientWire::BF16;
+  int64_t sync_every = 1;
+  double outer_learning_rate = 0.7, outer_momentum = 0.9;
   double timeout_seconds = 30;  // a rank that is silent for so long is lost
   double stall_seconds = 300;   // and one that others wait for and that gets no further for so long; 0: never
   bool operator==(const ParallelOptions&) const = default;

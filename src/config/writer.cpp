@@ -97,6 +97,7 @@ std::string config_hash(const RunConfig& config) {
         source.erase("files");
       }
     }
+    if (field.numbers) value = field.numbers(value);
     text += fmt::format("{}={}\n", field.pointer, canonical(field, value));
   }
   return hex(hash64(text.data(), text.size()));
@@ -137,9 +138,11 @@ std::vector<ConfigChange> compare_configs(const std::string& before_json, const 
   std::vector<ConfigChange> changes;
   for (const Field& field : fields()) {
     if (field.shorthand) continue;
-    const std::string from = canonical(field, value_of(before, field.pointer));
-    const std::string to = canonical(field, value_of(after, field.pointer));
-    if (from != to) changes.push_back({field.pointer, from, to, field.change});
+    const Json from = value_of(before, field.pointer), to = value_of(after, field.pointer);
+    const std::string from_text = canonical(field, from), to_text = canonical(field, to);
+    if (from_text == to_text) continue;
+    const bool same_numbers = field.numbers && field.numbers(from) == field.numbers(to);
+    changes.push_back({field.pointer, from_text, to_text, same_numbers ? ChangeClass::Free : field.change});
   }
   return changes;
 }

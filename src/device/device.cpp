@@ -29,6 +29,20 @@ void check(const AddInOrder& op) {
                             name_of(sources), op.sum.elements(), name_of(sum)));
 }
 
+namespace {
+void require_equal_floats(const char* name, const Tensor& first, const Tensor& other) {
+  if (first.dtype != DType::F32 || other.dtype != DType::F32 || first.elements() != other.elements())
+    throw Error(ExitCode::Internal,
+                fmt::format("{}: {} of {} beside {} of {}", name, first.elements(), name_of(first.dtype),
+                            other.elements(), name_of(other.dtype)));
+}
+}  // namespace
+void check(const OuterDifference& op) { require_equal_floats("outer_difference", op.outer, op.local); }
+void check(const OuterUpdate& op) {
+  require_equal_floats("outer_update", op.outer, op.velocity);
+  require_equal_floats("outer_update", op.outer, op.local);
+}
+
 void* Device::allocate_host(size_t bytes) {
   constexpr size_t alignment = 256;
   const size_t rounded = std::max((bytes + alignment - 1) / alignment * alignment, alignment);

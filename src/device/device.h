@@ -295,6 +295,22 @@ struct AddInOrder {
 };
 void check(const AddInOrder& op);  // Error(Internal) when types or shapes do not fit
 
+// Local SGD [2311.08105, algorithm 1]. How far a rank's own masters went from those that all ranks had:
+//   local[i] = outer[i] - local[i]
+struct OuterDifference {
+  Tensor outer, local;  // F32 [n]
+};
+// The outer step, with Nesterov's momentum, on the sum of all ranks' differences; then the rank's masters are
+// everybody's again. Every operation is rounded to FP32 by itself, in this order:
+//   d = scale * local;  velocity = momentum * velocity + d
+//   outer = outer - learning_rate * (d + momentum * velocity);  local = outer
+struct OuterUpdate {
+  Tensor outer, velocity, local;  // F32 [n]
+  float scale = 1, learning_rate = 1, momentum = 0;
+};
+void check(const OuterDifference& op);  // Error(Internal) when they are not F32 of one size
+void check(const OuterUpdate& op);
+
 // Every operation, once: its name and its arguments. Device declares them from this list, and so does every
 // device that implements them.
 // clang-format off
@@ -320,7 +336,9 @@ void check(const AddInOrder& op);  // Error(Internal) when types or shapes do no
   operation(scale_table_update, ScaleTableUpdate) \
   operation(encode_blocks, EncodeBlocks) \
   operation(decode_blocks, DecodeBlocks) \
-  operation(add_in_order, AddInOrder)
+  operation(add_in_order, AddInOrder) \
+  operation(outer_difference, OuterDifference) \
+  operation(outer_update, OuterUpdate)
 // clang-format on
 
 // The work a device will be given that may need scratch memory, as shapes and types without data.

@@ -36,6 +36,8 @@ uint64_t least_bytes(const ScaleTableUpdate& operation);
 uint64_t least_bytes(const EncodeBlocks& operation);
 uint64_t least_bytes(const DecodeBlocks& operation);
 uint64_t least_bytes(const AddInOrder& operation);
+uint64_t least_bytes(const OuterDifference& operation);
+uint64_t least_bytes(const OuterUpdate& operation);
 // An operation whose floor nobody has stated: unknown.
 template <class Operation>
 uint64_t least_bytes(const Operation&) {

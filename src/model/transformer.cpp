@@ -15,13 +15,6 @@ namespace octet {
 
 namespace {
 
-// Micro-batches of a step, at most: positions of different steps never collide.
-constexpr uint64_t micro_batches_per_step = uint64_t{1} << 20;
-
-uint64_t position_of(MicroStep where) {
-  return static_cast<uint64_t>(where.step) * micro_batches_per_step + static_cast<uint64_t>(where.micro);
-}
-
 // What a TransformerSpec has of ParameterKind::Vector.
 std::vector<int64_t> vectors_of(const TransformerSpec& spec) {
   std::vector<int64_t> vectors{spec.width};  // final_norm
@@ -49,6 +42,11 @@ void require_buildable(const TransformerOptions& options) {
 }
 
 }  // namespace
+
+uint64_t position_of(MicroStep where) {
+  constexpr uint64_t micro_batches_per_step = uint64_t{1} << 20;
+  return static_cast<uint64_t>(where.step) * micro_batches_per_step + static_cast<uint64_t>(where.micro);
+}
 
 std::string offload_problem(const Recipe& recipe) {
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read the masters themselves";

@@ -41,6 +41,8 @@ std::string offload_problem(const Recipe& recipe);
 struct MicroStep {
   int64_t step = 0, micro = 0;
 };
+// As one number; those of different steps never collide, with at most 2^20 micro-batches a step.
+uint64_t position_of(MicroStep where);
 
 class Transformer {
  public:

@@ -19,6 +19,8 @@ const char* name_of(Category c) {
       return "first moments";
     case Category::SecondMoments:
       return "second moments";
+    case Category::OuterStates:
+      return "outer states";
     case Category::WorkingWeights:
       return "working weights";
     case Category::ScaleTable:

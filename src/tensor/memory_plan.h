@@ -14,6 +14,7 @@ enum class Category : uint8_t {
   Gradients,
   FirstMoments,
   SecondMoments,
+  OuterStates,  // of local SGD
   WorkingWeights,
   ScaleTable,
   Activations,

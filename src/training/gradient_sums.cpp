@@ -5,37 +5,37 @@
 namespace octet {
 namespace {
 
-// Micro-batches of a step, at most: random numbers of different steps never collide.
-constexpr uint64_t micro_batches_per_step = uint64_t{1} << 20;
-
 bool is_vector(const Parameter& p) { return p.kind == ParameterKind::Vector; }
 
 }  // namespace
 
-GradientReduction::Options GradientSums::options(GradientReduction::Options common, Transformer& model) {
-  common.use = GradientReduction::Options::Use::AddOnto;
-  common.largest = 0;
-  for (const Parameter& p : model.parameters())
-    if (!is_vector(p)) common.largest = std::max(common.largest, p.padded_gradient.elements());
-  common.together = model.shared_gradients().block;
-  return common;
+GradientReduction::Options GradientSums::options(const Parts& parts) {
+  int64_t largest = 0;
+  for (const Parameter& p : parts.model.parameters())
+    if (!is_vector(p)) largest = std::max(largest, p.padded_gradient.elements());
+  return {.wire = parts.config.parallel.reduce,
+          .seed = parts.config.run.seed,
+          .gradient = dtype_of(parts.config.precision.weight_gradient),
+          .largest = largest,
+          .use = GradientReduction::Options::Use::AddOnto,
+          .together = parts.model.shared_gradients().block};
 }
 
-GradientSums::GradientSums(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
-                           Transformer& model, GradientReduction& reduction, MemoryPlan& plan)
-    : device_(device),
-      communicator_(communicator),
-      ranks_(ranks),
-      model_(model),
-      reduction_(reduction),
-      vector_reduction_(device, communicator, ranks,
+GradientSums::GradientSums(const Parts& parts)
+    : device_(parts.device),
+      communicator_(parts.communicator),
+      ranks_(parts.ranks),
+      model_(parts.model),
+      reduction_(parts.device, parts.communicator, parts.ranks, options(parts), parts.plan),
+      vector_reduction_(parts.device, parts.communicator, parts.ranks,
                         {.wire = GradientWire::FP32,
-                         .largest = model.shared_gradients().vectors.elements(),
+                         .largest = model_.shared_gradients().vectors.elements(),
                          .use = GradientReduction::Options::Use::AddOnto},
-                        plan) {
-  if (ranks == 1) return;
+                        parts.plan) {
+  if (ranks_ == 1) return;
+  const RunConfig& config = parts.config;
   const int64_t micro_batches = config.batch.tokens / config.model.context / config.batch.micro;
-  losses_ = plan.add("micro_losses", Category::Batch, DType::F64, {micro_batches});
+  losses_ = parts.plan.add("micro_losses", Category::Batch, DType::F64, {micro_batches});
 }
 
 void GradientSums::begin_step() {
@@ -43,9 +43,9 @@ void GradientSums::begin_step() {
   if (ranks_ > 1) device_->zero(losses_);
 }
 
-Transformer::GradientsReady GradientSums::add_as_ready(int64_t step, int64_t micro) {
-  const uint64_t position =
-      static_cast<uint64_t>(step) * micro_batches_per_step + static_cast<uint64_t>(micro);
+Transformer::GradientsReady GradientSums::micro_batch(int64_t step, const MicroBatchPlace& place) {
+  const int64_t micro = place.over_ranks;
+  const uint64_t position = position_of({step, micro});
   return [this, position, micro](size_t first, size_t count) {
     finish_group();  // the next block, or the next micro-batch, takes its memory
     if (count == 0) return;
@@ -90,9 +90,10 @@ void GradientSums::gather(const Tensor& whole) {
   communicator_->all_gather(whole, whole.slice(communicator_->rank() * piece, piece));
 }
 
-void GradientSums::finish_step() {
+void GradientSums::finish_gradients() {
   finish_group();
   vector_reduction_.end_step();
+  reduction_.end_step();
   if (ranks_ == 1) return;
   const TrafficLabel label(*communicator_, TrafficKind::Gradients);
   for (const Parameter& p : model_.parameters())

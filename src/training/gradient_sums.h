@@ -14,35 +14,29 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "comm/gradient_reduction.h"
-#include "config/run_config.h"
-#include "device/device.h"
 #include "model/parameters.h"
-#include "model/transformer.h"
-#include "tensor/memory_plan.h"
+#include "training/step_exchange.h"
 
 namespace octet {
 
-class GradientSums {
+class GradientSums final : public StepExchange {
  public:
-  // What a GradientReduction that adds up these gradients has to have room for.
-  static GradientReduction::Options options(GradientReduction::Options common, Transformer& model);
+  explicit GradientSums(const Parts& parts);
 
-  // `reduction`, made with options(), adds up matrices and tables. `communicator` may be null while
-  // measuring, and with one rank.
-  GradientSums(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
-               Transformer& model, GradientReduction& reduction, MemoryPlan& plan);
-
-  void begin_step();  // all sums are zero
-  // For the step's micro-batch of this number, counted over all ranks. `step` from 1.
-  Transformer::GradientsReady add_as_ready(int64_t step, int64_t micro);
-  // The parameters' step_gradient() and the model's loss_sum() are those of all ranks.
-  void finish_step();
+  void begin_step() override;
+  Transformer::GradientsReady micro_batch(int64_t step, const MicroBatchPlace& place) override;
+  Transformer::ReadyWork ready_work() const override {
+    return ranks_ == 1 ? Transformer::ReadyWork::Repeats : Transformer::ReadyWork::Varies;
+  }
+  void finish_gradients() override;
+  int ranks_of_step() const override { return ranks_; }
+  GradientReduction* reduction() override { return &reduction_; }
 
  private:
   struct Group {  // of parameters, whose gradients are on their way
     size_t first = 0, count = 0;
   };
+  static GradientReduction::Options options(const Parts& parts);
   void start(const Group& group, uint64_t position);
   void finish_group();
   void gather(const Tensor& whole);  // of which each rank has its piece; there after a later wait
@@ -51,7 +45,7 @@ class GradientSums {
   Communicator* communicator_;
   int ranks_;
   Transformer& model_;
-  GradientReduction& reduction_;
+  GradientReduction reduction_;         // of matrices and tables
   GradientReduction vector_reduction_;  // in FP32, whatever the wire of the others
   GradientReduction::Ticket newest_ = 0, newest_vectors_ = 0;
   Group group_;

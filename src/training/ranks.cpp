@@ -58,7 +58,6 @@ Traffic Ranks::take_traffic() {
   const Traffic all = communicator_->traffic();
   Traffic since = all;
   for (size_t i = 0; i < traffic_kinds; ++i) since.sent_bytes[i] -= taken_.sent_bytes[i];
-  since.received_bytes -= taken_.received_bytes;
   since.waited_seconds -= taken_.waited_seconds;
   taken_ = all;
   return since;

@@ -2,11 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
-
 #include "base/error.h"
 #include "base/text.h"
-#include "training/checkpoint_parts.h"
 
 namespace octet {
 namespace {
@@ -82,102 +79,6 @@ WindowOrder window_order(const RunConfig& c) {
   return c.data.shuffle ? WindowOrder::Shuffled : WindowOrder::AsStored;
 }
 
-Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan) : scales_(&model.scales()) {
-  payloads_.resize(3);
-  payloads_[0].file = "masters.safetensors";
-  payloads_[1].file = "moments.safetensors";
-  payloads_[2].file = "scale_table.safetensors";
-  const std::vector<Parameter>& parameters = model.parameters();
-  for (const Parameter& p : parameters)
-    add(payloads_[0], {p.name, p.master, p.gradient.shape, p.begin}, plan);
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    const Parameter& p = parameters[i];
-    const AdamW::State& state = optimizer.states()[i];
-    const std::pair<const char*, const MomentTensor*> moments[] = {{".first", &state.first},
-                                                                   {".second", &state.second}};
-    for (const auto& [suffix, moment] : moments) {
-      add(payloads_[1], {p.name + suffix, moment->values, p.gradient.shape, p.begin}, plan);
-      if (!moment->inverse.empty()) add(payloads_[1], scales_of(p, suffix, *moment), plan);
-    }
-  }
-  if (!scales_->sites.empty()) {
-    add(payloads_[2], {"amax_history", scales_->amax_history, scales_->amax_history.shape}, plan);
-    add(payloads_[2], {"scale", scales_->scale, scales_->scale.shape}, plan);
-    add(payloads_[2], {"inverse_scale", scales_->inverse_scale, scales_->inverse_scale.shape}, plan);
-  }
-}
-
-// A piece begins with a block: its scales are some of the whole tensor's.
-Snapshot::Item Snapshot::scales_of(const Parameter& parameter, const char* suffix,
-                                   const MomentTensor& moment) {
-  const int64_t elements = parameter.gradient.elements(), block = moment.block;
-  const bool whole = parameter.master.elements() == elements;
-  if (block == 0 ? !whole : parameter.begin % block != 0 && parameter.master.elements() > 0)
-    throw Error(
-        ExitCode::Usage,
-        fmt::format("{}: moments with {} cannot be divided among ranks at element {}", parameter.name,
-                    block == 0 ? std::string("one scale a tensor") : fmt::format("blocks of {}", block),
-                    parameter.begin),
-        "choose precision.moments.block 128, or another divisor of 16384");
-  return {parameter.name + suffix + ".inverse_scale", moment.inverse,
-          Shape{block == 0 ? 1 : (elements + block - 1) / block}, block == 0 ? 0 : parameter.begin / block};
-}
-
-void Snapshot::add(Payload& payload, const Item& item, MemoryPlan& plan) {
-  const Tensor host =
-      plan.add("checkpoint." + item.name, Category::Other, item.device.dtype, item.device.shape);
-  pairs_.push_back({item.device, host});
-  payload.tensors.emplace_back(item.name, host, item.shape, item.begin);
-}
-
-void Snapshot::take(Device& device) {
-  device.synchronize();
-  for (const Pair& p : pairs_) device.copy_to_host(p.host.data, p.device.data, p.host.bytes());
-  forget_stateless_sites();
-}
-
-// The scale of a site with current scaling is that of its last cast, which a stop between two micro-batches
-// may have moved on; nothing reads it before the next cast. Only delayed sites carry state across steps.
-void Snapshot::forget_stateless_sites() const {
-  const size_t sites = scales_->sites.size();
-  if (sites == 0) return;
-  const std::vector<TensorPiece>& t = payloads_[2].tensors;
-  float* history = t[0].values.as<float>();
-  float* scale = t[1].values.as<float>();
-  float* inverse = t[2].values.as<float>();
-  const size_t window = static_cast<size_t>(t[0].shape[0]);
-  for (size_t s = 0; s < sites; ++s) {
-    const Cast& cast = scales_->sites[s].cast;
-    const bool state = is_float8(cast.format) && cast.scaling == Scaling::Delayed;
-    if (!state || scale[s] == 0) scale[s] = inverse[s] = 0;
-    for (size_t row = 0; !state && row < window; ++row) history[row * sites + s] = 0;
-  }
-}
-
-void Snapshot::put_back(Device& device) const {
-  for (const Pair& p : pairs_) device.copy_from_host(p.device.data, p.host.data, p.host.bytes());
-  device.synchronize();
-}
-
-void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
-  for (const Payload& payload : payloads_) {
-    if (payload.tensors.empty()) continue;
-    if (scales == Scales::Forget && &payload == &payloads_[2])
-      for (const TensorPiece& t : payload.tensors) std::memset(t.values.data, 0, t.values.bytes());
-    else
-      read_payload(checkpoint, payload);
-  }
-}
-
-std::string Snapshot::masters_hash(RankGroup& group) const {
-  return content_hash("masters", payloads_[0].tensors, group);
-}
-
-std::string Snapshot::masters_hash() const {
-  RankGroup alone;
-  return masters_hash(alone);
-}
-
 RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, const Sharding& ranks,
                      Communicator* communicator)
     : model(device, transformer_options(c, ranks), plans.device, offload(c) ? &plans.offload : nullptr),
@@ -192,6 +93,8 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, con
                                        {validation_batches(c), c.batch.micro * c.model.context})),
       validation_targets(
           plans.host.add("validation.targets", Category::Batch, DType::I32, validation_tokens.shape)),
-      snapshot(model, optimizer, plans.host) {}
+      snapshot(model, optimizer, plans.host,
+               trains_alone(c) ? Snapshot::Local{ranks.rank, ranks.ranks, data_parallel.states()}
+                               : Snapshot::Local{}) {}
 
 }  // namespace octet

@@ -10,47 +10,10 @@
 #include "model/transformer.h"
 #include "optimizer/adamw.h"
 #include "tensor/memory_plan.h"
-#include "training/checkpoint.h"
 #include "training/data_parallel.h"
+#include "training/snapshot.h"
 
 namespace octet {
-
-// Copies of the state a checkpoint holds, taken at a step boundary into planned host memory, so that a
-// writer thread works on them while training goes on. Of several ranks each copies what it holds: its
-// elements of parameters that are sharded, and their moments; all of the rest.
-class Snapshot {
- public:
-  Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& host_plan);
-  void take(Device& device);            // device -> host
-  void put_back(Device& device) const;  // host -> device (resume, rollback)
-  // Files -> host; names, types and shapes of the whole tensors must match, however many ranks wrote them and
-  // read them. Scales belong to the precision they were made with:
-  // with Scales::Forget their file is not read, and every site is without history.
-  enum class Scales : uint8_t { Restore, Forget };
-  void load(const std::filesystem::path& checkpoint, Scales scales);
-  const std::vector<Payload>& payloads() const { return payloads_; }
-  // The same for any number of ranks, all of which call it together. [docs/formats.md, "init_hash"]
-  std::string masters_hash(RankGroup& group) const;
-  std::string masters_hash() const;  // of a process alone
-
- private:
-  struct Pair {
-    Tensor device, host;
-  };
-  struct Item {
-    std::string name;
-    Tensor device;
-    Shape shape;  // of the whole
-    int64_t begin = 0;
-  };
-  static Item scales_of(const Parameter& parameter, const char* suffix, const MomentTensor& moment);
-  void add(Payload& payload, const Item& item, MemoryPlan& plan);
-  void forget_stateless_sites() const;
-
-  ScaleTable* scales_;
-  std::vector<Pair> pairs_;
-  std::vector<Payload> payloads_;
-};
 
 struct RunMemory {
   // With measuring plans the device is only asked for its workspace; without one (null) that is a CPU
@@ -88,6 +51,8 @@ int64_t global_batch(const RunConfig& config);  // context windows a step
 // Micro-batches of a step on each rank. Error(Usage) with the numbers of ranks that work when they do not
 // divide the global batch.
 int64_t accumulation(const RunConfig& config, int ranks = 1);
+// Whether ranks train alone for some steps (parallel.sync_every).
+inline bool trains_alone(const RunConfig& config) { return config.parallel.sync_every > 1; }
 WindowOrder window_order(const RunConfig& config);
 
 }  // namespace octet

@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <span>
-#include <type_traits>
 #include <utility>
 
 #include "base/clock.h"
@@ -54,6 +51,7 @@ TrainResult Trainer::run() {
     if (error.code() != ExitCode::Data || !ranks_.alone()) throw;
     // A shard shrank or vanished under the run (F12): what was learned so far is kept.
     settle();
+    give_up_round();
     log_error("{}: saving step {} before stopping", error.what(), state_.step);
     save_now();
     log_.event(state_.step, "stop", error.what());
@@ -72,8 +70,10 @@ TrainResult Trainer::loop() {
     if (outcome == Outcome::Diverged) return result(ExitCode::Numerics, failure_);
     if (outcome == Outcome::Interrupted) return stop();
     poll_saver();
-    if (ahead) continue;
+    if (ahead || !memory_.data_parallel.agrees_after(state_.step)) continue;
+    keep_state();
     if (!evaluate_if_due()) return stop();
+    if (kept_ && kept_->step == state_.step) kept_ = state_;  // and what the evaluation found
     save_if_due();
   }
   if (!save_now())
@@ -93,7 +93,7 @@ bool Trainer::runs_ahead() {
   save_asked_ = take_save_request() || save_asked_;
   return device_info_.asynchronous && config_.health.on_spike == SpikePolicy::Log &&
          step < config_.run.steps && !save_asked_ && !stop_requested() && (save <= 0 || step % save != 0) &&
-         !evaluation_due(step);
+         !evaluation_due(step) && !(trains_alone(config_) && memory_.data_parallel.agrees_after(step));
 }
 
 // Enqueues a step, then settles the one before: the host waits while the device has work.
@@ -140,9 +140,8 @@ Trainer::Outcome Trainer::launch() {
 
 bool Trainer::gradients(StepReport& report) {
   const int64_t micros = accumulation(config_, ranks_.count());
-  const double tokens = static_cast<double>(config_.batch.tokens);
-
   DataParallel& parallel = memory_.data_parallel;
+  const double tokens = parallel.step_tokens();
   parallel.begin_step();
   for (int64_t micro = 0; micro < micros; ++micro) {
     // A partial step leaves no trace in the state: what is saved now is the end of the step before.
@@ -187,7 +186,7 @@ void Trainer::update(const StepReport& report) {
   ranks_.set_phase("update", report.step);
   injector_.enter(Phase::Update, report.step);
   RunMemory& m = memory_;
-  m.data_parallel.decide(static_cast<double>(config_.batch.tokens));
+  m.data_parallel.decide();
   m.data_parallel.merge_amaxes();
   ScaleTable& scales = m.model.scales();
   if (scales.count) {
@@ -214,9 +213,9 @@ Trainer::Outcome Trainer::settle() {
   readback_.wait(report.step);
   ranks_.check();
   add_source_losses(report);
-  exchange(report);
-  const UpdateControl& control = readback_.control(report.step);
-  report.loss = readback_.loss_sum(report.step) / static_cast<double>(config_.batch.tokens);
+  UpdateControl control = readback_.control(report.step);
+  report.loss = readback_.loss_sum(report.step) / memory_.data_parallel.step_tokens();
+  exchange(report, control);
   report.gradient_norm = control.gradient_norm;
   report.applied = !report.skip && control.apply != 0;
   report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
@@ -232,49 +231,6 @@ Trainer::Outcome Trainer::settle() {
   state_.spike_history = detector_.history();
   record(report);
   return goes_on ? Outcome::Done : Outcome::Diverged;
-}
-
-// The hash of the whole batch, as one process would have seen it, and the losses by source.
-// Micro-batches were dealt out to the ranks in turn.
-void Trainer::exchange(StepReport& report) {
-  if (!ranks_.alone()) {
-    const auto bytes_of = [](const auto& values) {
-      return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0]));
-    };
-    static_assert(std::is_trivially_copyable_v<Traffic>);
-    const size_t hash_bytes = report.batch_hashes.size() * sizeof(uint64_t),
-                 source_bytes = report.source_loss.size() * sizeof(double);
-    const std::vector<std::string> all =
-        ranks_.all(fmt::format("step/{}", report.step),
-                   bytes_of(report.batch_hashes) + bytes_of(report.source_loss) +
-                       bytes_of(report.source_tokens) + bytes_of(std::span(&report.traffic, 1)));
-    report.traffic = {};
-    const size_t each = report.batch_hashes.size();
-    report.batch_hashes.assign(each * all.size(), 0);
-    std::fill(report.source_loss.begin(), report.source_loss.end(), 0.0);
-    std::fill(report.source_tokens.begin(), report.source_tokens.end(), 0.0);
-    for (size_t rank = 0; rank < all.size(); ++rank) {
-      const std::string& part = all[rank];
-      const auto add = [&](std::vector<double>& sums, size_t at) {
-        for (size_t i = 0; i < sums.size(); ++i) {
-          double value = 0;
-          std::memcpy(&value, part.data() + at + i * sizeof value, sizeof value);
-          sums[i] += value;
-        }
-      };
-      for (size_t micro = 0; micro < each; ++micro)
-        std::memcpy(&report.batch_hashes[micro * all.size() + rank], part.data() + micro * sizeof(uint64_t),
-                    sizeof(uint64_t));
-      add(report.source_loss, hash_bytes);
-      add(report.source_tokens, hash_bytes + source_bytes);
-      Traffic traffic;
-      std::memcpy(&traffic, part.data() + hash_bytes + 2 * source_bytes, sizeof traffic);
-      for (size_t i = 0; i < traffic_kinds; ++i)
-        report.traffic.sent_bytes[i] = std::max(report.traffic.sent_bytes[i], traffic.sent_bytes[i]);
-      report.traffic.waited_seconds += traffic.waited_seconds / ranks_.count();
-    }
-  }
-  report.batch_hash = hash64(report.batch_hashes.data(), report.batch_hashes.size() * sizeof(uint64_t));
 }
 
 bool Trainer::stop_requested() const { return ranks_.alone() ? signals_.stop_requested() : requests_.stop; }
@@ -370,7 +326,7 @@ bool Trainer::roll_back(double loss, double deviation) {
     device_.zero(scales.counters);  // of the step that is given up
   }
   count_casts(state_.step + 1);
-  memory_.data_parallel.refresh_working_weights(state_.step);
+  memory_.data_parallel.start(state_.step);
   open_loader();
   log_.rewind(state_.step);
   const std::string message =
@@ -386,6 +342,7 @@ bool Trainer::roll_back(double loss, double deviation) {
 
 TrainResult Trainer::stop() {
   const std::string signal = stop_reason();
+  give_up_round();
   log_info("{}: saving step {} before stopping", signal, state_.step);
   if (!save_now()) return result(ExitCode::StoppedUnsaved, signal + ", and the save failed: " + save_error_);
   return result(ExitCode::Stopped, signal);

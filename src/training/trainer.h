@@ -68,7 +68,8 @@ class Trainer {
   bool stop_requested() const;  // by a signal here; several ranks: as all have agreed
   bool take_save_request();
   std::string stop_reason() const;
-  void exchange(StepReport& report);  // what only all ranks know together
+  // What only all ranks know together; of ranks that train alone also loss, norm and outcome.
+  void exchange(StepReport& report, UpdateControl& control);
   Outcome launch();
   Outcome settle();
   bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
@@ -89,13 +90,17 @@ class Trainer {
   void restore(const FoundCheckpoint& found);
   bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();
-  bool busy_anywhere();
+  bool busy_anywhere(const char* when);
   bool save_now();  // waits; false when it failed
   void start_save();
+  void take_state();  // the snapshot is of this step
+  void keep_state();
+  void give_up_round();
   void poll_saver();  // Error(Checkpoint) where a failed save ends the run
   void finish(const std::optional<SaveOutcome>& outcome);
   void finish_save(const SaveOutcome& outcome);  // says how it ended
 
+  void note_moments(const std::filesystem::path& checkpoint);  // of another number of ranks
   void check_first_step();  // Error(Usage) of the disk, Error(Data) of the ids
   void open_loader();
   void load_validation_windows();
@@ -119,6 +124,9 @@ class Trainer {
   Requests requests_;  // several ranks: what all do after the step launched last
 
   TrainingState state_;
+  // Of the snapshot. Where ranks train alone, it is taken whenever they agree: a stop between goes back to
+  // it.
+  std::optional<TrainingState> kept_;
   SpikeDetector detector_;
   SampleOrder order_;
   RunLog log_;

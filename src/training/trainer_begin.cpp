@@ -16,7 +16,7 @@ void Trainer::begin() {
     state_ = {};
     count_casts(1);
     memory_.model.initialize_masters();
-    memory_.data_parallel.refresh_working_weights(0);
+    memory_.data_parallel.start(0);
     memory_.snapshot.take(device_);
     if (ranks_.alone()) {
       state_.init_hash = memory_.snapshot.masters_hash();
@@ -28,13 +28,17 @@ void Trainer::begin() {
   } else {
     restore(found);
     count_casts(state_.step + 1);
-    memory_.data_parallel.refresh_working_weights(state_.step);
+    memory_.data_parallel.start(state_.step);
     detector_.restore(state_.spike_history);
     const std::string text = fmt::format("from {}", found.folder.filename().string());
     log_info("resuming {} in {}", text, folder_.path().string());
     log_.event(state_.step, "resume", text);
     // A process that died between its save and the removal of older ones left too many.
     if (saver_.newest() >= 0) saver_.retire();
+  }
+  if (trains_alone(config_)) {
+    if (!found.folder.empty()) note_moments(found.folder);
+    kept_ = state_;  // the snapshot is of it
   }
   if (const std::string gather = memory_.data_parallel.describe_gather(); !gather.empty())
     log_info("{}", gather);
@@ -51,6 +55,17 @@ void Trainer::begin() {
   folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
   open_loader();
   ranks_.take_traffic();  // what it took to begin is no step's
+}
+
+// With another number of ranks the same run is not continued: a checkpoint that says so is not silent.
+void Trainer::note_moments(const std::filesystem::path& checkpoint) {
+  const int held = Snapshot::ranks_with_moments(checkpoint);
+  if (held == ranks_.count()) return;
+  const std::string text = fmt::format(
+      "the checkpoint holds the moments of {}, this run has {}: rank r goes on with those of rank r mod {}",
+      plural(held, "rank"), ranks_.count(), held);
+  if (ranks_.leads()) log_warning("{}", text);
+  log_.event(state_.step, "resume", text);
 }
 
 // What would end the run in its first step or at its first save is found while refusing it leaves no folder.

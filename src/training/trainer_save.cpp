@@ -28,7 +28,7 @@ void Trainer::save_if_due() {
   save_asked_ = false;
   const bool due = every > 0 && state_.step % every == 0 && state_.step < config_.run.steps;
   if ((!asked && !due) || saved()) return;
-  const bool busy = busy_anywhere();
+  const bool busy = busy_anywhere("save");
   if (busy && asked) {
     finish(saver_.wait());
   } else if (busy) {  // never queue: a slow disk must not hold the training up (F25)
@@ -43,12 +43,34 @@ void Trainer::save_if_due() {
 }
 
 // All ranks begin the same saves.
-bool Trainer::busy_anywhere() {
+bool Trainer::busy_anywhere(const char* when) {
   bool busy = false;
-  for (const std::string& one :
-       ranks_.all(fmt::format("busy/{}/{}", state_.rollbacks, state_.step), saver_.busy() ? "busy" : ""))
+  for (const std::string& one : ranks_.all(fmt::format("busy/{}/{}/{}", when, state_.rollbacks, state_.step),
+                                           saver_.busy() ? "busy" : ""))
     busy = busy || !one.empty();
   return busy;
+}
+
+void Trainer::take_state() {
+  memory_.snapshot.take(device_);
+  state_.gradient_reduction = memory_.data_parallel.reduction_state();
+}
+
+// After a step that all ranks agree after: the steps to come are each rank's own, and no checkpoint. While a
+// save still reads the snapshot, it stays as it is.
+void Trainer::keep_state() {
+  if (!trains_alone(config_) || busy_anywhere("keep")) return;
+  take_state();
+  kept_ = state_;
+}
+
+// A stop does not wait for the ranks to agree: what is saved is the state kept when they did last.
+void Trainer::give_up_round() {
+  if (!kept_ || memory_.data_parallel.agrees_after(state_.step) || kept_->step == state_.step) return;
+  log_info("the {} since step {} were each rank's own: they are given up",
+           plural(state_.step - kept_->step, "step"), kept_->step);
+  state_ = *kept_;
+  folder_.set_step(state_.step);
 }
 
 bool Trainer::save_now() {
@@ -64,14 +86,16 @@ void Trainer::start_save() {
   ranks_.set_phase("save", state_.step);
   injector_.enter(Phase::Save, state_.step);
   evaluated_late_ = -1;
-  memory_.snapshot.take(device_);
+  if (!kept_ || kept_->step != state_.step) {
+    take_state();
+    if (kept_) kept_ = state_;
+  }
   Manifest manifest;
   manifest.config = Json::parse(to_json(config_));
   manifest.config["run"].erase("output");
   manifest.config_hash = config_hash(config_);
   manifest.data_fingerprint = fingerprint_;
   manifest.version = version();
-  state_.gradient_reduction = memory_.data_parallel.reduction_state();
   manifest.state = state_;
   saver_.start(std::move(manifest), memory_.snapshot.payloads());
 }

@@ -35,7 +35,6 @@ ScalingJob two_layers() {
   job.micro = 1;
   job.context = 1000;
   job.compute_rate = 12e12;
-  job.memory = {.masters = 8e9, .moments = 4e9, .gradients = 8e9, .rest = 10e9};
   return job;
 }
 
@@ -51,7 +50,6 @@ ScalingJob eight_billion() {
   job.update_seconds = 0.04;
   job.refresh_seconds = 0.01;
   job.overlap_cost = 0.1;
-  job.memory = {.masters = 32e9, .moments = 16e9, .gradients = 32e9, .rest = 20e9};
   return job;
 }
 Network cluster() {
@@ -192,20 +190,22 @@ TEST_CASE("a step of two ranks, by hand") {
   CHECK(scaling_point(job, n, 2).compute_seconds == Approx(2 * 4.0 / 3));
 }
 
-TEST_CASE("ZeRO shards masters and moments, then gradients") {
+TEST_CASE("local SGD sends what ZeRO-0 sends in one of its steps, and waits for all of it") {
   ScalingJob job = two_layers();
-  job.gradients = WireFormat::FP32;  // no copy in another format
-  const auto bytes = [&](int zero, int64_t ranks) {
-    job.zero = zero;
-    return scaling_point(job, without_latency(1e9), ranks).memory_bytes;
-  };
-  CHECK(bytes(0, 4) == Approx(30e9));
-  CHECK(bytes(1, 4) == Approx(10e9 + 12e9 / 4 + 8e9));
-  // And two whole buckets in FP32, and the pieces of one that are received.
-  CHECK(bytes(2, 4) == Approx(10e9 + 12e9 / 4 + 8e9 / 4 + 2 * 1e9 * 4 + 1e9 * 4));
-  for (const int zero : {0, 1, 2}) CHECK(bytes(zero, 1) == Approx(30e9));
-  job.gradients = WireFormat::BF16;
-  CHECK(bytes(1, 4) == Approx(10e9 + 12e9 / 4 + 8e9 + 2 * 1e9 * 2));
+  const Network n = without_latency(8e9);
+  for (const WireFormat wire : {WireFormat::FP32, WireFormat::BF16, WireFormat::FP8}) {
+    job.gradients = wire;
+    job.zero = 0;
+    job.sync_every = 1;
+    const ScalingPoint every_step = scaling_point(job, n, 2);
+    job.sync_every = 20;
+    const ScalingPoint local = scaling_point(job, n, 2);
+    CHECK(local.sent_bytes == Approx(every_step.sent_bytes / 20));
+    CHECK(local.reduce_seconds == Approx(every_step.reduce_seconds / 20));
+    CHECK(local.reduce_exposed == local.reduce_seconds);
+    CHECK(local.gather_seconds == 0);
+  }
+  CHECK(scaling_point(job, n, 1).sent_bytes == 0);
 }
 
 TEST_CASE("efficiency falls with the ranks, and only with what communication costs") {

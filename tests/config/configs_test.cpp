@@ -101,7 +101,7 @@ TEST_CASE("shipped twins differ in the precision section only") {
     CHECK(load_config(fp8.string()).precision.float8());
     twins.insert(base);
   }
-  CHECK(twins.size() * 2 + 1 == shipped().size());  // 3b-fp8-24gb.json, below
+  CHECK(twins.size() * 2 + 2 == shipped().size());  // 3b-fp8-24gb.json and quickstart-local-sgd.json, below
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {
@@ -115,6 +115,18 @@ TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ"
   small.batch.micro = large.batch.micro;
   small.batch.recompute = large.batch.recompute;
   CHECK(small == large);
+}
+
+TEST_CASE("the quickstart with local SGD is the quickstart: only what ranks exchange differs") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig local = load_config((folder / "quickstart-local-sgd.json").string());
+  const RunConfig quickstart = load_config((folder / "quickstart.json").string());
+  CHECK(local.parallel.sync_every > 1);
+  CHECK(local.batch.tokens % (2 * local.batch.micro * local.model.context) == 0);  // two ranks work
+  local.run = quickstart.run;
+  local.parallel = quickstart.parallel;
+  local.batch.micro = quickstart.batch.micro;
+  CHECK(local == quickstart);
 }
 
 TEST_CASE("the quickstart's FP8 section spells out the recipe fp8") {

@@ -229,6 +229,34 @@ TEST_CASE("recipes whose masters a micro-batch reads cannot be offloaded") {
     CHECK_NOTHROW(parse_config(offload + does_not, "t"));
 }
 
+TEST_CASE("local SGD refuses what needs the ranks to be one after every step, and says what works") {
+  const std::vector<std::string> works = {"parallel.zero=0",     "parallel.sync_every=20",
+                                          "run.steps=200",       "checkpoint.every=40",
+                                          "evaluation.every=60", R"(data.validation=["v"])"};
+  CHECK(complaint_of("{}", works).what.empty());
+  const auto complaint_with = [&](const std::string& change) {
+    std::vector<std::string> settings = works;
+    settings.push_back(change);
+    return complaint_of("{}", settings);
+  };
+  for (const char* zero : {"1", "2"})
+    CHECK(complaint_with(std::string("parallel.zero=") + zero).has("allowed: /parallel/zero 0"));
+  CHECK(complaint_with("memory.offload=optimizer").has("/memory/offload"));
+  for (const char* policy : {"skip", "rollback"})
+    CHECK(complaint_with(std::string("health.on_spike=") + policy).has("/health/on_spike"));
+  CHECK(complaint_with("run.steps=210").has("nearest: 200 or 220"));
+  CHECK(complaint_with("checkpoint.every=10").has("/checkpoint/every: found 10"));
+  CHECK(complaint_with("checkpoint.every=10").has("nearest: 20"));
+  CHECK(complaint_with("checkpoint.every=0").what.empty());
+  CHECK(complaint_with("evaluation.every=50").has("nearest: 40 or 60"));
+  std::vector<std::string> unseen = works;
+  unseen.insert(unseen.end(), {"evaluation.every=50", "data.validation=[]"});
+  CHECK(complaint_of("{}", unseen).what.empty());  // no evaluation
+  CHECK(complaint_with("parallel.outer_momentum=1").has("/parallel/outer_momentum"));
+  // Negative control: synchronous ranks may do all of that.
+  CHECK(complaint_of("{}", {"parallel.zero=2", "checkpoint.every=10", "run.steps=210"}).what.empty());
+}
+
 TEST_CASE("a preset or recipe is expanded first and the fields beside it override, in any order") {
   const RunConfig c = parse_config(
       R"({"model": {"layers": 8, "preset": "llama-1b"}, "precision": {"smooth_swiglu": "token", "recipe": "fp8"},

@@ -141,6 +141,27 @@ TEST_CASE("changes on resume are free, recorded or forbidden, key by key") {
     CHECK(class_of(p) == ChangeClass::Free);
 }
 
+TEST_CASE("parallel.zero is recorded where it changes bits: between 1 and 2, not between 0 and 1") {
+  const auto with = [](int64_t zero) {
+    RunConfig config = default_config();
+    config.parallel.zero = zero;
+    return config;
+  };
+  const auto change_of = [&](int64_t from, int64_t to) {
+    const auto changes = compare_configs(to_json(with(from)), to_json(with(to)));
+    REQUIRE(pointers_of(changes) == std::vector<std::string>{"/parallel/zero"});
+    return changes[0].change_class;
+  };
+  for (const auto& [from, to] : {std::pair{0, 1}, {1, 0}}) {
+    CHECK(change_of(from, to) == ChangeClass::Free);
+    CHECK(config_hash(with(from)) == config_hash(with(to)));
+  }
+  for (const auto& [from, to] : {std::pair{1, 2}, {2, 1}, {0, 2}, {2, 0}}) {
+    CHECK(change_of(from, to) == ChangeClass::Recorded);
+    CHECK(config_hash(with(from)) != config_hash(with(to)));
+  }
+}
+
 TEST_CASE("a number written in another way is no change, and a missing key has its default") {
   CHECK(compare_configs(R"({"schedule": {"learning_rate": 1}})", R"({"schedule": {"learning_rate": 1.0}})")
             .empty());

@@ -241,7 +241,6 @@ class NcclCommunicator final : public Communicator {
     const std::lock_guard lock(mutex_);
     flights_.push_back(std::move(flight));
     traffic_.sent_bytes[static_cast<size_t>(traffic_kind())] += operation.traffic;
-    traffic_.received_bytes += operation.traffic;
     return ticket;
   }
   std::unique_ptr<Flight> take_flight() {

@@ -8,6 +8,7 @@
 #include "kernels/add_in_order.h"
 #include "kernels/block_codes.h"
 #include "kernels/gradient_norm.h"
+#include "kernels/outer_update.h"
 #include "kernels/scale_table.h"
 
 namespace octet {
@@ -63,6 +64,26 @@ void GpuDevice::add_in_order(const AddInOrder& op) {
                            .sources = op.sources.rows(),
                            .count = op.sum.elements(),
                            .stream = backend_->stream()});
+}
+
+void GpuDevice::outer_difference(const OuterDifference& op) {
+  check(op);
+  kernels::outer_difference({.outer = op.outer.as<float>(),
+                             .local = op.local.as<float>(),
+                             .count = op.local.elements(),
+                             .stream = backend_->stream()});
+}
+
+void GpuDevice::outer_update(const OuterUpdate& op) {
+  check(op);
+  kernels::outer_update({.outer = op.outer.as<float>(),
+                         .velocity = op.velocity.as<float>(),
+                         .local = op.local.as<float>(),
+                         .count = op.outer.elements(),
+                         .scale = op.scale,
+                         .learning_rate = op.learning_rate,
+                         .momentum = op.momentum,
+                         .stream = backend_->stream()});
 }
 
 void GpuDevice::gradient_squares(const GradientSquares& op) {
