@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/text.h"
+#include "model/parameters.h"
 
 namespace octet {
 namespace {
@@ -128,13 +129,18 @@ std::string DataParallel::describe_gather() const {
 }
 
 void DataParallel::update(double learning_rate, int64_t step) {
+  const bool whole = !sharded_ || communicator_->rank() == 0;
+  optimizer_.measure_updates(model_.parameters(), step, whole ? AdamW::Whole::Yes : AdamW::Whole::No,
+                             [&](const Tensor& partials) {
+                               if (sharded_) add_up(partials);
+                             });
   optimizer_.update(model_.parameters(), learning_rate, step,
                     [&](const MasterPiece& piece) { take(piece, step); });
   finish_gathers(step);
 }
 
 void DataParallel::refresh_working_weights(int64_t step) {
-  for (const Parameter& p : model_.parameters()) take({p.index, p.begin, p.master}, step);
+  for (const Parameter& p : model_.parameters()) take(p.piece(), step);
   finish_gathers(step);
 }
 
@@ -152,8 +158,7 @@ void DataParallel::take(const MasterPiece& piece, int64_t step) {
   if (p.shard == 0) return refresh(piece, step);
   const int64_t count = piece.values.elements();
   if (const CodeShard* shard = model_.code_shard(piece.parameter)) {
-    if (count > 0)
-      device_->copy(shard->values.flat().slice(piece.begin - p.begin, count), piece.values.flat());
+    if (count > 0) copy_values(*device_, shard->values.flat().slice(piece.begin - p.begin, count), piece);
     return;
   }
   Gather& gather = gathers_[next_gather_];
@@ -163,7 +168,7 @@ void DataParallel::take(const MasterPiece& piece, int64_t step) {
     gather.parameter = piece.parameter;
     gather.whole = {gather.buffer.data, storage_, {ranks_ * p.shard}};
   }
-  if (count > 0) device_->copy(gather.whole.slice(piece.begin, count), piece.values.flat());
+  if (count > 0) copy_values(*device_, gather.whole.slice(piece.begin, count), piece);
   if (!piece.last) return;
   const TrafficLabel label(*communicator_, TrafficKind::Weights);
   gather.ticket =

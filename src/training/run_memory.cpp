@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "numerics/masters.h"
 #include "training/checkpoint_parts.h"
 
 namespace octet {
@@ -82,23 +83,17 @@ WindowOrder window_order(const RunConfig& c) {
   return c.data.shuffle ? WindowOrder::Shuffled : WindowOrder::AsStored;
 }
 
-Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan) : scales_(&model.scales()) {
+Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan)
+    : model_(&model), scales_(&model.scales()) {
   payloads_.resize(3);
   payloads_[0].file = "masters.safetensors";
   payloads_[1].file = "moments.safetensors";
   payloads_[2].file = "scale_table.safetensors";
   const std::vector<Parameter>& parameters = model.parameters();
-  for (const Parameter& p : parameters)
-    add(payloads_[0], {p.name, p.master, p.gradient.shape, p.begin}, plan);
+  for (const Parameter& p : parameters) add_master(p, plan);
   for (size_t i = 0; i < parameters.size(); ++i) {
-    const Parameter& p = parameters[i];
-    const AdamW::State& state = optimizer.states()[i];
-    const std::pair<const char*, const MomentTensor*> moments[] = {{".first", &state.first},
-                                                                   {".second", &state.second}};
-    for (const auto& [suffix, moment] : moments) {
-      add(payloads_[1], {p.name + suffix, moment->values, p.gradient.shape, p.begin}, plan);
-      if (!moment->inverse.empty()) add(payloads_[1], scales_of(p, suffix, *moment), plan);
-    }
+    add_moment(parameters[i], ".first", optimizer.states()[i].first, plan);
+    add_moment(parameters[i], ".second", optimizer.states()[i].second, plan);
   }
   if (!scales_->sites.empty()) {
     add(payloads_[2], {"amax_history", scales_->amax_history, scales_->amax_history.shape}, plan);
@@ -107,9 +102,27 @@ Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan) : sca
   }
 }
 
+void Snapshot::add_master(const Parameter& p, MemoryPlan& plan) {
+  const MasterCode& code = p.master_code;
+  add(payloads_[0], {p.name, p.master, p.gradient.shape, p.begin}, plan);
+  if (!code.rest.empty())
+    add(payloads_[0],
+        {p.name + (code.format == MasterFormat::BF16Remainder ? ".remainder" : ".compensation"), code.rest,
+         p.gradient.shape, p.begin},
+        plan);
+  if (!code.inverse.empty())
+    add(payloads_[0],
+        {p.name + ".inverse_scale", code.inverse,
+         Shape{(p.gradient.elements() + master_block - 1) / master_block}, p.begin / master_block},
+        plan);
+}
+
 // A piece begins with a block: its scales are some of the whole tensor's.
-Snapshot::Item Snapshot::scales_of(const Parameter& parameter, const char* suffix,
-                                   const MomentTensor& moment) {
+void Snapshot::add_moment(const Parameter& parameter, const char* suffix, const MomentTensor& moment,
+                          MemoryPlan& plan) {
+  const std::string name = parameter.name + suffix;
+  add(payloads_[1], {name, moment.values, parameter.gradient.shape, parameter.begin}, plan);
+  if (moment.inverse.empty()) return;
   const int64_t elements = parameter.gradient.elements(), block = moment.block;
   const bool whole = parameter.master.elements() == elements;
   if (block == 0 ? !whole : parameter.begin % block != 0 && parameter.master.elements() > 0)
@@ -119,8 +132,11 @@ Snapshot::Item Snapshot::scales_of(const Parameter& parameter, const char* suffi
                     block == 0 ? std::string("one scale a tensor") : fmt::format("blocks of {}", block),
                     parameter.begin),
         "choose precision.moments.block 128, or another divisor of 16384");
-  return {parameter.name + suffix + ".inverse_scale", moment.inverse,
-          Shape{block == 0 ? 1 : (elements + block - 1) / block}, block == 0 ? 0 : parameter.begin / block};
+  const Shape scales{block == 0 ? 1 : (elements + block - 1) / block};
+  const int64_t begin = block == 0 ? 0 : parameter.begin / block;
+  const bool expanded = !moment.exponents.empty();
+  add(payloads_[1], {name + (expanded ? ".largest" : ".inverse_scale"), moment.inverse, scales, begin}, plan);
+  if (expanded) add(payloads_[1], {name + ".exponent", moment.exponents, scales, begin}, plan);
 }
 
 void Snapshot::add(Payload& payload, const Item& item, MemoryPlan& plan) {
@@ -169,8 +185,26 @@ void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
   }
 }
 
+// Of the numbers before they were rounded to the masters' format, so that runs with other formats begin
+// alike.
 std::string Snapshot::masters_hash(RankGroup& group) const {
-  return content_hash("masters", payloads_[0].tensors, group);
+  std::vector<TensorPiece> values;
+  std::vector<size_t> parameter_of;
+  for (const TensorPiece& t : payloads_[0].tensors)
+    for (const Parameter& p : model_->parameters())
+      if (p.name == t.name) {
+        values.push_back(t);
+        parameter_of.push_back(p.index);
+      }
+  std::vector<float> numbers;
+  return content_hash("masters", values, group, [&](size_t tensor, int64_t first, int64_t count) {
+    const size_t parameter = parameter_of[tensor];
+    if (model_->parameters()[parameter].master_code.format == MasterFormat::FP32)
+      return static_cast<const float*>(nullptr);
+    numbers.resize(static_cast<size_t>(count));
+    model_->initial_values(parameter, first, numbers);
+    return static_cast<const float*>(numbers.data());
+  });
 }
 
 std::string Snapshot::masters_hash() const {
@@ -183,7 +217,7 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, con
     : model(device, transformer_options(c, ranks), plans.device, offload(c) ? &plans.offload : nullptr),
       optimizer(device, c.optimizer,
                 {c.precision.moments, offload(c) ? &plans.offload : nullptr,
-                 [this](size_t parameter) { return model.splits_refresh(parameter); }},
+                 [this](size_t parameter) { return model.splits_refresh(parameter); }, c.run.seed},
                 model.parameters(), plans.device),
       data_parallel(device, communicator, ranks.ranks, c, model, optimizer, plans.device),
       evaluation_sums(

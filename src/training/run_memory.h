@@ -43,10 +43,13 @@ class Snapshot {
     Shape shape;  // of the whole
     int64_t begin = 0;
   };
-  static Item scales_of(const Parameter& parameter, const char* suffix, const MomentTensor& moment);
+  void add_master(const Parameter& parameter, MemoryPlan& plan);
+  void add_moment(const Parameter& parameter, const char* suffix, const MomentTensor& moment,
+                  MemoryPlan& plan);
   void add(Payload& payload, const Item& item, MemoryPlan& plan);
   void forget_stateless_sites() const;
 
+  Transformer* model_;
   ScaleTable* scales_;
   std::vector<Pair> pairs_;
   std::vector<Payload> payloads_;
