@@ -144,7 +144,7 @@ TEST_CASE("recipes that read FP32 masters refuse others") {
 }
 
 TEST_CASE("expanded moments take 2.08 bytes a weight, FP16 and E4M3 ones 3.06; they learn") {
-  const auto bytes = [](const Moments& moments) {
+  const auto bytes_a_weight = [](const Moments& moments) {
     Recipe recipe = make_recipe("fp8");
     recipe.moments = moments;
     const Trained trained(recipe, {}, 12);
@@ -160,9 +160,9 @@ TEST_CASE("expanded moments take 2.08 bytes a weight, FP16 and E4M3 ones 3.06; t
     }
     return static_cast<double>(bytes) / static_cast<double>(weights);
   };
-  CHECK(bytes({Format::E4M3, Format::E4M3, 128, true}) == 2 + 2 * 5.0 / 128);   // COAT's (max, k)
-  CHECK(bytes({Format::E4M3, Format::E4M3, 128, false}) == 2 + 2 * 4.0 / 128);  // nanotron's formats
-  CHECK(bytes({Format::E4M3, Format::FP16, 128, false}) == 3 + 2 * 4.0 / 128);  // FP8-LM's formats
+  CHECK(bytes_a_weight({Format::E4M3, Format::E4M3, 128, true}) == 2 + 2 * 5.0 / 128);   // COAT's (max, k)
+  CHECK(bytes_a_weight({Format::E4M3, Format::E4M3, 128, false}) == 2 + 2 * 4.0 / 128);  // nanotron's formats
+  CHECK(bytes_a_weight({Format::E4M3, Format::FP16, 128, false}) == 3 + 2 * 4.0 / 128);  // FP8-LM's formats
 }
 
 TEST_CASE("update clipping: the mean square of each tensor is measured, and divides its rate above one") {
