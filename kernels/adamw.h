@@ -1,22 +1,18 @@
-// AdamW on FP32 masters with moments in FP32, BF16 or FP8. Specification and equations: device/cpu/adamw.cpp,
+// AdamW on masters and moments in any of their formats. Specification and equations: device/cpu/adamw.cpp,
 // numerics/moments.h. Equal to the bit.
 #pragma once
 #include <cstdint>
 
 #include "kernels/gradient_norm.h"
+#include "kernels/masters.h"
+#include "kernels/moments.h"
 #include "kernels/namespace.h"
 #include "numerics/recipe.h"
 
 OCTET_KERNELS_BEGIN
 
-struct MomentArguments {
-  void* values;
-  octet::Format format;      // FP32, BF16, E4M3 or E5M2
-  float* inverse = nullptr;  // [ceil(count / block)], block 0: [1]
-  int block = 128;
-};
 struct AdamWArguments {
-  float* master;
+  MasterArguments master;
   const void* gradient;
   octet::Format gradient_storage;  // FP32 or BF16
   MomentArguments first, second;
@@ -27,6 +23,9 @@ struct AdamWArguments {
   uint32_t* amaxes =
       nullptr;  // scratch [2], cleared by the caller: moments with one scale a tensor (block 0)
   uint32_t* master_amax = nullptr;  // raised to the bits of the largest |BF16(w)|, also when nothing changes
+  uint64_t rounding_key = 0;        // stochastic rounding of the masters: of element first_element + i
+  int64_t first_element = 0;        // a multiple of 4
+  const float* update_rms = nullptr;  // the rates are divided by what it exceeds 1 by
   Stream stream = nullptr;
 };
 void adamw(const AdamWArguments&);

@@ -6,6 +6,7 @@
 
 #include "kernels/gpu.h"
 #include "numerics/scaling.h"
+#include "numerics/sums.h"
 
 OCTET_KERNELS_BEGIN
 
@@ -50,6 +51,29 @@ __device__ __forceinline__ T sum_of_lanes(const T (&lanes)[8]) {
   sum += __shfl_xor_sync(all_lanes, sum, 8);                                                   // l + 2
   sum += __shfl_xor_sync(all_lanes, sum, 4);                                                   // l + 1
   return sum;
+}
+
+// The sum of numerics/sums.h over one long row, by one block of a thread a lane. The sum is thread 0's.
+template <class T>
+__device__ __forceinline__ double sum_by_block(const T* __restrict__ x, int64_t count) {
+  constexpr int together = 16;  // loads in flight
+  GPU_SHARED(double, lanes, sum_lanes);
+  double sum = 0;
+  int64_t i = threadIdx.x;
+  for (; i + (together - 1) * sum_lanes < count; i += together * sum_lanes) {
+    T v[together];
+#pragma unroll
+    for (int k = 0; k < together; ++k) v[k] = x[i + k * sum_lanes];
+#pragma unroll
+    for (int k = 0; k < together; ++k) sum += static_cast<double>(v[k]);
+  }
+  for (; i < count; i += sum_lanes) sum += static_cast<double>(x[i]);
+  lanes[threadIdx.x] = sum;
+  for (unsigned width = sum_lanes / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (threadIdx.x < width) lanes[threadIdx.x] += lanes[threadIdx.x + width];
+  }
+  return threadIdx.x == 0 ? lanes[0] : 0.0;
 }
 
 // The sums of the warps, added from the first warp to the last.

@@ -66,29 +66,6 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
-// The sum of numerics/sums.h over one long row, by one block; a thread a lane. The sum is thread 0's.
-template <class T>
-__device__ __forceinline__ double sum_by_block(const T* __restrict__ x, int64_t count) {
-  constexpr int together = 16;  // loads in flight
-  GPU_SHARED(double, lanes, sum_lanes);
-  double sum = 0;
-  int64_t i = threadIdx.x;
-  for (; i + (together - 1) * sum_lanes < count; i += together * sum_lanes) {
-    T v[together];
-#pragma unroll
-    for (int k = 0; k < together; ++k) v[k] = x[i + k * sum_lanes];
-#pragma unroll
-    for (int k = 0; k < together; ++k) sum += static_cast<double>(v[k]);
-  }
-  for (; i < count; i += sum_lanes) sum += static_cast<double>(x[i]);
-  lanes[threadIdx.x] = sum;
-  for (unsigned width = sum_lanes / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (threadIdx.x < width) lanes[threadIdx.x] += lanes[threadIdx.x + width];
-  }
-  return threadIdx.x == 0 ? lanes[0] : 0.0;
-}
-
 struct Finish {
   const double* partial;
   int64_t count;

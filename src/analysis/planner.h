@@ -64,6 +64,10 @@ RunPlan plan_run(const RunConfig& config, const PlannedFor& target = {});
 struct StateScheme {
   std::string name, source;
   std::vector<BytesPerParameter> items;
+  // With these the weights of linear layers take as many bytes here; empty: no setting has this layout.
+  // `note`: what differs in it.
+  std::vector<std::string> settings = {};
+  std::string note = {};
   double bytes() const;
 };
 std::vector<StateScheme> reference_schemes();

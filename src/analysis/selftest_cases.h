@@ -20,6 +20,7 @@ void add_casts(std::vector<SelftestCase>& cases);
 void add_producers(std::vector<SelftestCase>& cases);
 void add_ends(std::vector<SelftestCase>& cases, Libraries libraries);  // embedding and cross-entropy
 void add_update(std::vector<SelftestCase>& cases);
+void add_optimizer(std::vector<SelftestCase>& cases);  // AdamW, masters, the mean square of an update
 void add_products(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_attention(std::vector<SelftestCase>& cases, Libraries libraries);
 

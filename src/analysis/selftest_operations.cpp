@@ -240,58 +240,6 @@ void add_update(std::vector<SelftestCase>& cases) {
                        w.output("amax", table.amax);
                      }});
   }
-  struct Moments {
-    DType first, second;
-    int block;
-  };
-  const Moments moments[] = {{DType::F32, DType::F32, 128},
-                             {DType::BF16, DType::BF16, 128},
-                             {DType::E4M3, DType::E5M2, 128},
-                             {DType::E4M3, DType::E4M3, 32},
-                             {DType::E4M3, DType::E5M2, 0}};
-  for (const Moments& m : moments) {
-    for (const DType gradient : {DType::F32, DType::BF16}) {
-      for (const uint32_t apply : {1u, 0u}) {
-        cases.push_back(
-            {"adamw",
-             fmt::format("{} gradient, moments {} {} block {}{}", name_of(gradient), name_of(m.first),
-                         name_of(m.second), m.block, apply ? ", 3 steps" : ", step refused"),
-             0, [=](Workbench& w) {
-               constexpr int64_t n = 1000;
-               const auto moment = [&](DType type) {
-                 MomentTensor tensor;
-                 tensor.values = w.zeros(type, {n});
-                 tensor.block = m.block;
-                 if (size_of(type) == 1)
-                   tensor.inverse = w.zeros(DType::F32, {m.block == 0 ? 1 : (n + m.block - 1) / m.block});
-                 return tensor;
-               };
-               AdamWUpdate op{};
-               op.master = w.floats(DType::F32, {n}, normal(n, 1));
-               op.first = moment(m.first);
-               op.second = moment(m.second);
-               op.learning_rate = 1e-2f;
-               op.beta1 = 0.9f;
-               op.beta2 = 0.95f;
-               op.epsilon = 1e-8f;
-               op.weight_decay = 0.1f;
-               const UpdateControl control{1, 0.5f, 1, apply, 0};
-               op.control = static_cast<const UpdateControl*>(w.bytes(DType::U32, {5}, &control).data);
-               op.amax = w.zeros(DType::F32, {1});
-               for (op.step = 1; op.step <= 3; ++op.step) {
-                 op.gradient = w.floats(gradient, {n}, hard(n, static_cast<uint64_t>(op.step)));
-                 w.device().adamw(op);
-               }
-               w.output("master", op.master);
-               w.output("amax", op.amax);
-               w.output("first", op.first.values);
-               w.output("second", op.second.values);
-               if (!op.first.inverse.empty()) w.output("first scales", op.first.inverse);
-               if (!op.second.inverse.empty()) w.output("second scales", op.second.inverse);
-             }});
-      }
-    }
-  }
 }
 
 // ---- products
@@ -499,6 +447,7 @@ std::vector<SelftestCase> selftest_operations(Libraries libraries) {
   add_producers(cases);
   add_ends(cases, libraries);
   add_update(cases);
+  add_optimizer(cases);
   add_products(cases, libraries);
   add_long_sums(cases, libraries);
   add_attention(cases, libraries);

@@ -52,6 +52,7 @@ enum class Purpose : uint32_t {
   DataOrder = 3,
   Test = 4,
   GradientWire = 5,
+  MasterRounding = 6,
 };
 
 // Key of (seed, purpose, two more coordinates such as tensor and step).

@@ -1,5 +1,6 @@
 // octet plan: what a run will need and do, without touching a device, the data or the disk.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <memory>
 
@@ -207,6 +208,9 @@ void print_memory(const RunPlan& plan, const Target& target, const Options& opti
     for (const BytesPerParameter& item : scheme.items)
       items += fmt::format("{}{} {:g}", items.empty() ? "" : ", ", item.item, item.bytes);
     fmt::print("  {:<28} {:6.2f}  {}: {}\n", scheme.name, scheme.bytes(), scheme.source, items);
+    if (!scheme.settings.empty())
+      fmt::print("  {:<28} {:>6}  here: --set {}\n", "", "", fmt::join(scheme.settings, " --set "));
+    if (!scheme.note.empty()) fmt::print("  {:<28} {:>6}  {}\n", "", "", scheme.note);
   }
 }
 

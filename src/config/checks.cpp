@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <set>
 
 #include "base/text.h"
@@ -254,6 +255,27 @@ void check_precision(const RunConfig& c, Problems& out) {
   }
 }
 
+void check_states(const RunConfig& c, Problems& out) {
+  const Moments& m = c.precision.moments;
+  const std::vector<std::string> section = {"/precision"};
+  if (const std::string problem = master_problem(c.precision); !problem.empty())
+    out.push_back({"/precision/master", section, "found another format than \"fp32\"; " + problem});
+  if (m.range_expansion && (!is_float8(m.first) || !is_float8(m.second) || m.block == 0))
+    out.push_back({"/precision/moments/range_expansion", section,
+                   "found true; it spreads the values of blocks over FP8: both moments have to be e4m3 or "
+                   "e5m2, and /precision/moments/block above 0"});
+  constexpr int64_t most = 1024, block = 128;  // of a master
+  const bool coded =
+      is_float8(m.first) || is_float8(m.second) || m.first == Format::FP16 || m.second == Format::FP16;
+  if (c.precision.master == MasterFormat::FP16Scaled && coded && m.block > 0 &&
+      std::lcm(block, static_cast<int64_t>(m.block)) > most)
+    out.push_back(
+        {"/precision/moments/block", section,
+         fmt::format("found {} with masters in blocks of 128 (\"fp16_scaled\"); allowed: 0, or what "
+                     "has a common multiple of at most 1024 with 128",
+                     m.block)});
+}
+
 void check_memory(const RunConfig& c, Problems& out) {
   if (c.memory.offload == Offload::None) return;
   const std::string problem = offload_problem(c.precision);
@@ -280,6 +302,7 @@ std::vector<RuleProblem> check_rules(const RunConfig& c) {
   check_batch(c, out);
   check_micro_alignment(c, out);
   check_precision(c, out);
+  check_states(c, out);
   check_memory(c, out);
   check_schedule(c, out);
   for (const SpecProblem& problem : check(c.model, c.precision.float8())) {

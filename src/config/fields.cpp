@@ -127,6 +127,11 @@ Field sources(const char* pointer, At at, const About& about) {
 
 const Names<Format> formats = {
     {Format::FP32, "fp32"}, {Format::BF16, "bf16"}, {Format::E4M3, "e4m3"}, {Format::E5M2, "e5m2"}};
+const Names<Format> moment_formats = {{Format::FP32, "fp32"},
+                                      {Format::BF16, "bf16"},
+                                      {Format::FP16, "fp16"},
+                                      {Format::E4M3, "e4m3"},
+                                      {Format::E5M2, "e5m2"}};
 const Names<Format> wide_formats = {{Format::FP32, "fp32"}, {Format::BF16, "bf16"}};
 const Names<Scaling> scalings = {{Scaling::Current, "current"}, {Scaling::Delayed, "delayed"}};
 const Names<ScaleRule> rules = {{ScaleRule::PowerOfTwo, "power_of_two"}, {ScaleRule::Exact, "exact"}};
@@ -293,12 +298,25 @@ void add_precision(List& list) {
                          about("first blocks whose linear layers stay in BF16", Recorded)));
   list.push_back(integer("/precision/last_blocks_bf16", AT(precision.last_blocks_bf16), {0, 1024},
                          about("last blocks whose linear layers stay in BF16", Recorded)));
-  list.push_back(choice("/precision/moments/first", AT(precision.moments.first), formats,
+  list.push_back(choice("/precision/moments/first", AT(precision.moments.first), moment_formats,
                         about("format of Adam's first moment", Forbidden)));
-  list.push_back(choice("/precision/moments/second", AT(precision.moments.second), formats,
+  list.push_back(choice("/precision/moments/second", AT(precision.moments.second), moment_formats,
                         about("format of Adam's second moment", Forbidden)));
   list.push_back(integer("/precision/moments/block", AT(precision.moments.block), {0, 1024},
                          about("elements that share a scale; 0: one scale a tensor", Forbidden)));
+  list.push_back(
+      boolean("/precision/moments/range_expansion", AT(precision.moments.range_expansion),
+              about("FP8 moments are spread over their format's range, block by block (COAT)", Forbidden)));
+  list.push_back(choice("/precision/master", AT(precision.master),
+                        Names<MasterFormat>{{MasterFormat::FP32, "fp32"},
+                                            {MasterFormat::BF16Remainder, "bf16_remainder"},
+                                            {MasterFormat::BF16Kahan, "bf16_kahan"},
+                                            {MasterFormat::BF16Stochastic, "bf16_stochastic"},
+                                            {MasterFormat::BF16Nearest, "bf16_nearest"},
+                                            {MasterFormat::FP16Scaled, "fp16_scaled"}},
+                        about("how the optimizer stores matrices and embeddings; bf16_nearest is a control "
+                              "that loses small updates",
+                              Forbidden)));
 }
 
 void add_data(List& list) {
@@ -377,6 +395,10 @@ void add_optimizer(List& list) {
                         about("largest global gradient norm; 0: no clipping", Recorded)));
   list.push_back(boolean("/optimizer/decay_embeddings", AT(optimizer.decay_embeddings),
                          about("decay the token table and the head too", Recorded)));
+  list.push_back(boolean("/optimizer/update_clipping", AT(optimizer.update_clipping),
+                         about("divide a tensor's learning rate by the root mean square of its update where "
+                               "that exceeds 1 (StableAdamW)",
+                               Recorded)));
   list.push_back(choice("/schedule/name", AT(schedule.name),
                         Names<ScheduleName>{{ScheduleName::Constant, "constant"},
                                             {ScheduleName::Linear, "linear"},

@@ -5,23 +5,91 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "numerics/masters.h"
+#include "numerics/moments.h"
+#include "numerics/sums.h"
 
 namespace octet {
 
+namespace {
+
+Error wrong(const char* operation, const std::string& what) {
+  return Error(ExitCode::Internal, fmt::format("{}: {}", operation, what));
+}
+
+void check(const char* operation, const MomentTensor& moment, int64_t n) {
+  const DType type = moment.values.dtype;
+  const bool float8 = type == DType::E4M3 || type == DType::E5M2, coded = float8 || type == DType::F16;
+  const int64_t scales = !coded ? 0 : moment.block == 0 ? 1 : (n + moment.block - 1) / moment.block;
+  if (moment.values.elements() != n || (coded && moment.inverse.elements() != scales))
+    throw wrong(operation, fmt::format("{} weights, moment {} with {} scales (expected {})", n,
+                                       to_string(moment.values.shape), moment.inverse.elements(), scales));
+  if (!moment.exponents.empty() && (!float8 || moment.block == 0 || moment.exponents.elements() != scales ||
+                                    moment.exponents.dtype != DType::U8))
+    throw wrong(operation, fmt::format("{} exponents of {} for a moment of {} in blocks of {}",
+                                       moment.exponents.elements(), name_of(moment.exponents.dtype),
+                                       name_of(type), moment.block));
+}
+
+void check(const char* operation, const Tensor& master, const MasterCode& code) {
+  const int64_t n = master.elements();
+  const bool remainder = code.format == MasterFormat::BF16Remainder,
+             rest = remainder || code.format == MasterFormat::BF16Kahan,
+             scaled = code.format == MasterFormat::FP16Scaled;
+  const bool fits = master.dtype == values_dtype(code.format) && code.rest.elements() == (rest ? n : 0) &&
+                    (!rest || code.rest.dtype == (remainder ? DType::U16 : DType::BF16)) &&
+                    code.inverse.elements() == (scaled ? (n + master_block - 1) / master_block : 0);
+  if (!fits)
+    throw wrong(operation, fmt::format("{} masters of {}, {} beside them, {} scales: not master format {}", n,
+                                       name_of(master.dtype), code.rest.elements(), code.inverse.elements(),
+                                       static_cast<int>(code.format)));
+}
+
+void check_one_float(const char* operation, const char* what, const Tensor& tensor) {
+  if (!tensor.empty() && (tensor.dtype != DType::F32 || tensor.elements() != 1))
+    throw wrong(operation, fmt::format("the {} is {} of {}, expected 1 of F32", what, tensor.elements(),
+                                       name_of(tensor.dtype)));
+}
+
+}  // namespace
+
 void check(const AdamWUpdate& op) {
-  if (!op.amax.empty() && (op.amax.dtype != DType::F32 || op.amax.elements() != 1))
-    throw Error(ExitCode::Internal, fmt::format("adamw: the amax is {} of {}, expected 1 of F32",
-                                                op.amax.elements(), name_of(op.amax.dtype)));
-  const int64_t n = op.master.elements();
-  for (const MomentTensor* moment : {&op.first, &op.second}) {
-    const bool coded = size_of(moment->values.dtype) == 1;
-    const int64_t scales = !coded ? 0 : moment->block == 0 ? 1 : (n + moment->block - 1) / moment->block;
-    if (moment->values.elements() != n || (coded && moment->inverse.elements() != scales)) {
-      throw Error(ExitCode::Internal,
-                  fmt::format("adamw: {} weights, moment {} with {} scales (expected {})", n,
-                              to_string(moment->values.shape), moment->inverse.elements(), scales));
-    }
-  }
+  check_one_float("adamw", "amax", op.amax);
+  check_one_float("adamw", "update's mean square", op.update_rms);
+  check("adamw", op.master, op.master_code);
+  check("adamw", op.first, op.master.elements());
+  check("adamw", op.second, op.master.elements());
+  if (op.first_element % 4 != 0)
+    throw wrong("adamw",
+                fmt::format("a piece begins at element {}, not at a multiple of 4", op.first_element));
+}
+
+void check(const ReadMasters& op) {
+  check("read_masters", op.master, op.code);
+  if (op.values.elements() != op.master.elements() ||
+      (op.values.dtype != DType::F32 && op.values.dtype != DType::BF16))
+    throw wrong("read_masters", fmt::format("{} masters into {} of {}", op.master.elements(),
+                                            op.values.elements(), name_of(op.values.dtype)));
+}
+
+void check(const WriteMasters& op) {
+  check("write_masters", op.master, op.code);
+  if (op.values.elements() != op.master.elements() || op.values.dtype != DType::F32)
+    throw wrong("write_masters", fmt::format("{} masters from {} of {}", op.master.elements(),
+                                             op.values.elements(), name_of(op.values.dtype)));
+}
+
+void check(const UpdateSquares& op) {
+  check("update_squares", op.second, op.gradient.elements());
+  if (op.partials.elements() != norm_pieces(op.gradient.elements()))
+    throw wrong("update_squares",
+                fmt::format("{} partials for {} values", op.partials.elements(), op.gradient.elements()));
+}
+
+UpdateSquareRates update_square_rates(const UpdateSquares& op) {
+  const double beta2 = static_cast<double>(op.beta2), epsilon = static_cast<double>(op.epsilon);
+  return {static_cast<float>(1.0 / (1.0 - std::pow(beta2, static_cast<double>(op.step)))),
+          static_cast<float>(epsilon * epsilon)};
 }
 
 AdamWRates adamw_rates(const AdamWUpdate& op) {

@@ -14,4 +14,10 @@ struct AdamWRates {
 };
 AdamWRates adamw_rates(const AdamWUpdate& update);
 
+// update_square() of numerics/update_clipping.h: 1 / (1 - beta2^t) and epsilon^2, each rounded once.
+struct UpdateSquareRates {
+  float correction, least;
+};
+UpdateSquareRates update_square_rates(const UpdateSquares& update);
+
 }  // namespace octet

@@ -24,6 +24,7 @@
 
 #include "device/scale_table.h"
 #include "numerics/recipe.h"
+#include "tensor/parameter.h"
 #include "tensor/tensor.h"
 
 namespace octet {
@@ -239,24 +240,66 @@ struct GradientNorm {
 void check(const GradientSquares& op);  // Error(Internal) when the partials do not fit the gradient
 
 struct MomentTensor {
-  Tensor values;   // F32, BF16 or codes, master's shape
+  Tensor values;   // F32, BF16, or codes in FP16 or FP8; the master's shape
   Tensor inverse;  // F32 [ceil(n / block)] (block 0: [1]) inverse scales; empty for F32 and BF16
   int block = 128;
+  // FP8 with range expansion: U8 [ceil(n / block)], sixteenths of k; `inverse` has the largest magnitudes.
+  Tensor exponents = {};
+};
+// Of the update of one tensor that these gradients would make, in pieces of norm_piece elements
+// (numerics/sums.h):
+//   partials[p] = sum over piece p of g^2 / max(v / (1 - b2^t), epsilon^2)
+// with g = scale * gradient and v after this step, in FP32; FP64 sums. Zero when the step is not applied.
+struct UpdateSquares {
+  Tensor gradient;
+  MomentTensor second;  // before the step
+  float beta2, epsilon;
+  int64_t step;                  // t, from 1
+  const UpdateControl* control;  // device memory
+  Tensor partials;               // F64 [norm_pieces(elements)]
+};
+// rms = sqrt(sum of partials / elements): StableAdamW's RMS_t of a tensor.  [2304.13013, 3.2]
+struct UpdateRms {
+  Tensor partials;  // F64: of the whole tensor
+  int64_t elements = 1;
+  Tensor rms;  // F32 [1], written
 };
 // One AdamW update of one tensor.  [Fishman et al., released code; docs/numerics.md]
 //   g = scale * gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   w = (1 - lr*decay) w - lr * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + epsilon)
 // m and v as computed in FP32 drive the update; then they are stored (exact scale, round to nearest, v > 0
-// never below the smallest subnormal).
+// never below the smallest subnormal). w is stored as master_code says, rounded once.
 struct AdamWUpdate {
   Tensor master, gradient;
   MomentTensor first, second;
   float learning_rate, beta1, beta2, epsilon, weight_decay;
   int64_t step;                  // t, from 1
   const UpdateControl* control;  // device memory
-  // F32 [1] or empty: as measure_amax of the masters after it, also where the update is not applied.
+  // F32 [1] or empty: as measure_amax of the masters' numbers after it, also where the update is not applied.
   Tensor amax = {};
+  MasterCode master_code = {};
+  // For stochastic rounding: random_bits(rounding_key, first_element + i) of element i; a multiple of 4.
+  uint64_t rounding_key = 0;
+  int64_t first_element = 0;
+  // F32 [1] or empty: of UpdateRms. lr is divided by what it exceeds 1 by.  [2304.13013, algorithm 2]
+  Tensor update_rms = {};
 };
+
+// values = the numbers that the model sees of these masters: F32, or rounded to BF16.
+struct ReadMasters {
+  Tensor master;
+  MasterCode code;
+  Tensor values;  // F32 or BF16, as many
+};
+// Masters from numbers in FP32, rounded to nearest: initial weights.
+struct WriteMasters {
+  Tensor values;  // F32
+  Tensor master;
+  MasterCode code;
+};
+void check(const ReadMasters& op);  // Error(Internal) when types or shapes do not fit
+void check(const WriteMasters& op);
+void check(const UpdateSquares& op);
 
 // Pushes this step's amaxes into the history and refreshes the scales of delayed sites; clears `amax`.
 // With a control that says 0 only `amax` is cleared: a step that was not applied leaves no trace.
@@ -332,7 +375,11 @@ void check(const OuterUpdate& op);
   operation(cross_entropy, CrossEntropy) \
   operation(gradient_squares, GradientSquares) \
   operation(gradient_norm, GradientNorm) \
+  operation(update_squares, UpdateSquares) \
+  operation(update_rms, UpdateRms) \
   operation(adamw, AdamWUpdate) \
+  operation(read_masters, ReadMasters) \
+  operation(write_masters, WriteMasters) \
   operation(scale_table_update, ScaleTableUpdate) \
   operation(encode_blocks, EncodeBlocks) \
   operation(decode_blocks, DecodeBlocks) \

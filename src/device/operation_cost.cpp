@@ -56,9 +56,20 @@ uint64_t least_bytes(const CrossEntropy& op) {
 }
 uint64_t least_bytes(const GradientSquares& op) { return sum({op.gradient, op.partials}); }
 uint64_t least_bytes(const GradientNorm& op) { return op.partials.bytes(); }
+uint64_t least_bytes(const UpdateSquares& op) {
+  return sum({op.gradient, op.second.values, op.second.inverse, op.second.exponents, op.partials});
+}
+uint64_t least_bytes(const UpdateRms& op) { return op.partials.bytes(); }
 uint64_t least_bytes(const AdamWUpdate& op) {
   return op.gradient.bytes() +
-         2 * sum({op.master, op.first.values, op.first.inverse, op.second.values, op.second.inverse});
+         2 * sum({op.master, op.master_code.rest, op.master_code.inverse, op.first.values, op.first.inverse,
+                  op.first.exponents, op.second.values, op.second.inverse, op.second.exponents});
+}
+uint64_t least_bytes(const ReadMasters& op) {
+  return sum({op.master, op.code.rest, op.code.inverse, op.values});
+}
+uint64_t least_bytes(const WriteMasters& op) {
+  return sum({op.values, op.master, op.code.rest, op.code.inverse});
 }
 uint64_t least_bytes(const ScaleTableUpdate& op) { return 2 * op.table->amax.bytes(); }
 uint64_t least_bytes(const EncodeBlocks& op) { return sum({op.source, op.messages}); }

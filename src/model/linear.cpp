@@ -173,6 +173,10 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
     throw Error(ExitCode::Internal, parameter_.name + ": codes are made of the whole weight");
   CastOperation encode;
   encode.source = piece.values;
+  if (!piece.code.is_plain()) {  // the numbers, rounded to BF16 as every code's are
+    encode.source = pass.master_values.slice(0, piece.values.elements());
+    copy_values(pass.device, encode.source, piece);
+  }
   encode.source.shape = parameter_.gradient.shape;
   encode.amax = piece.amax;
   encode.out.cast = options_.weight;

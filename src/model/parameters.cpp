@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "numerics/masters.h"
 #include "numerics/sums.h"
 
 namespace octet {
@@ -22,8 +23,11 @@ int64_t aligned_floats(int64_t count) {
 }  // namespace
 
 ParameterList::ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient, const Sharding& sharding,
-                             const std::vector<int64_t>& vectors)
-    : plan_(plan), masters_(masters), gradient_(gradient), sharding_(sharding) {
+                             const std::vector<int64_t>& vectors, MasterFormat master)
+    : plan_(plan), masters_(masters), gradient_(gradient), master_format_(master), sharding_(sharding) {
+  constexpr int64_t staged = norm_piece * 16;  // 1 MiB
+  if (master != MasterFormat::FP32)
+    staging_ = plan.add("initial_values", Category::Scratch, DType::F32, {staged});
   if (!sharding.gradients) return;
   int64_t elements = 0;
   for (const int64_t count : vectors) elements += aligned_floats(count);
@@ -53,7 +57,7 @@ Parameter ParameterList::add(const std::string& name, ParameterKind kind, const 
     parameter.begin = std::min(sharding_.rank * parameter.shard, elements);
     own = {std::min(parameter.shard, elements - parameter.begin)};
   }
-  parameter.master = (vector ? plan_ : masters_).add(name, Category::Masters, DType::F32, own);
+  plan_master(parameter, own);
   if (!sharding_.gradients)
     plan_gradient(parameter, shape);
   else if (vector)
@@ -63,6 +67,23 @@ Parameter ParameterList::add(const std::string& name, ParameterKind kind, const 
   parameters_.push_back(parameter);
   initial_.push_back(initial);
   return parameter;
+}
+
+void ParameterList::plan_master(Parameter& parameter, const Shape& own) {
+  const bool vector = parameter.kind == ParameterKind::Vector;
+  MemoryPlan& home = vector ? plan_ : masters_;
+  MasterCode& code = parameter.master_code;
+  if (!vector) code.format = master_format_;
+  parameter.offloaded = &home != &plan_;
+  parameter.master = home.add(parameter.name, Category::Masters, values_dtype(code.format), own);
+  const int64_t n = own.elements();
+  if (code.format == MasterFormat::BF16Remainder)
+    code.rest = home.add(parameter.name + ".remainder", Category::Masters, DType::U16, own);
+  if (code.format == MasterFormat::BF16Kahan)
+    code.rest = home.add(parameter.name + ".compensation", Category::Masters, DType::BF16, own);
+  if (code.format == MasterFormat::FP16Scaled)
+    code.inverse = home.add(parameter.name + ".inverse_scale", Category::Masters, DType::F32,
+                            {divided(n, master_block)});
 }
 
 void ParameterList::plan_gradient(Parameter& parameter, const Shape& shape) {
@@ -115,24 +136,52 @@ void ParameterList::zero_gradients(Device& device) const {
 
 void ParameterList::initialize(Device& device, uint64_t seed) const {
   for (size_t i = 0; i < parameters_.size(); ++i) {
-    const Tensor& master = parameters_[i].master;
-    if (initial_[i].deviation == 0)
-      device.fill(master, static_cast<float>(initial_[i].constant));
-    else
-      device.fill_normal(master, static_cast<float>(initial_[i].deviation),
-                         random_key(seed, Purpose::Initialization, i),
-                         static_cast<uint64_t>(parameters_[i].begin));
+    const Parameter& p = parameters_[i];
+    const bool staged = p.master_code.format != MasterFormat::FP32;
+    const int64_t n = p.master.elements(), most = staged ? staging_.elements() : std::max<int64_t>(n, 1);
+    for (int64_t at = 0; at < n; at += most) {
+      const int64_t count = std::min(most, n - at);
+      const Tensor to = staged ? staging_.slice(0, count) : p.master;
+      if (initial_[i].deviation == 0)
+        device.fill(to, static_cast<float>(initial_[i].constant));
+      else
+        device.fill_normal(to, static_cast<float>(initial_[i].deviation),
+                           random_key(seed, Purpose::Initialization, i), static_cast<uint64_t>(p.begin + at));
+      if (staged)
+        device.write_masters({to, p.master.flat().slice(at, count), part_of(p.master_code, at, count)});
+    }
   }
+}
+
+void ParameterList::initial_values(size_t parameter, uint64_t seed, int64_t first,
+                                   std::span<float> values) const {
+  const Initial& initial = initial_[parameter];
+  const auto deviation = static_cast<double>(static_cast<float>(initial.deviation));
+  const uint64_t key = random_key(seed, Purpose::Initialization, parameter);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = initial.deviation == 0
+                    ? static_cast<float>(initial.constant)
+                    : static_cast<float>(deviation * random_normal(key, static_cast<uint64_t>(first) + i));
+}
+
+void copy_values(Device& device, const Tensor& to, const MasterPiece& piece) {
+  const Tensor from = piece.values.flat();
+  if (piece.code.is_plain())
+    device.copy(to.flat(), from);
+  else
+    device.read_masters({from, piece.code, to.flat()});
 }
 
 StorageWeight::StorageWeight(const Parameter& parameter, DType storage, MemoryPlan& plan)
     : master(parameter.master) {
-  if (storage != DType::F32 || parameter.shard > 0)
+  const bool is_master = parameter.master_code.is_plain() && master.dtype == storage &&
+                         parameter.shard == 0 && !parameter.offloaded;
+  if (!is_master)
     copy = plan.add(parameter.name + ".copy", Category::WorkingWeights, storage, parameter.gradient.shape);
 }
 
 void StorageWeight::refresh(Device& device, const MasterPiece& piece) const {
-  if (!copy.empty()) device.copy(copy.flat().slice(piece.begin, piece.values.elements()), piece.values);
+  if (!copy.empty()) copy_values(device, copy.flat().slice(piece.begin, piece.values.elements()), piece);
 }
 
 }  // namespace octet

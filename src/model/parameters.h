@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,8 +38,9 @@ class ParameterList {
   // `masters`: where the masters of matrices and embeddings go; those of vectors, which operations read
   // themselves, stay in `plan`. Of those with at least norm_piece elements a rank, this one keeps a shard.
   // `vectors`: the sizes of all vectors, where gradients are sharded.
+  // `master`: how those of matrices and embeddings are stored.
   ParameterList(MemoryPlan& plan, MemoryPlan& masters, DType gradient, const Sharding& sharding = {},
-                const std::vector<int64_t>& vectors = {});
+                const std::vector<int64_t>& vectors = {}, MasterFormat master = MasterFormat::FP32);
 
   // The parameters declared from now on have this slot's scratch, in the order in which those before had it.
   void begin_slot(int slot);
@@ -47,20 +49,26 @@ class ParameterList {
   const std::vector<Parameter>& all() const { return parameters_; }
   const SharedGradients& shared_gradients() const { return shared_; }
   void zero_gradients(Device& device) const;  // all of them, sums and scratch
-  // Masters from the seed: a pure function of (seed, place in the list, element), whatever the recipe.
+  // Masters from the seed: a pure function of (seed, place in the list, element), whatever the recipe; then
+  // rounded to nearest to their format.
   void initialize(Device& device, uint64_t seed) const;
+  // The same numbers before they are rounded: elements [first, first + values.size()) of a parameter.
+  void initial_values(size_t parameter, uint64_t seed, int64_t first, std::span<float> values) const;
 
  private:
   struct Slot {
     std::vector<Tensor> buffers;
     size_t next = 0;
   };
+  void plan_master(Parameter& parameter, const Shape& own);
   void plan_gradient(Parameter& parameter, const Shape& shape);
   void plan_sharded_gradient(Parameter& parameter, const Shape& shape);
   void take_vector_gradient(Parameter& parameter, const Shape& shape);
 
   MemoryPlan &plan_, &masters_;
   DType gradient_;
+  MasterFormat master_format_;
+  Tensor staging_;  // F32: initial values on their way to masters that are not FP32
   Sharding sharding_;
   std::array<Slot, 3> slots_;
   size_t slot_ = table_slot;
@@ -71,8 +79,11 @@ class ParameterList {
   std::vector<Initial> initial_;
 };
 
-// A weight as GEMMs in storage precision and the embedding read it: the master itself when storage is F32 and
-// it is whole, otherwise a copy.
+// The numbers of a piece, rounded to the type of `to` if need be.
+void copy_values(Device& device, const Tensor& to, const MasterPiece& piece);
+
+// A weight as GEMMs in storage precision and the embedding read it: the master itself when it is whole, on
+// the device and stored as that, otherwise a copy.
 struct StorageWeight {
   Tensor master, copy;
 

@@ -22,6 +22,7 @@ struct Pass {
   uint64_t seed = 0;
   uint64_t position = 0;  // of the micro-batch in the run
   PassKind kind = PassKind::Training;
+  Tensor master_values = {};  // BF16: room for the numbers of the largest weight, where masters need it
 
   Pass recomputing() const {
     Pass pass = *this;

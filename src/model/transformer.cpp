@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -48,6 +49,14 @@ uint64_t position_of(MicroStep where) {
   return static_cast<uint64_t>(where.step) * micro_batches_per_step + static_cast<uint64_t>(where.micro);
 }
 
+std::string master_problem(const Recipe& recipe) {
+  if (recipe.master == MasterFormat::FP32) return {};
+  if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read FP32 masters";
+  if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+    return "smooth_swiglu \"channel\" multiplies the down projection's FP32 master in every micro-batch";
+  return {};
+}
+
 std::string offload_problem(const Recipe& recipe) {
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read the masters themselves";
   if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::Channel)
@@ -73,6 +82,7 @@ struct Transformer::Implementation {
   // backward recomputes forward.
   void plan_scratch(MemoryPlan& plan);
   void plan_gradients(MemoryPlan& plan);
+  void plan_master_values(MemoryPlan& plan);
   size_t workspace_bytes() const;
 
   Device* device;
@@ -93,6 +103,8 @@ struct Transformer::Implementation {
 
   Replay training_work, evaluation_work;
 
+  Tensor master_values;  // BF16, see Pass
+
   BlockActivations shared;
   BlockGradients gradients;
   Tensor branch;  // storage [T, D]
@@ -103,7 +115,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
     : device(the_device),
       options(the_options),
       parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient), the_options.sharding,
-                 vectors_of(the_options.spec)) {
+                 vectors_of(the_options.spec), the_options.recipe.master) {
   require_buildable(options);
   rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};
@@ -137,6 +149,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
     MemoryPlan placed(scratch.data, measured.peak_bytes());
     plan_scratch(placed);
   }
+  plan_master_values(plan);
   for (Block& block : blocks) block.plan_stored(plan, shared);
   head->plan_stored(plan);
 
@@ -180,6 +193,16 @@ void Transformer::Implementation::plan_gradients(MemoryPlan& plan) {
   for (const Block& block : blocks) block.plan_attention_gradients(plan, gradients);
 }
 
+// Codes are made from a whole weight; masters that are not numbers the cast reads are put here first.
+void Transformer::Implementation::plan_master_values(MemoryPlan& plan) {
+  int64_t largest = 0;
+  for (size_t i = 0; i < linear_of.size(); ++i)
+    if (linear_of[i] && linear_of[i]->has_codes() && !linear_of[i]->code_shard() &&
+        !parameters.all()[i].master_code.is_plain())
+      largest = std::max(largest, parameters.all()[i].gradient.elements());
+  if (largest > 0) master_values = plan.add("master_values", Category::Scratch, DType::BF16, {largest});
+}
+
 size_t Transformer::Implementation::workspace_bytes() const {
   std::vector<Matmul> matmuls = head->matmul_shapes();
   for (const Block& block : blocks)
@@ -201,7 +224,7 @@ size_t Transformer::Implementation::workspace_bytes() const {
 
 Pass Transformer::Implementation::pass(PassKind kind, uint64_t position) {
   float* values = constants.as<float>();
-  return Pass{*device, scales, values, values + 1, options.seed, position, kind};
+  return Pass{*device, scales, values, values + 1, options.seed, position, kind, master_values};
 }
 
 void Transformer::Implementation::upload(const int32_t* host_tokens, const int32_t* host_targets) {
@@ -252,7 +275,7 @@ const TokenTable* Transformer::Implementation::table_of(size_t parameter) const 
 }
 
 void Transformer::Implementation::refresh_all(int64_t step) {
-  for (const Parameter& parameter : parameters.all()) refresh({parameter.index, 0, parameter.master}, step);
+  for (const Parameter& parameter : parameters.all()) refresh(parameter.piece(), step);
 }
 
 // What two micro-batches with the same work have in common (Device::replay). Their place in the run counts
@@ -282,6 +305,9 @@ void Transformer::Implementation::reset_scales() {
 Transformer::Transformer(Device* device, const TransformerOptions& options, MemoryPlan& plan,
                          MemoryPlan* offload)
     : implementation_(std::make_unique<Implementation>(device, options, plan, offload ? *offload : plan)) {
+  if (const std::string problem = master_problem(options.recipe); !problem.empty())
+    throw Error(ExitCode::Usage, "masters that are not FP32: " + problem,
+                "precision.master \"fp32\", or another recipe");
   if (const std::string problem = offload ? offload_problem(options.recipe) : ""; !problem.empty())
     throw Error(ExitCode::Usage, "offloaded masters: " + problem, "another recipe, or no offload");
   if (options.sharding.ranks > 1 && options.recipe.float8() &&
@@ -307,6 +333,10 @@ void Transformer::initialize_masters() {
 void Transformer::initialize() {
   initialize_masters();
   implementation_->refresh_all(0);
+}
+
+void Transformer::initial_values(size_t parameter, int64_t first, std::span<float> values) const {
+  implementation_->parameters.initial_values(parameter, implementation_->options.seed, first, values);
 }
 
 void Transformer::refresh_working_weights(int64_t step) { implementation_->refresh_all(step); }

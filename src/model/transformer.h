@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,9 @@ struct TransformerOptions {
 // they may.
 std::string offload_problem(const Recipe& recipe);
 
+// Why the masters may not be stored as the recipe says. Empty: they may.
+std::string master_problem(const Recipe& recipe);
+
 // Where in the run a micro-batch is: keys stochastic rounding.
 struct MicroStep {
   int64_t step = 0, micro = 0;
@@ -63,6 +67,8 @@ class Transformer {
 
   void initialize_masters();  // without the working weights
   void initialize();          // masters from the seed, then refresh_working_weights(); norms 1, biases 0
+  // What initialize_masters() makes of a parameter before it is rounded to the masters' format.
+  void initial_values(size_t parameter, int64_t first, std::span<float> values) const;
   // masters -> BF16 copies or codes; after load and every update. `step`: updates asked for so far, the key
   // of stochastic rounding; a run that resumes after that step makes the same codes.
   void refresh_working_weights(int64_t step);

@@ -11,7 +11,7 @@
 
 namespace octet {
 
-enum class Format : uint8_t { FP32, BF16, E4M3, E5M2 };
+enum class Format : uint8_t { FP32, BF16, E4M3, E5M2, FP16 };  // FP16: of moments only
 
 constexpr bool is_float8(Format f) { return f == Format::E4M3 || f == Format::E5M2; }
 
@@ -63,7 +63,20 @@ struct Moments {
   Format first = Format::E4M3;
   Format second = Format::E5M2;
   int block = 128;  // elements per exact scale; 0 = one scale a tensor
+  // FP8 moments: a block's values are raised to a power that spreads them over the format's range before they
+  // are rounded (COAT 2410.19313, dynamic range expansion).
+  bool range_expansion = false;
   bool operator==(const Moments&) const = default;
+};
+
+// How the optimizer stores the masters of matrices and embeddings (numerics/masters.h).
+enum class MasterFormat : uint8_t {
+  FP32,
+  BF16Remainder,   // BF16 and 16 bits more, together the FP32
+  BF16Kahan,       // BF16 and a compensation in BF16
+  BF16Stochastic,  // BF16, rounded stochastically
+  BF16Nearest,     // BF16, rounded to nearest: the control, which loses small updates
+  FP16Scaled,      // FP16 with power-of-two scales
 };
 
 struct Recipe {
@@ -76,6 +89,7 @@ struct Recipe {
   Format weight_gradient = Format::FP32;            // accumulator across micro-batches: FP32 or BF16
   int first_blocks_bf16 = 0, last_blocks_bf16 = 0;  // blocks whose linears stay in BF16
   Moments moments;
+  MasterFormat master = MasterFormat::FP32;
   bool operator==(const Recipe&) const = default;
 
   bool float8() const { return is_float8(input.format) && is_float8(weight.format); }

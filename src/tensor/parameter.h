@@ -12,13 +12,45 @@ enum class ParameterKind : uint8_t {
   Vector,     // gains, biases, scalars: FP32 moments, no decay
 };
 
+// How a master is stored: numbers of the format in the master's own tensor, and what it needs beside them.
+// [numerics/masters.h]
+struct MasterCode {
+  MasterFormat format = MasterFormat::FP32;
+  Tensor rest;     // U16 [n]: remainder; BF16 [n]: compensation
+  Tensor inverse;  // F32 [ceil(n / master_block)]: inverse scales
+
+  // Whether its numbers are those the model sees, in FP32 or BF16.
+  bool is_plain() const {
+    return format != MasterFormat::BF16Remainder && format != MasterFormat::FP16Scaled;
+  }
+};
+// Of elements [begin, begin + count); begin is a multiple of master_block.
+MasterCode part_of(const MasterCode& code, int64_t begin, int64_t count);
+constexpr DType values_dtype(MasterFormat format) {
+  return format == MasterFormat::FP32         ? DType::F32
+         : format == MasterFormat::FP16Scaled ? DType::F16
+                                              : DType::BF16;
+}
+
+// FP32 values of a parameter, or of some of its elements, on the device; or as its master is stored.
+struct MasterPiece {
+  size_t parameter = 0;  // index
+  int64_t begin = 0;     // first element
+  Tensor values;         // F32, BF16; or the master's, where `code` is not plain
+  bool last = true;      // of its parameter on this rank
+  Tensor amax = {};      // F32 [1] or empty: of the whole parameter, as Device::measure_amax has it
+  MasterCode code = {};
+};
+
 struct Parameter {
   std::string name;  // "blocks.3.attention.qkv.weight"
   ParameterKind kind = ParameterKind::Matrix;
   size_t index = 0;  // in the model's list
-  // FP32; on the device or, offloaded, in the host's page-locked memory. Sharded: flat, the elements
-  // [begin, begin + master.elements()), which may be none.
+  // Of master_code's format; on the device or, offloaded, in the host's page-locked memory. Sharded: flat,
+  // the elements [begin, begin + master.elements()), which may be none.
   Tensor master;
+  MasterCode master_code;
+  bool offloaded = false;  // the master is in host memory
   int64_t begin = 0;
   Tensor gradient;  // FP32 or BF16, of the whole shape: what backward adds to
   // Sharded: elements of every rank's shard, the last ones' padding included, and the gradient with its
@@ -29,6 +61,7 @@ struct Parameter {
   // well, and this is the step's: FP32 [shard] of this rank, or all of it and padding, [ranks * piece].
   Tensor gradient_sum;
 
+  MasterPiece piece() const { return {index, begin, master, true, {}, master_code}; }
   // What the optimizer reads: the gradient of the master's elements.
   Tensor step_gradient() const {
     return gradient_sum.empty() ? gradient.flat().slice(begin, master.elements())
@@ -47,15 +80,6 @@ struct Sharding {
 struct CodeShard {
   Tensor values;  // BF16, any shape: this rank's elements [begin, begin + master.elements()), rounded
   Tensor codes;   // [ranks * shard]: the codes as they lie, padded
-};
-
-// FP32 values of a parameter, or of some of its elements, on the device.
-struct MasterPiece {
-  size_t parameter = 0;  // index
-  int64_t begin = 0;     // first element
-  Tensor values;         // F32
-  bool last = true;      // of its parameter on this rank
-  Tensor amax = {};      // F32 [1] or empty: of the whole parameter, as Device::measure_amax has it
 };
 
 }  // namespace octet

@@ -15,8 +15,8 @@ namespace {
 using nlohmann::json;
 
 std::optional<DType> dtype_named(std::string_view name) {
-  for (const DType t : {DType::F32, DType::BF16, DType::E4M3, DType::E5M2, DType::U8, DType::U16, DType::I32,
-                        DType::U32, DType::I64, DType::U64, DType::F64})
+  for (const DType t : {DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E5M2, DType::U8, DType::U16,
+                        DType::I32, DType::U32, DType::I64, DType::U64, DType::F64})
     if (name == name_of(t)) return t;
   return std::nullopt;
 }

@@ -12,6 +12,8 @@ const char* name_of(DType t) {
       return "F32";
     case DType::BF16:
       return "BF16";
+    case DType::F16:
+      return "F16";
     case DType::E4M3:
       return "F8_E4M3";
     case DType::E5M2:

@@ -11,7 +11,7 @@
 
 namespace octet {
 
-enum class DType : uint8_t { F32, BF16, E4M3, E5M2, U8, U16, I32, U32, I64, U64, F64 };
+enum class DType : uint8_t { F32, BF16, E4M3, E5M2, U8, U16, I32, U32, I64, U64, F64, F16 };
 
 constexpr size_t size_of(DType t) {
   switch (t) {
@@ -20,6 +20,7 @@ constexpr size_t size_of(DType t) {
     case DType::U8:
       return 1;
     case DType::BF16:
+    case DType::F16:
     case DType::U16:
       return 2;
     case DType::F32:
@@ -38,6 +39,8 @@ constexpr DType dtype_of(Format f) {
       return DType::BF16;
     case Format::E4M3:
       return DType::E4M3;
+    case Format::FP16:
+      return DType::F16;
     default:
       return DType::E5M2;
   }

@@ -95,16 +95,29 @@ void require_disk(const fs::path& checkpoints, std::span<const Payload> payloads
 
 namespace {
 
+bool is_finite(const Tensor& values, int64_t i) {
+  switch (values.dtype) {
+    case DType::F32:
+      return std::isfinite(values.as<float>()[i]);
+    case DType::BF16:
+      return (values.as<uint16_t>()[i] & 0x7f80u) != 0x7f80u;
+    case DType::F16:
+      return (values.as<uint16_t>()[i] & 0x7c00u) != 0x7c00u;
+    default:
+      return true;
+  }
+}
+
 void refuse_nonfinite(const Payload& masters, int64_t step) {
   for (const TensorPiece& t : masters.tensors) {
-    if (t.values.dtype != DType::F32) continue;
-    const float* x = t.values.as<float>();
     const int64_t n = t.values.elements();
     for (int64_t i = 0; i < n; ++i)
-      if (!std::isfinite(x[i]))
+      if (!is_finite(t.values, i))
         throw Error(ExitCode::Checkpoint,
                     fmt::format("step {}: {}[{}] is {}: a checkpoint with non-finite weights is not saved",
-                                step, t.name, t.begin + i, x[i]),
+                                step, t.name, t.begin + i,
+                                t.values.dtype == DType::F32 ? fmt::format("{}", t.values.as<float>()[i])
+                                                             : std::string("infinite or NaN")),
                     "the newest checkpoint on disk is from before; resume from it");
   }
 }

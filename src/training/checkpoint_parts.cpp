@@ -83,11 +83,13 @@ void read_payload(const fs::path& checkpoint, const Payload& payload) {
                      t.values.bytes(), t.values.data);
 }
 
-std::string content_hash(const std::string& name, std::span<const TensorPiece> tensors, RankGroup& group) {
+std::string content_hash(const std::string& name, std::span<const TensorPiece> tensors, RankGroup& group,
+                         const Numbers& numbers) {
   constexpr int64_t border = 1 << 14;
   const auto told = together(group, fmt::format("hash/{}/{}", name, group.exchanges++), [&] {
     std::string wholes, sums;
-    for (const TensorPiece& t : tensors) {
+    for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
+      const TensorPiece& t = tensors[tensor];
       const int64_t count = t.values.elements();
       if (count > 0 &&
           (t.begin % border != 0 || (count % border != 0 && t.begin + count != t.shape.elements())))
@@ -95,10 +97,13 @@ std::string content_hash(const std::string& name, std::span<const TensorPiece> t
                                                     t.begin, t.begin + count, t.name, border));
       uint64_t sum = 0;
       for (int64_t i = 0; i < count; i += border) {
-        const size_t size = size_of(t.values.dtype);
-        sum += hash64(static_cast<const char*>(t.values.data) + static_cast<size_t>(i) * size,
-                      static_cast<size_t>(std::min(border, count - i)) * size,
-                      static_cast<uint64_t>((t.begin + i) / border));
+        const auto place = static_cast<uint64_t>((t.begin + i) / border);
+        const auto n = static_cast<size_t>(std::min(border, count - i)), size = size_of(t.values.dtype);
+        if (const float* own = numbers ? numbers(tensor, t.begin + i, static_cast<int64_t>(n)) : nullptr)
+          sum += hash64(own, n * sizeof(float), place);
+        else
+          sum += hash64(static_cast<const char*>(t.values.data) + static_cast<size_t>(i) * size, n * size,
+                        place);
       }
       wholes.push_back(t.whole() ? 1 : 0);
       append_number(sums, sum);

@@ -29,7 +29,11 @@ void read_payload(const std::filesystem::path& checkpoint, const Payload& payloa
 // A number for tensors in their order that does not depend on who holds which pieces of them, as 16 hex
 // digits on every rank: XXH3 of one 64-bit sum a tensor, mod 2^64, of the XXH3 of every 16384 elements (the
 // last piece may be shorter) with the piece's place as the seed. Pieces held begin and end at such borders.
-std::string content_hash(const std::string& name, std::span<const TensorPiece> tensors, RankGroup& group);
+// `numbers`: those of elements [first, first + count) of a tensor in FP32, in place of the ones it holds;
+// null: the tensor's own.
+using Numbers = std::function<const float*(size_t tensor, int64_t first, int64_t count)>;
+std::string content_hash(const std::string& name, std::span<const TensorPiece> tensors, RankGroup& group,
+                         const Numbers& numbers = {});
 
 // Of a file, by one rank or by all.
 struct Written {

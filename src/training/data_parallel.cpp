@@ -1,5 +1,7 @@
 #include "training/data_parallel.h"
 
+#include "model/parameters.h"
+
 namespace octet {
 
 DataParallel::DataParallel(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
@@ -49,6 +51,11 @@ void DataParallel::merge_counters() {
 }
 
 void DataParallel::update(double learning_rate, int64_t step) {
+  const bool whole = !weights_.sharded() || communicator_->rank() == 0;
+  optimizer_.measure_updates(model_.parameters(), step, whole ? AdamW::Whole::Yes : AdamW::Whole::No,
+                             [&](const Tensor& partials) {
+                               if (weights_.sharded()) add_up(partials);
+                             });
   const AdamW::Updated to_weights = [&](const MasterPiece& piece) { weights_.take(piece, step); };
   optimizer_.update(model_.parameters(), learning_rate, step,
                     [&](const MasterPiece& piece) { exchange_->take(piece, step, to_weights); });
@@ -57,7 +64,7 @@ void DataParallel::update(double learning_rate, int64_t step) {
 }
 
 void DataParallel::refresh_working_weights(int64_t step) {
-  for (const Parameter& p : model_.parameters()) weights_.take({p.index, p.begin, p.master}, step);
+  for (const Parameter& p : model_.parameters()) weights_.take(p.piece(), step);
   weights_.finish(step);
 }
 

@@ -84,7 +84,7 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, con
     : model(device, transformer_options(c, ranks), plans.device, offload(c) ? &plans.offload : nullptr),
       optimizer(device, c.optimizer,
                 {c.precision.moments, offload(c) ? &plans.offload : nullptr,
-                 [this](size_t parameter) { return model.splits_refresh(parameter); }},
+                 [this](size_t parameter) { return model.splits_refresh(parameter); }, c.run.seed},
                 model.parameters(), plans.device),
       data_parallel(device, communicator, ranks.ranks, c, model, optimizer, plans.device),
       evaluation_sums(

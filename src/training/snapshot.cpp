@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "numerics/masters.h"
 #include "training/checkpoint_parts.h"
 
 namespace octet {
@@ -25,14 +26,14 @@ Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan)
     : Snapshot(model, optimizer, plan, Local{}) {}
 
 Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan, const Local& local)
-    : scales_(&model.scales()), rank_(local.rank) {
+    : model_(&model), scales_(&model.scales()), rank_(local.rank) {
   payloads_.resize(3);
   payloads_[0].file = "masters.safetensors";
   payloads_[1].file = moments_file(0);
   payloads_[2].file = scales_file;
   const std::vector<Parameter>& parameters = model.parameters();
   for (const Parameter& p : parameters)
-    add(payloads_[0], {p.name, p.master, p.gradient.shape, p.begin}, plan);
+    for (const Item& item : masters_of(p)) add(payloads_[0], item, plan);
   if (!scales_->sites.empty()) {
     add(payloads_[2], {"amax_history", scales_->amax_history, scales_->amax_history.shape}, plan);
     add(payloads_[2], {"scale", scales_->scale, scales_->scale.shape}, plan);
@@ -56,20 +57,34 @@ Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan, const
     add(payloads_.back(), {state.name, state.tensor, state.tensor.shape}, plan);
 }
 
+std::vector<Snapshot::Item> Snapshot::masters_of(const Parameter& p) {
+  const MasterCode& code = p.master_code;
+  std::vector<Item> items{{p.name, p.master, p.gradient.shape, p.begin}};
+  if (!code.rest.empty())
+    items.push_back({p.name + (code.format == MasterFormat::BF16Remainder ? ".remainder" : ".compensation"),
+                     code.rest, p.gradient.shape, p.begin});
+  if (!code.inverse.empty())
+    items.push_back({p.name + ".inverse_scale", code.inverse,
+                     Shape{(p.gradient.elements() + master_block - 1) / master_block},
+                     p.begin / master_block});
+  return items;
+}
+
 std::vector<Snapshot::Item> Snapshot::moments_of(const Parameter& parameter, const AdamW::State& state) {
   const std::pair<const char*, const MomentTensor*> moments[] = {{".first", &state.first},
                                                                  {".second", &state.second}};
   std::vector<Item> items;
   for (const auto& [suffix, moment] : moments) {
-    items.push_back({parameter.name + suffix, moment->values, parameter.gradient.shape, parameter.begin});
-    if (!moment->inverse.empty()) items.push_back(scales_of(parameter, suffix, *moment));
+    const std::string name = parameter.name + suffix;
+    items.push_back({name, moment->values, parameter.gradient.shape, parameter.begin});
+    if (!moment->inverse.empty()) add_scales(items, parameter, name, *moment);
   }
   return items;
 }
 
 // A piece begins with a block: its scales are some of the whole tensor's.
-Snapshot::Item Snapshot::scales_of(const Parameter& parameter, const char* suffix,
-                                   const MomentTensor& moment) {
+void Snapshot::add_scales(std::vector<Item>& items, const Parameter& parameter, const std::string& name,
+                          const MomentTensor& moment) {
   const int64_t elements = parameter.gradient.elements(), block = moment.block;
   const bool whole = parameter.master.elements() == elements;
   if (block == 0 ? !whole : parameter.begin % block != 0 && parameter.master.elements() > 0)
@@ -79,8 +94,11 @@ Snapshot::Item Snapshot::scales_of(const Parameter& parameter, const char* suffi
                     block == 0 ? std::string("one scale a tensor") : fmt::format("blocks of {}", block),
                     parameter.begin),
         "choose precision.moments.block 128, or another divisor of 16384");
-  return {parameter.name + suffix + ".inverse_scale", moment.inverse,
-          Shape{block == 0 ? 1 : (elements + block - 1) / block}, block == 0 ? 0 : parameter.begin / block};
+  const Shape scales{block == 0 ? 1 : (elements + block - 1) / block};
+  const int64_t begin = block == 0 ? 0 : parameter.begin / block;
+  const bool expanded = !moment.exponents.empty();
+  items.push_back({name + (expanded ? ".largest" : ".inverse_scale"), moment.inverse, scales, begin});
+  if (expanded) items.push_back({name + ".exponent", moment.exponents, scales, begin});
 }
 
 void Snapshot::add(Payload& payload, const Item& item, MemoryPlan& plan) {
@@ -135,8 +153,26 @@ void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
   }
 }
 
+// Of the numbers before they were rounded to the masters' format, so that runs with other formats begin
+// alike.
 std::string Snapshot::masters_hash(RankGroup& group) const {
-  return content_hash("masters", payloads_[0].tensors, group);
+  std::vector<TensorPiece> values;
+  std::vector<size_t> parameter_of;
+  for (const TensorPiece& t : payloads_[0].tensors)
+    for (const Parameter& p : model_->parameters())
+      if (p.name == t.name) {
+        values.push_back(t);
+        parameter_of.push_back(p.index);
+      }
+  std::vector<float> numbers;
+  return content_hash("masters", values, group, [&](size_t tensor, int64_t first, int64_t count) {
+    const size_t parameter = parameter_of[tensor];
+    if (model_->parameters()[parameter].master_code.format == MasterFormat::FP32)
+      return static_cast<const float*>(nullptr);
+    numbers.resize(static_cast<size_t>(count));
+    model_->initial_values(parameter, first, numbers);
+    return static_cast<const float*>(numbers.data());
+  });
 }
 
 std::string Snapshot::masters_hash() const {

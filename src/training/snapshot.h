@@ -54,11 +54,14 @@ class Snapshot {
     Shape shape;  // of the whole
     int64_t begin = 0;
   };
+  static std::vector<Item> masters_of(const Parameter& parameter);
   static std::vector<Item> moments_of(const Parameter& parameter, const AdamW::State& state);
-  static Item scales_of(const Parameter& parameter, const char* suffix, const MomentTensor& moment);
+  static void add_scales(std::vector<Item>& items, const Parameter& parameter, const std::string& name,
+                         const MomentTensor& moment);
   void add(Payload& payload, const Item& item, MemoryPlan& plan);
   void forget_stateless_sites() const;
 
+  Transformer* model_;
   ScaleTable* scales_;
   int rank_;
   std::vector<Pair> pairs_;

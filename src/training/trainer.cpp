@@ -202,6 +202,7 @@ void Trainer::update(const StepReport& report) {
     return;
   }
   m.model.update_scales(report.step - 1, m.optimizer.control());
+  m.optimizer.measure_update_rms(statistics_due(report.step));
   m.data_parallel.update(report.learning_rate, report.step);
 }
 

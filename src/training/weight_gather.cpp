@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/text.h"
+#include "model/parameters.h"
 
 namespace octet {
 
@@ -57,8 +58,7 @@ void WeightGather::take(const MasterPiece& piece, int64_t step) {
   if (p.shard == 0) return refresh(piece, step);
   const int64_t count = piece.values.elements();
   if (const CodeShard* shard = model_.code_shard(piece.parameter)) {
-    if (count > 0)
-      device_->copy(shard->values.flat().slice(piece.begin - p.begin, count), piece.values.flat());
+    if (count > 0) copy_values(*device_, shard->values.flat().slice(piece.begin - p.begin, count), piece);
     return;
   }
   Gather& gather = gathers_[next_gather_];
@@ -68,7 +68,7 @@ void WeightGather::take(const MasterPiece& piece, int64_t step) {
     gather.parameter = piece.parameter;
     gather.whole = {gather.buffer.data, storage_, {ranks_ * p.shard}};
   }
-  if (count > 0) device_->copy(gather.whole.slice(piece.begin, count), piece.values.flat());
+  if (count > 0) copy_values(*device_, gather.whole.slice(piece.begin, count), piece);
   if (!piece.last) return;
   const TrafficLabel label(*communicator_, TrafficKind::Weights);
   gather.ticket =

@@ -47,6 +47,34 @@ TEST_CASE("the published layouts of training state add up to the published sums 
   CHECK(scheme("nanotron FP8") == 10);
 }
 
+TEST_CASE("with a layout's settings the weights of linear layers take the published bytes (M1)") {
+  int expressed = 0;
+  for (const StateScheme& s : reference_schemes()) {
+    const bool accumulates = s.name == "BF16 with FP32 accumulation";
+    if (s.settings.empty() && !accumulates) continue;
+    INFO(s.name);
+    const std::vector<std::string> settings =
+        accumulates ? std::vector<std::string>{"precision.recipe=bf16"} : s.settings;
+    const RunPlan plan = plan_run(load_config(configs + "8b-bf16.json", settings));
+    const std::string weights[] = {"blocks.*.attention.qkv.weight", "blocks.*.attention.out.weight",
+                                   "blocks.*.ffn.gate_up.weight", "blocks.*.ffn.down.weight"};
+    double bytes = 0, elements = 0;
+    for (const std::string& weight : weights)
+      for (const PlannedItem& item : plan.items) {
+        if (item.name == weight) elements += static_cast<double>(item.elements);
+        if (item.name == weight || item.name.rfind(weight + ".", 0) == 0)
+          bytes += static_cast<double>(item.bytes);
+      }
+    REQUIRE(elements == 32 * (4096. * 6144 + 4096. * 4096 + 3 * 4096. * 14336));
+    // Scales: one a tensor, and of FP16 masters 4 bytes for 128 weights. Each item ends at a multiple of 256
+    // bytes.
+    const double scales = s.name == "FP8-LM O3" ? 4.0 / 128 : 0, gradient = accumulates ? 2 : 0;
+    CHECK(bytes / elements == Approx(s.bytes() - gradient + scales).epsilon(1e-6));
+    expressed += accumulates ? 0 : 1;
+  }
+  CHECK(expressed == 6);
+}
+
 TEST_CASE("our bytes per parameter are those of the formats") {
   const RunPlan bf16 = plan_run(load_config(configs + "8b-bf16.json"));
   const RunPlan fp8 = plan_run(load_config(configs + "8b-fp8.json"));

@@ -111,6 +111,31 @@ TEST_CASE("gradients in shards: every recipe has the same bits on 1 and 2 ranks"
   }
 }
 
+TEST_CASE("masters in every format and clipped updates have the same bits on 1, 2 and 3 ranks") {
+  for (const auto& [recipe, states] : {std::pair{"bf16", "bf16_stochastic"},
+                                       {"fp8", "bf16_kahan"},
+                                       {"fp8", "fp16_scaled"},
+                                       {"fp8", "bf16_remainder"}}) {
+    INFO(states);
+    const SharedRun place(recipe);
+    const std::string settings =
+        std::string("--set parallel.zero=2 --set optimizer.update_clipping=true --set precision.master=") +
+        states + " --set precision.moments.second=" + (states[0] == 'f' ? "fp16 " : "e4m3 ") +
+        "--set precision.moments.first=e4m3 " +
+        (states[0] == 'f' ? "" : "--set precision.moments.range_expansion=true ");
+    for (const char* ranks : {"1", "2", "3"}) {
+      const CommandRun run = place.train(std::string("on") + ranks, settings + "--ranks " + ranks);
+      INFO(run.output);
+      REQUIRE(run.code == 0);
+    }
+    CHECK(place.same_run("on1", "on2"));
+    CHECK(place.same_run("on1", "on3"));
+    // Negative control: without clipping it is another run.
+    REQUIRE(place.train("plain", settings + "--set optimizer.update_clipping=false").code == 0);
+    CHECK_FALSE(place.same_run("on1", "plain"));
+  }
+}
+
 TEST_CASE("with one micro-batch a rank, gradients in shards or whole are the same sums") {
   const SharedRun place;
   for (const char* zero : {"0", "1", "2"})

@@ -101,7 +101,8 @@ TEST_CASE("shipped twins differ in the precision section only") {
     CHECK(load_config(fp8.string()).precision.float8());
     twins.insert(base);
   }
-  CHECK(twins.size() * 2 + 2 == shipped().size());  // 3b-fp8-24gb.json and quickstart-local-sgd.json, below
+  // Neither: 3b-fp8-24gb.json and the quickstart with one thing changed, below.
+  CHECK(twins.size() * 2 + 5 == shipped().size());
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {
@@ -127,6 +128,28 @@ TEST_CASE("the quickstart with local SGD is the quickstart: only what ranks exch
   local.parallel = quickstart.parallel;
   local.batch.micro = quickstart.batch.micro;
   CHECK(local == quickstart);
+}
+
+TEST_CASE("the quickstart's optimizers are the quickstart but for what they show") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  const RunConfig fp8 = load_config((folder / "quickstart.json").string()),
+                  bf16 = load_config((folder / "quickstart-bf16.json").string());
+  for (const char* name : {"coat-states", "six-bytes", "update-clipping"}) {
+    INFO(name);
+    RunConfig c = load_config((folder / (std::string("quickstart-") + name + ".json")).string());
+    const RunConfig& plain = c.precision.float8() ? fp8 : bf16;
+    CHECK_FALSE(c == plain);
+    CHECK(c.precision.moments.range_expansion == (name == std::string("coat-states")));
+    CHECK(c.optimizer.update_clipping == (name == std::string("update-clipping")));
+    CHECK((c.precision.master == MasterFormat::BF16Stochastic) == (name == std::string("six-bytes")));
+    c.run.name = plain.run.name;
+    c.run.output = plain.run.output;
+    c.precision.master = plain.precision.master;
+    c.precision.moments = plain.precision.moments;
+    c.precision.weight_gradient = plain.precision.weight_gradient;
+    c.optimizer.update_clipping = false;
+    CHECK(c == plain);
+  }
 }
 
 TEST_CASE("the quickstart's FP8 section spells out the recipe fp8") {

@@ -10,6 +10,7 @@
 #include "environment.h"
 #include "kernels/launch_error.h"
 #include "numerics/bfloat16.h"
+#include "numerics/masters.h"
 
 using namespace octet;
 
@@ -21,6 +22,9 @@ struct Problem {
   int64_t count = 1000;
   size_t misaligned = 0;
   Values values = Values::Wide;
+  MasterFormat master = MasterFormat::FP32;
+  bool expanded = false;
+  std::optional<float> rms = {};
 };
 
 Format format_of(DType type) {
@@ -29,6 +33,8 @@ Format format_of(DType type) {
       return Format::FP32;
     case DType::BF16:
       return Format::BF16;
+    case DType::F16:
+      return Format::FP16;
     case DType::E4M3:
       return Format::E4M3;
     default:
@@ -37,34 +43,81 @@ Format format_of(DType type) {
 }
 
 struct MomentArray {
-  MomentArray(DType type, int block_size, int64_t count, size_t misaligned)
+  MomentArray(DType type, int block_size, int64_t count, size_t misaligned, bool expanded)
       : values(type, {count}, misaligned), block(block_size) {
-    if (size_of(type) == 1) inverse.emplace(DType::F32, Shape{block ? (count + block - 1) / block : 1});
+    const Shape scales{block ? (count + block - 1) / block : 1};
+    if (size_of(type) == 1 || type == DType::F16) inverse.emplace(DType::F32, scales);
+    if (size_of(type) == 1 && expanded) exponents.emplace(DType::U8, scales);
   }
   MomentArray(const MomentArray&) = default;
-  MomentTensor tensor() const { return {values, inverse ? inverse->tensor() : Tensor(), block}; }
+  MomentTensor tensor() const {
+    return {values, inverse ? inverse->tensor() : Tensor(), block,
+            exponents ? exponents->tensor() : Tensor()};
+  }
   kernels::MomentArguments arguments() const {
     return {.values = values.data(),
             .format = format_of(values.tensor().dtype),
             .inverse = inverse ? inverse->as<float>() : nullptr,
-            .block = block};
+            .block = block,
+            .exponents = exponents ? exponents->as<uint8_t>() : nullptr};
   }
   int64_t differences_from(const MomentArray& other) const {
-    return differences(values, other.values) + (inverse ? differences(*inverse, *other.inverse) : 0);
+    return differences(values, other.values) + (inverse ? differences(*inverse, *other.inverse) : 0) +
+           (exponents ? differences(*exponents, *other.exponents) : 0);
   }
 
   Array values;
-  std::optional<Array> inverse;
+  std::optional<Array> inverse, exponents;
   int block;
+};
+
+// Masters of random numbers.
+struct MasterArray {
+  explicit MasterArray(const Problem& p)
+      : values(values_dtype(p.master), {p.count}, p.misaligned), format(p.master) {
+    if (format == MasterFormat::BF16Remainder) rest.emplace(DType::U16, Shape{p.count}, p.misaligned);
+    if (format == MasterFormat::BF16Kahan) rest.emplace(DType::BF16, Shape{p.count}, p.misaligned);
+    if (format == MasterFormat::FP16Scaled)
+      inverse.emplace(DType::F32, Shape{(p.count + master_block - 1) / master_block});
+    Array numbers(DType::F32, {p.count});
+    randomize(numbers, Values::Tame, 1);
+    specification().write_masters({numbers, values, code()});
+  }
+  MasterCode code() const {
+    return {format, rest ? rest->tensor() : Tensor(), inverse ? inverse->tensor() : Tensor()};
+  }
+  kernels::MasterArguments arguments() const {
+    return {.values = values.data(),
+            .format = format,
+            .rest = rest ? static_cast<uint16_t*>(rest->data()) : nullptr,
+            .inverse = inverse ? inverse->as<float>() : nullptr};
+  }
+  int64_t differences_from(const MasterArray& other) const {
+    return differences(values, other.values) + (rest ? differences(*rest, *other.rest) : 0) +
+           (inverse ? differences(*inverse, *other.inverse) : 0);
+  }
+  // The numbers that the model sees.
+  Array numbers() const {
+    Array to(DType::F32, {values.elements()});
+    specification().read_masters({values, code(), to});
+    return to;
+  }
+
+  Array values;
+  std::optional<Array> rest, inverse;
+  MasterFormat format;
 };
 
 struct State {
   explicit State(const Problem& p)
-      : master(DType::F32, {p.count}, p.misaligned),
+      : master(p),
         gradient(p.gradient, {p.count}, p.misaligned),
-        first(p.first, p.first_block, p.count, p.misaligned),
-        second(p.second, p.second_block, p.count, p.misaligned) {
-    randomize(master, Values::Tame, 1);
+        first(p.first, p.first_block, p.count, p.misaligned, p.expanded),
+        second(p.second, p.second_block, p.count, p.misaligned, p.expanded) {
+    if (p.rms) {
+      rms.emplace(DType::F32, Shape{1});
+      rms->set(0, *p.rms);
+    }
     randomize(gradient, p.values, 2);
     randomize(first.values, p.values, 3);
     randomize(second.values, p.values, 4);
@@ -72,10 +125,12 @@ struct State {
     for (MomentArray* moment : {&first, &second}) {
       for (int64_t i = 0; moment->inverse && i < moment->inverse->elements(); ++i)
         moment->inverse->set(i, std::ldexp(1.3f, static_cast<int>(i % 40) - 30));
+      for (int64_t i = 0; moment->exponents && i < moment->exponents->elements(); ++i)
+        moment->exponents->as<uint8_t>()[i] = static_cast<uint8_t>(1 + i * 37 % 255);
     }
   }
   AdamWUpdate update(const UpdateControl* control, int64_t step) const {
-    return {.master = master,
+    return {.master = master.values,
             .gradient = gradient,
             .first = first.tensor(),
             .second = second.tensor(),
@@ -86,15 +141,21 @@ struct State {
             .weight_decay = 0.1f,
             .step = step,
             .control = control,
-            .amax = amax};
+            .amax = amax,
+            .master_code = master.code(),
+            .rounding_key = 77 + static_cast<uint64_t>(step),
+            .first_element = 20,
+            .update_rms = rms ? rms->tensor() : Tensor()};
   }
   int64_t differences_from(const State& other) const {
-    return differences(master, other.master) + differences(gradient, other.gradient) +
+    return master.differences_from(other.master) + differences(gradient, other.gradient) +
            first.differences_from(other.first) + second.differences_from(other.second);
   }
 
-  Array master, gradient;
+  MasterArray master;
+  Array gradient;
   MomentArray first, second;
+  std::optional<Array> rms;
   Array amax{DType::F32, {1}};
 };
 
@@ -106,12 +167,12 @@ void run_kernel(const State& state, const UpdateControl& control, int64_t step) 
   uint32_t amaxes[2] = {0, 0};
   const bool one_scale =
       (state.first.inverse && state.first.block == 0) || (state.second.inverse && state.second.block == 0);
-  kernels::adamw({.master = state.master.as<float>(),
+  kernels::adamw({.master = state.master.arguments(),
                   .gradient = state.gradient.data(),
                   .gradient_storage = format_of(state.gradient.tensor().dtype),
                   .first = state.first.arguments(),
                   .second = state.second.arguments(),
-                  .count = state.master.elements(),
+                  .count = state.master.values.elements(),
                   .beta1 = op.beta1,
                   .beta2 = op.beta2,
                   .epsilon = op.epsilon,
@@ -119,7 +180,10 @@ void run_kernel(const State& state, const UpdateControl& control, int64_t step) 
                   .rate = rates.rate,
                   .control = &ours,
                   .amaxes = one_scale ? amaxes : nullptr,
-                  .master_amax = static_cast<uint32_t*>(state.amax.data())});
+                  .master_amax = static_cast<uint32_t*>(state.amax.data()),
+                  .rounding_key = op.rounding_key,
+                  .first_element = op.first_element,
+                  .update_rms = state.rms ? state.rms->as<float>() : nullptr});
 }
 
 constexpr UpdateControl clipped{
@@ -129,23 +193,27 @@ void check_same(const Problem& p) {
   const State ours(p), theirs(p), before(p);
   INFO("gradient " << name_of(p.gradient) << ", moments " << name_of(p.first) << " / " << p.first_block
                    << ", " << name_of(p.second) << " / " << p.second_block << ", " << p.count
-                   << " weights, misaligned by " << p.misaligned);
+                   << " weights, misaligned by " << p.misaligned << ", master " << static_cast<int>(p.master)
+                   << ", expanded " << p.expanded);
   for (int64_t step = 1; step <= 2; ++step) {
     run_kernel(ours, clipped, step);
     specification().adamw(theirs.update(&clipped, step));
-    CHECK(differences(ours.master, theirs.master) == 0);
+    CHECK(ours.master.differences_from(theirs.master) == 0);
     CHECK(ours.first.differences_from(theirs.first) == 0);
     CHECK(ours.second.differences_from(theirs.second) == 0);
     CHECK(differences(ours.amax, theirs.amax) == 0);
   }
   CHECK(differences(ours.gradient, before.gradient) == 0);
-  CHECK(differences(ours.master, before.master) > p.count / 2);
+  // (Rounded to nearest in 16 bits, few weights move by this learning rate.)
+  const int64_t moved = differences(ours.master.numbers(), before.master.numbers());
+  if (p.master == MasterFormat::FP32 || p.master == MasterFormat::BF16Remainder) CHECK(moved > p.count / 2);
+  if (p.count >= 1000 && p.master != MasterFormat::BF16Nearest) CHECK(moved > 0);
 }
 
 }  // namespace
 
 TEST_CASE("AdamW has the bits of the CPU's in every format of moments and gradients") {
-  const DType formats[] = {DType::F32, DType::BF16, DType::E4M3, DType::E5M2};
+  const DType formats[] = {DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E5M2};
   for (const DType gradient : {DType::F32, DType::BF16}) {
     for (const DType first : formats) {
       for (const DType second : formats) check_same({.gradient = gradient, .first = first, .second = second});
@@ -186,7 +254,7 @@ TEST_CASE("AdamW changes nothing when the step is not applied") {
     CHECK(state.differences_from(before) == 0);
     float largest = 0;
     for (int64_t i = 0; i < p.count; ++i)
-      largest = std::max(largest, round_to_bfloat16(std::fabs(state.master.get(i))));
+      largest = std::max(largest, round_to_bfloat16(std::fabs(state.master.values.get(i))));
     CHECK(largest > 0);
     CHECK(state.amax.get(0) == largest);
     run_kernel(state, clipped, 1);
@@ -216,4 +284,98 @@ TEST_CASE("AdamW gives the same bits in every schedule; a neighbouring scale or 
 TEST_CASE("AdamW refuses blocks that have no common span") {
   const State state({.first_block = 1000, .second_block = 128});
   CHECK_THROWS_AS(run_kernel(state, clipped, 1), gpu::LaunchError);
+}
+
+namespace {
+
+constexpr MasterFormat master_formats[] = {MasterFormat::FP32,        MasterFormat::BF16Remainder,
+                                           MasterFormat::BF16Kahan,   MasterFormat::BF16Stochastic,
+                                           MasterFormat::BF16Nearest, MasterFormat::FP16Scaled};
+
+}  // namespace
+
+TEST_CASE("AdamW has the bits of the CPU's with masters in every format") {
+  for (const MasterFormat master : master_formats) {
+    for (const int64_t count : {1, 3, 127, 129, 1024, 5003})
+      for (const size_t misaligned : {0u, 4u})
+        check_same({.count = count, .misaligned = misaligned, .master = master});
+    check_same({.count = 50003, .master = master});
+    check_same({.count = 1000, .values = Values::Broken, .master = master});
+    for (const int block : {0, 32, 256})
+      check_same({.first_block = block, .second_block = block, .count = 2001, .master = master});
+    if (master != MasterFormat::FP16Scaled)
+      check_same({.first_block = 100, .second_block = 100, .count = 2001, .master = master});
+  }
+  const State state({.first_block = 100, .second_block = 100, .master = MasterFormat::FP16Scaled});
+  CHECK_THROWS_AS(run_kernel(state, clipped, 1), gpu::LaunchError);
+}
+
+TEST_CASE("AdamW has the bits of the CPU's with moments whose range is expanded") {
+  for (const auto& [first, second] :
+       {std::pair{DType::E4M3, DType::E4M3}, {DType::E4M3, DType::E5M2}, {DType::E5M2, DType::E4M3}})
+    for (const int block : {128, 32, 100, 1024})
+      for (const Values values : {Values::Tame, Values::Wide, Values::Broken})
+        check_same({.first = first,
+                    .second = second,
+                    .first_block = block,
+                    .second_block = block,
+                    .count = 2001,
+                    .values = values,
+                    .expanded = true});
+  for (const int64_t count : {1, 3, 129})
+    check_same(
+        {.first = DType::E4M3, .second = DType::E4M3, .count = count, .misaligned = 4, .expanded = true});
+}
+
+TEST_CASE("AdamW divides its rates by the root mean square of the update, as the CPU does") {
+  for (const float rms : {0.5f, 1.0f, 1.7f, 40.0f})
+    for (const int block : {128, 100}) check_same({.first_block = block, .second_block = block, .rms = rms});
+  const State ours({.rms = 1.7f}), theirs({.rms = 1.8f});
+  run_kernel(ours, clipped, 1);
+  specification().adamw(theirs.update(&clipped, 1));
+  CHECK(ours.master.differences_from(theirs.master) > 0);
+}
+
+TEST_CASE("AdamW of stochastically rounded masters is the same in every schedule, and depends on its key") {
+  for (const int block : {128, 256}) {
+    const Problem p{.first_block = block,
+                    .second_block = block,
+                    .count = 3000,
+                    .master = block == 128 ? MasterFormat::BF16Stochastic : MasterFormat::FP16Scaled};
+    const State theirs(p), other(p);
+    specification().adamw(theirs.update(&clipped, 1));
+    for (const char* schedule : schedules) {
+      const InterpreterSetting order("SCHEDULE", schedule), threads("THREADS", "3");
+      const State ours(p);
+      run_kernel(ours, clipped, 1);
+      CHECK(ours.differences_from(theirs) == 0);
+    }
+    AdamWUpdate op = other.update(&clipped, 1);
+    op.rounding_key += 1;
+    specification().adamw(op);
+    CHECK((other.master.differences_from(theirs.master) > 0) == (block == 128));
+  }
+}
+
+TEST_CASE("masters are read and written with the bits of the CPU's, at any count and alignment") {
+  for (const MasterFormat master : master_formats)
+    for (const int64_t count : {1, 5, 128, 1001, 50003})
+      for (const size_t misaligned : {0u, 4u}) {
+        INFO("master " << static_cast<int>(master) << ", " << count << " misaligned by " << misaligned);
+        const Problem p{.count = count, .misaligned = misaligned, .master = master};
+        const MasterArray theirs(p);
+        MasterArray ours(p);
+        Array numbers(DType::F32, {count}, misaligned);
+        randomize(numbers, Values::Wide, 5);
+        specification().write_masters({numbers, theirs.values, theirs.code()});
+        kernels::write_masters({.from = numbers.as<float>(), .master = ours.arguments(), .count = count});
+        CHECK(ours.differences_from(theirs) == 0);
+        for (const DType type : {DType::F32, DType::BF16}) {
+          const Array found(type, {count}, misaligned), expected(type, {count}, misaligned);
+          kernels::read_masters(
+              {.master = ours.arguments(), .to = found.data(), .storage = format_of(type), .count = count});
+          specification().read_masters({theirs.values, theirs.code(), expected});
+          CHECK(differences(found, expected) == 0);
+        }
+      }
 }

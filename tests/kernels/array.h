@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "device/device.h"
 #include "numerics/bfloat16.h"
+#include "numerics/float16.h"
 #include "numerics/float8.h"
 #include "tensor/tensor.h"
 
@@ -46,6 +47,8 @@ class Array {
         return as<float>()[i];
       case octet::DType::BF16:
         return octet::to_float(as<octet::BFloat16>()[i]);
+      case octet::DType::F16:
+        return octet::to_float(as<octet::Float16>()[i]);
       case octet::DType::E4M3:
         return octet::decode_e4m3(as<uint8_t>()[i]);
       default:
@@ -59,6 +62,9 @@ class Array {
         break;
       case octet::DType::BF16:
         as<octet::BFloat16>()[i] = octet::to_bfloat16(value);
+        break;
+      case octet::DType::F16:
+        as<octet::Float16>()[i] = octet::to_float16(value);
         break;
       case octet::DType::E4M3:
         as<uint8_t>()[i] = octet::encode_e4m3(value);
@@ -116,6 +122,8 @@ inline int64_t differences(const octet::Tensor& a, const octet::Tensor& b) {
         return (u & 0x7fffffffu) > 0x7f800000u;
       case octet::DType::BF16:
         return (u & 0x7fffu) > 0x7f80u;
+      case octet::DType::F16:
+        return (u & 0x7fffu) > 0x7c00u;
       case octet::DType::E4M3:
         return (u & 0x7fu) == 0x7fu;
       case octet::DType::E5M2:

@@ -44,3 +44,38 @@ TEST_CASE("vector_sigmoid is symmetric and saturates cleanly", "[vector_math]") 
     CHECK(std::abs(static_cast<double>(vector_sigmoid(x)) - exact) <= 3 * 0x1p-23 * exact + 0x1p-126);
   }
 }
+
+TEST_CASE("the logarithm is within 4 ulp of double's over all positive numbers; that of 1 is 0") {
+  double worst = 0;
+  for (uint32_t bits = 1; bits < 0x7f800000u; bits += 977) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    const double exact = std::log(static_cast<double>(x));
+    const float nearest = static_cast<float>(exact);
+    const double ulp = static_cast<double>(std::nextafter(std::fabs(nearest), 1e30f) - std::fabs(nearest));
+    worst = std::max(worst, std::fabs(static_cast<double>(vector_log(x)) - exact) / ulp);
+  }
+  CHECK(worst <= 4);
+  CHECK(vector_log(1.0f) == 0.0f);
+  // Around 1, where the sum of the two parts of n ln2 would cancel.
+  for (int i = -2000; i <= 2000; ++i) {
+    const float x = 1.0f + static_cast<float>(i) * 0x1p-13f;
+    const double exact = std::log(static_cast<double>(x));
+    REQUIRE(std::fabs(static_cast<double>(vector_log(x)) - exact) <= 4 * 0x1p-23 * std::fabs(exact));
+  }
+}
+
+TEST_CASE("powers of numbers from 0 to 1 are those of double, within what the exponent magnifies") {
+  for (const float k : {0.0625f, 0.5f, 1.0f, 1.6f, 5.0f, 15.9375f})
+    for (int i = 0; i <= 1000; ++i) {
+      const float r = static_cast<float>(std::exp(-12.0 * i / 1000));
+      const double log = static_cast<double>(k) * std::log(static_cast<double>(r)), exact = std::exp(log);
+      if (exact < 0x1p-126) continue;
+      // The logarithm's 4 ulp and the product's half, times |log|; then 2 ulp of the exponential.
+      const double bound = 4.5 * 0x1p-23 * std::fabs(log) + 2 * 0x1p-23;
+      REQUIRE(std::fabs(static_cast<double>(vector_power(r, k)) - exact) <= bound * exact);
+    }
+  CHECK(vector_power(0.0f, 1.5f) == 0.0f);
+  CHECK(vector_power(1.0f, 13.0f) == 1.0f);
+  CHECK(std::isnan(vector_power(std::numeric_limits<float>::quiet_NaN(), 2.0f)));
+}

@@ -1,5 +1,6 @@
 #include "numerics/moments.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -105,6 +106,161 @@ TEST_CASE("storing what was just read changes nothing: codes are stable") {
   }
 }
 
+// ---- FP16 moments
+
+TEST_CASE("FP16 moments come back within 2^-11, or half the smallest subnormal of their scale") {
+  for (const float deviation : {1e-30f, 1e-12f, 1e-3f, 1.0f, 1e9f}) {
+    const std::vector<float> values = gaussian(128, deviation, 12);
+    float amax = 0;
+    for (const float v : values) amax = max_magnitude(amax, v);
+    const MomentScale s = moment_scale(Format::FP16, amax);
+    for (const float v : values) {
+      const float back = decode_moment_fp16(encode_moment_fp16(Moment::First, v, s.scale), s.inverse);
+      // Three roundings to FP32 come on top: the scale, the product, the product with the inverse.
+      const float bound = std::max(0x1p-11f * std::abs(v), 0x1p-25f * s.inverse) + 4 * 0x1p-23f * std::abs(v);
+      REQUIRE(std::abs(back - v) <= bound);
+    }
+  }
+}
+
+TEST_CASE("an FP16 second moment above zero never becomes zero, in the smallest blocks neither") {
+  for (const float amax : {1.0f, 1e-30f, 1e-36f, 1e-45f}) {
+    const MomentScale s = moment_scale(Format::FP16, amax);
+    const uint16_t code = encode_moment_fp16(Moment::Second, 1e-45f, s.scale);
+    CHECK(decode_moment_fp16(code, s.inverse) > 0.0f);
+  }
+  const MomentScale s = moment_scale(Format::FP16, 1.0f);
+  CHECK(encode_moment_fp16(Moment::First, 1e-45f, s.scale) == 0);  // the control
+  CHECK(encode_moment_fp16(Moment::Second, 0.0f, s.scale) == 0);
+}
+
+// ---- range expansion
+
+namespace {
+
+std::vector<float> expanded_trip(Format f, Moment moment, const std::vector<float>& values,
+                                 ExpandedScale* found = nullptr) {
+  std::vector<uint8_t> codes(values.size());
+  const ExpandedScale s = encode_expanded_block(f, moment, values, codes.data());
+  std::vector<float> back(values.size());
+  decode_expanded_block(f, codes, s, back.data());
+  if (found) *found = s;
+  return back;
+}
+
+}  // namespace
+
+TEST_CASE("an expanded block uses the format's range: k from the block, the smallest value near the bottom") {
+  for (const auto& [format, range] : {std::pair{Format::E4M3, 100352.0}, {Format::E5M2, 1644167168.0}})
+    for (const double ratio : {10.0, 1e3, 1e6, 1e12}) {
+      ExpandedScale s{};
+      const std::vector<float> values{3.0f, static_cast<float>(3.0 / ratio), 0.0f, -1.0f};
+      const std::vector<float> back = expanded_trip(format, Moment::First, values, &s);
+      CHECK(s.largest == 3.0f);
+      CHECK(s.sixteenths == static_cast<int>(std::floor(16 * std::log(range) / std::log(ratio) + 1e-4)));
+      CHECK(back[0] == 3.0f);  // the largest is exact
+      CHECK(back[2] == 0.0f);
+      CHECK(back[1] > 0.0f);
+    }
+}
+
+TEST_CASE("the error of an expanded value is the code's, divided by k") {
+  for (const double sigma : {0.3, 1.0, 3.0}) {
+    std::vector<float> values(128);
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>((i % 2 ? -1 : 1) * std::exp(sigma * random_normal(21, i)));
+    ExpandedScale s{};
+    const std::vector<float> back = expanded_trip(Format::E4M3, Moment::First, values, &s);
+    const double k = static_cast<double>(exponent_of(s));
+    for (size_t i = 0; i < values.size(); ++i) {
+      // y = MAX (|x| / largest)^k is rounded: by 2^-4 of itself, or by half the smallest subnormal, which is
+      // at most 7/32 of it. (1 + e)^(1/k) - 1 <= e / k (1 - e)^-1 for k >= 1, and what FP32 loses in two
+      // powers: 4.5 ulp of |log| <= 11.6 each way, and 2 of the exponential.
+      const double y = 448 * std::pow(std::fabs(static_cast<double>(values[i] / s.largest)), k);
+      const double e = std::max(0x1p-4, 0x1p-10 / y) + 60 * 0x1p-23;
+      const double bound = k >= 1 ? e / (k * (1 - e)) : std::pow(1 - e, -1 / k) - 1;
+      REQUIRE(std::fabs(static_cast<double>(back[i] - values[i])) <=
+              (bound + 60 * 0x1p-23) * std::fabs(static_cast<double>(values[i])));
+    }
+  }
+}
+
+TEST_CASE("constant blocks are exact, zeros are not taken for the smallest value, and nothing is NaN") {
+  for (const Format f : {Format::E4M3, Format::E5M2}) {
+    for (const float constant : {1e-8f, 3e-5f, 7.3e-9f, 1.0f, 1e-40f}) {  // COAT's kernel makes NaN of some
+      ExpandedScale s{};
+      CHECK(expanded_trip(f, Moment::First, {constant, -constant, constant}, &s) ==
+            std::vector<float>{constant, -constant, constant});
+      CHECK(s.sixteenths == 255);
+      CHECK(expanded_trip(f, Moment::Second, {constant}) == std::vector<float>{constant});
+    }
+    CHECK(expanded_trip(f, Moment::Second, {0.0f, 0.0f}) == std::vector<float>{0.0f, 0.0f});
+    // Ratio 1.0001: k would be in the tens of thousands.
+    const std::vector<float> close = expanded_trip(f, Moment::First, {1.0f, 1.0001f});
+    CHECK(std::abs(close[0] - 1.0f) < 1e-3f);
+    CHECK(close[1] == 1.0001f);
+    // With a zero among them the others have the precision they have without it.
+    const std::vector<float> values{1.0f, 0.9f, 0.5f, 0.3f};
+    std::vector<float> with_zero = values;
+    with_zero.push_back(0.0f);
+    std::vector<float> expected = expanded_trip(f, Moment::First, values);
+    expected.push_back(0.0f);
+    CHECK(expanded_trip(f, Moment::First, with_zero) == expected);
+    // As wide as FP32 goes: k is 1/16 of its lowest, and a second moment above zero stays there.
+    const std::vector<float> wide = expanded_trip(f, Moment::Second, {1e38f, 1e-45f, 1.0f});
+    CHECK(wide[0] == 1e38f);
+    CHECK(wide[1] > 0.0f);
+    CHECK(std::isfinite(wide[2]));
+    // Not finite: the block stays usable, as without expansion.
+    const float infinity = std::numeric_limits<float>::infinity();
+    CHECK(std::isfinite(expanded_trip(f, Moment::Second, {infinity, 1.0f})[0]));
+    CHECK(std::isnan(expanded_trip(f, Moment::First, {std::numeric_limits<float>::quiet_NaN(), 1.0f})[0]));
+  }
+}
+
+// The published measure is the mean square error of m / sqrt(v): 20.10 with both in plain E4M3, 12.31 with
+// both expanded, and in between when only m is (15.13). [2410.19313, table of optimizer states; its training
+// run is not ours, its ordering and its factor of 1.63 are]
+TEST_CASE(
+    "range expansion reduces the error of m / sqrt(v) as published: both moments, then m alone, then none") {
+  constexpr size_t groups = 64, group = 128;
+  std::vector<float> m(groups * group, 0), v(groups * group, 0);
+  std::vector<double> size(m.size());
+  for (size_t i = 0; i < size.size(); ++i)  // groups differ more than their members do
+    size[i] = 1e-4 * std::exp(1.0 * random_normal(31, i / group) + 0.3 * random_normal(32, i));
+  for (uint64_t t = 0; t < 60; ++t)
+    for (size_t i = 0; i < m.size(); ++i) {
+      const auto g = static_cast<float>(size[i] * random_normal(33, t * m.size() + i));
+      m[i] = 0.9f * m[i] + 0.1f * g;
+      v[i] = 0.95f * v[i] + 0.05f * g * g;
+    }
+  const auto error = [&](bool expand_m, bool expand_v) {
+    double sum = 0;
+    for (size_t g = 0; g < groups; ++g) {
+      const auto part = [&](const std::vector<float>& x) {
+        return std::vector<float>(x.begin() + static_cast<ptrdiff_t>(g * group),
+                                  x.begin() + static_cast<ptrdiff_t>((g + 1) * group));
+      };
+      const std::vector<float> first = part(m), second = part(v);
+      const std::vector<float> a = expand_m ? expanded_trip(Format::E4M3, Moment::First, first)
+                                            : round_trip(Format::E4M3, Moment::First, first);
+      const std::vector<float> b = expand_v ? expanded_trip(Format::E4M3, Moment::Second, second)
+                                            : round_trip(Format::E4M3, Moment::Second, second);
+      for (size_t i = 0; i < group; ++i) {
+        const double stored = static_cast<double>(a[i]) / std::sqrt(static_cast<double>(b[i])),
+                     exact = static_cast<double>(first[i]) / std::sqrt(static_cast<double>(second[i]));
+        sum += (stored - exact) * (stored - exact);
+      }
+    }
+    return sum;
+  };
+  const double none = error(false, false), only_m = error(true, false), both = error(true, true);
+  INFO("none " << none << ", m " << only_m << ", both " << both << ", ratio " << none / both);
+  CHECK(both < only_m);
+  CHECK(only_m < none);
+  CHECK(none / both >= 1.63);
+}
+
 // ---- calibration (O4)
 // --------------------------------------------------------------------------------------
 //
@@ -114,7 +270,7 @@ TEST_CASE("storing what was just read changes nothing: codes are stable") {
 namespace {
 
 // How v is stored; FP32 leaves m alone too: the reference.
-enum class VScale { FP32, Exact, PowerOfTwo, Block128 };
+enum class VScale { FP32, Exact, PowerOfTwo, PowerOfTwoStochastic, Block128, FP16, Expanded };
 enum class Floor { No, Yes };
 
 struct Variant {
@@ -122,6 +278,7 @@ struct Variant {
   VScale scale;
   Floor floor;
   std::vector<float> m, v;  // as decoded from storage
+  int steps = 0;
 
   void store(std::span<float> moment, Format f, Moment which) const {
     std::vector<uint8_t> codes(moment.size());
@@ -130,6 +287,28 @@ struct Variant {
       for (const float x : moment) amax = max_magnitude(amax, x);
       const float s = power_of_two_scale(amax, max_of(f));
       for (float& x : moment) x = decode(f, encode(f, x * s)) / s;
+      return;
+    }
+    if (which == Moment::Second && scale == VScale::PowerOfTwoStochastic) {
+      float amax = 0;
+      for (const float x : moment) amax = max_magnitude(amax, x);
+      const float s = power_of_two_scale(amax, max_of(f));
+      const uint64_t key = random_key(5, Purpose::Test, static_cast<uint64_t>(steps));
+      for (size_t i = 0; i < moment.size(); ++i) {
+        const uint8_t code = encode_stochastic(f, moment[i] * s, random_bits(key, i));
+        moment[i] = decode(f, floor == Floor::Yes && moment[i] > 0 && code == 0 ? uint8_t{1} : code) / s;
+      }
+      return;
+    }
+    if (scale == VScale::Expanded) {
+      const ExpandedScale s = encode_expanded_block(f, which, moment, codes.data());
+      return decode_expanded_block(f, codes, s, moment.data());
+    }
+    if (which == Moment::Second && scale == VScale::FP16) {  // FP8-LM: one scale a tensor
+      float amax = 0;
+      for (const float x : moment) amax = max_magnitude(amax, x);
+      const MomentScale s = moment_scale(Format::FP16, amax);
+      for (float& x : moment) x = decode_moment_fp16(encode_moment_fp16(which, x, s.scale), s.inverse);
       return;
     }
     const Moment rule = which == Moment::Second && floor == Floor::Yes ? Moment::Second : Moment::First;
@@ -142,8 +321,11 @@ struct Variant {
       v[i] = 0.95f * v[i] + 0.05f * gradient[i] * gradient[i];
     }
     if (scale == VScale::FP32) return;
-    store(m, Format::E4M3, Moment::First);
-    const size_t block = scale == VScale::Block128 ? 128 : v.size();
+    ++steps;
+    const size_t block = scale == VScale::Block128 || scale == VScale::Expanded ? 128 : v.size();
+    for (size_t begin = 0; begin < m.size(); begin += scale == VScale::Expanded ? block : m.size())
+      store(std::span(m).subspan(begin, scale == VScale::Expanded ? block : m.size()), Format::E4M3,
+            Moment::First);
     for (size_t begin = 0; begin < v.size(); begin += block)
       store(std::span(v).subspan(begin, block), format, Moment::Second);
   }
@@ -195,19 +377,56 @@ std::vector<Outcome> calibrate(std::vector<Variant> variants) {
 
 }  // namespace
 
-TEST_CASE("FP8 moments with exact scales and a floor give Adam's updates; the alternatives do not") {
-  const std::vector<Outcome> outcomes = calibrate({
-      {Format::E5M2, VScale::Exact, Floor::Yes, {}, {}},
-      {Format::E5M2, VScale::Block128, Floor::Yes, {}, {}},
-      {Format::E4M3, VScale::Exact, Floor::No, {}, {}},
-      {Format::E5M2, VScale::PowerOfTwo, Floor::No, {}, {}},
-  });
-  for (int house = 0; house < 2; ++house) {
-    CHECK(outcomes[house].relative_error <= 0.15);
-    CHECK(outcomes[house].max_ratio <= 2.0);
-    CHECK(std::abs(outcomes[house].log_ratio) < 0.5);
+// The table of the source's calibration [docs/numerics.md, "Optimizer"]; what it found with other random
+// numbers stands beside each row: relative error of the update, its largest beside FP32's 0.7.
+TEST_CASE("O4: moments with exact scales and a floor give Adam's updates; the alternatives do not") {
+  struct Row {
+    const char* name;
+    Variant variant;
+    double most_error, most_ratio;  // 0: it has to be worse than `least_error`
+    double least_error, least_log;
+  };
+  const std::vector<Row> rows = {
+      {"E5M2, exact, floor: 0.106, 0.76", {Format::E5M2, VScale::Exact, Floor::Yes, {}, {}}, 0.15, 2, 0, 0},
+      {"E5M2, exact per 128: 0.096, 0.81",
+       {Format::E5M2, VScale::Block128, Floor::Yes, {}, {}},
+       0.15,
+       2,
+       0,
+       0},
+      {"E5M2, power of two, stochastic, floor: 0.13, 0.83",
+       {Format::E5M2, VScale::PowerOfTwoStochastic, Floor::Yes, {}, {}},
+       0.2,
+       2,
+       0,
+       0},
+      {"FP16, exact (FP8-LM)", {Format::FP16, VScale::FP16, Floor::Yes, {}, {}}, 0.15, 2, 0, 0},
+      {"E4M3 expanded, both (COAT)", {Format::E4M3, VScale::Expanded, Floor::Yes, {}, {}}, 0.15, 2, 0, 0},
+      // Negative controls.
+      {"E4M3, exact, floor: 0.31, 0.86", {Format::E4M3, VScale::Exact, Floor::Yes, {}, {}}, 0, 0, 0.2, 0},
+      {"E4M3, exact: 596, 17884", {Format::E4M3, VScale::Exact, Floor::No, {}, {}}, 0, 0, 10, 0},
+      {"E4M3, power of two: 1343, 35767", {Format::E4M3, VScale::PowerOfTwo, Floor::No, {}, {}}, 0, 0, 10, 0},
+      {"E5M2, power of two: 1.26, and v 2^8.7 too large",
+       {Format::E5M2, VScale::PowerOfTwo, Floor::No, {}, {}},
+       0,
+       0,
+       0.5,
+       4},
+  };
+  std::vector<Variant> variants;
+  for (const Row& row : rows) variants.push_back(row.variant);
+  const std::vector<Outcome> outcomes = calibrate(variants);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Outcome& found = outcomes[i];
+    INFO(rows[i].name << "; found: " << found.relative_error << ", ratio of the largest " << found.max_ratio
+                      << ", log " << found.log_ratio);
+    if (rows[i].most_error > 0) {
+      CHECK(found.relative_error <= rows[i].most_error);
+      CHECK(found.max_ratio <= rows[i].most_ratio);
+      CHECK(std::abs(found.log_ratio) < 0.5);
+    } else {
+      CHECK(found.relative_error > rows[i].least_error);
+      if (rows[i].least_log > 0) CHECK(found.log_ratio > rows[i].least_log);
+    }
   }
-  // Negative controls: v in E4M3 without a floor explodes; power-of-two scales let v rise and never decay.
-  CHECK(outcomes[2].relative_error > 10.0);
-  CHECK(outcomes[3].log_ratio > 4.0);
 }

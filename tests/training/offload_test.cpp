@@ -20,7 +20,14 @@ struct Trained {
   size_t device_bytes = 0, offload_bytes = 0;
 };
 
-Trained train_states(Device& device, const Moments& moments, bool offload) {
+struct States {
+  Moments moments;
+  MasterFormat master = MasterFormat::FP32;
+  bool update_clipping = false;
+};
+
+Trained train_states(Device& device, const States& options, bool offload) {
+  const auto& [moments, master, update_clipping] = options;
   const std::vector<std::pair<ParameterKind, Shape>> shapes = {{ParameterKind::Embedding, {130, 400}},
                                                                {ParameterKind::Matrix, {64, 200}},
                                                                {ParameterKind::Vector, {200}},
@@ -46,15 +53,32 @@ Trained train_states(Device& device, const Moments& moments, bool offload) {
       p.name = name;
       p.kind = kind;
       p.index = i;
-      p.master = masters.add(name, Category::Masters, DType::F32, shape);
+      const int64_t n = shape.elements();
+      if (kind != ParameterKind::Vector) p.master_code.format = master;
+      p.master = masters.add(name, Category::Masters, values_dtype(p.master_code.format), shape);
+      if (p.master_code.format == MasterFormat::BF16Kahan)
+        p.master_code.rest = masters.add(name + ".rest", Category::Masters, DType::BF16, shape);
+      if (p.master_code.format == MasterFormat::BF16Remainder)
+        p.master_code.rest = masters.add(name + ".rest", Category::Masters, DType::U16, shape);
+      if (p.master_code.format == MasterFormat::FP16Scaled)
+        p.master_code.inverse =
+            masters.add(name + ".inverse", Category::Masters, DType::F32, {(n + 127) / 128});
       p.gradient = plans[0].add(name + ".gradient", Category::Gradients, DType::BF16, shape);
       parameters.push_back(p);
     }
     const Tensor loss = plans[0].add("loss", Category::Other, DType::F64, {1});
-    AdamW adamw(&device, {}, {moments, offload ? &plans[1] : nullptr, [](size_t p) { return p == 0; }},
-                parameters, plans[0]);
+    AdamWOptions adamw_options;
+    adamw_options.update_clipping = update_clipping;
+    AdamW adamw(&device, adamw_options,
+                {moments, offload ? &plans[1] : nullptr, [](size_t p) { return p == 0; }, 5}, parameters,
+                plans[0]);
+    const Tensor initial = plans[0].add("initial", Category::Other, DType::F32, {52000});
     if (!placing) continue;
-    for (const Parameter& p : parameters) device.fill_normal(p.master, 0.5f, 10 + p.index);
+    for (const Parameter& p : parameters) {
+      const Tensor values = initial.slice(0, p.master.elements());
+      device.fill_normal(values, 0.5f, 10 + p.index, 0);
+      device.write_masters({values, p.master.flat(), p.master_code});
+    }
     for (int64_t t = 1; t <= 3; ++t) {
       for (const Parameter& p : parameters) {
         std::vector<BFloat16> values;
@@ -65,6 +89,7 @@ Trained train_states(Device& device, const Moments& moments, bool offload) {
       }
       adamw.measure(parameters);
       adamw.decide(loss, 1);
+      adamw.measure_updates(parameters, t);
       trained.pieces.clear();
       adamw.update(parameters, 1e-2, t, [&](const MasterPiece& piece) {
         trained.pieces.push_back(
@@ -77,11 +102,15 @@ Trained train_states(Device& device, const Moments& moments, bool offload) {
       trained.states.resize(at + tensor.bytes());
       device.copy_to_host(trained.states.data() + at, tensor.data, tensor.bytes());
     };
+    take(adamw.update_rms());
     for (const Parameter& p : parameters) {
       take(p.master);
+      for (const Tensor& tensor : {p.master_code.rest, p.master_code.inverse})
+        if (!tensor.empty()) take(tensor);
       for (const MomentTensor* moment : {&adamw.states()[p.index].first, &adamw.states()[p.index].second}) {
         take(moment->values);
-        if (!moment->inverse.empty()) take(moment->inverse);
+        for (const Tensor& tensor : {moment->inverse, moment->exponents})
+          if (!tensor.empty()) take(tensor);
       }
     }
   }
@@ -96,7 +125,7 @@ TEST_CASE("states that visit the device piece by piece get the bits of states th
   const auto cpu = make_cpu_device({.threads = 1}), late = make_interpreted_device({.threads = 1}),
              early = make_interpreted_device({.threads = 1}, {}, Fetches::Early);
   for (const char* recipe : {"bf16", "fp8"}) {
-    const Moments moments = make_recipe(recipe).moments;
+    const States moments{make_recipe(recipe).moments};
     const Trained resident = train_states(*cpu, moments, false);
     for (Device* device : {cpu.get(), late.get(), early.get()}) {
       const Trained visiting = train_states(*device, moments, true);
@@ -110,9 +139,30 @@ TEST_CASE("states that visit the device piece by piece get the bits of states th
   // One scale a tensor: nothing can be split.
   Moments whole = make_recipe("fp8").moments;
   whole.block = 0;
-  const Trained resident = train_states(*cpu, whole, false), visiting = train_states(*late, whole, true);
+  const Trained resident = train_states(*cpu, {whole}, false), visiting = train_states(*late, {whole}, true);
   CHECK((visiting.states == resident.states));
   CHECK(visiting.pieces.size() == 4);
+}
+
+TEST_CASE("masters and moments of any format visit with the bits of residents, and clipped updates do") {
+  const auto cpu = make_cpu_device({.threads = 1}), late = make_interpreted_device({.threads = 1}),
+             early = make_interpreted_device({.threads = 1}, {}, Fetches::Early);
+  Moments expanded{Format::E4M3, Format::E4M3, 128, true}, wide{Format::E4M3, Format::FP16, 128, false};
+  std::vector<std::vector<std::byte>> seen;
+  for (const States& states :
+       {States{make_recipe("fp8").moments, MasterFormat::FP32, true},
+        States{expanded, MasterFormat::BF16Stochastic, true}, States{wide, MasterFormat::FP16Scaled, false},
+        States{expanded, MasterFormat::BF16Kahan, false}, States{wide, MasterFormat::BF16Remainder, true}}) {
+    const Trained resident = train_states(*cpu, states, false);
+    for (Device* device : {cpu.get(), late.get(), early.get()}) {
+      const Trained visiting = train_states(*device, states, true);
+      CHECK((visiting.states == resident.states));
+      CHECK(visiting.pieces.size() == 7);
+    }
+    seen.push_back(resident.states);
+  }
+  // Negative control: clipping does something here.
+  CHECK((train_states(*cpu, {make_recipe("fp8").moments}, false).states != seen[0]));
 }
 
 TEST_CASE("lanes run beside each other until they are ordered") {

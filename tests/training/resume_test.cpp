@@ -173,3 +173,46 @@ TEST_CASE("a mixture logs the loss of each source, and resumes exactly") {
   CHECK(parts.curve() == whole.curve());
   CHECK(files_in(parts.checkpoint(8)) == files_in(whole.checkpoint(8)));
 }
+
+TEST_CASE("a run resumes exactly with masters and moments in every format, resident or offloaded") {
+  const TinyData data;
+  std::map<std::string, std::string> curves;
+  for (const char* master :
+       {"fp32", "bf16_remainder", "bf16_kahan", "bf16_stochastic", "bf16_nearest", "fp16_scaled"}) {
+    INFO(master);
+    const std::string key = std::string("precision.master=") + master;
+    const std::string moments = std::string("precision.moments.") +
+                                (master[0] == 'f' ? "second=fp16" : "second=e4m3"),
+                      expansion = std::string("precision.moments.range_expansion=") +
+                                  (master[0] == 'f' ? "false" : "true");
+    const std::vector<std::string> keys = {key, moments, expansion, "optimizer.update_clipping=true"};
+    TinyRun whole(data, keys), parts(data, keys), offloaded(data, keys), interpreted(data, keys);
+    whole.go();
+    CHECK(parts.go({"signal:name=TERM,phase=step,step=4"}).code == ExitCode::Stopped);
+    CHECK(parts.go().code == ExitCode::Success);
+    CHECK(parts.curve() == whole.curve());
+    CHECK(files_in(parts.checkpoint(8)) == files_in(whole.checkpoint(8)));
+    offloaded.request.config.memory.offload = Offload::Optimizer;
+    interpreted.request.config.memory.offload = Offload::Optimizer;
+    interpreted.request.device = "interpreter";
+    for (TinyRun* run : {&offloaded, &interpreted}) {
+      CHECK(run->go({"signal:name=TERM,phase=step,step=6"}).code == ExitCode::Stopped);
+      CHECK(run->go().code == ExitCode::Success);
+      CHECK(run->curve() == whole.curve());
+      CHECK(masters_of(*run, 8) == masters_of(whole, 8));
+    }
+    curves[master] = whole.curve().back();
+    // All begin with the same weights, before these are rounded to what the optimizer stores.
+    TinyRun plain(data, {"run.steps=1"});
+    plain.go();
+    CHECK(plain.records("start")[0]["init_hash"] == whole.records("start")[0]["init_hash"]);
+    // What is stored cannot be read as another format.
+    TinyRun& other = parts;
+    other.request.config.run.steps = 10;
+    other.request.config.precision.master =
+        master == std::string("fp32") ? MasterFormat::BF16Kahan : MasterFormat::FP32;
+    CHECK_FALSE(error_of([&] { other.go(); }).empty());
+  }
+  CHECK(curves["bf16_kahan"] != curves["bf16_nearest"]);
+  CHECK(curves["bf16_stochastic"] != curves["bf16_nearest"]);
+}

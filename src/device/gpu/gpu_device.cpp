@@ -33,6 +33,8 @@ octet::Format format_of(const Tensor& tensor) {
       return Format::FP32;
     case DType::BF16:
       return Format::BF16;
+    case DType::F16:
+      return Format::FP16;
     case DType::E4M3:
       return Format::E4M3;
     case DType::E5M2:

@@ -8,8 +8,10 @@
 #include "kernels/add_in_order.h"
 #include "kernels/block_codes.h"
 #include "kernels/gradient_norm.h"
+#include "kernels/masters.h"
 #include "kernels/outer_update.h"
 #include "kernels/scale_table.h"
+#include "kernels/update_rms.h"
 
 namespace octet {
 inline namespace OCTET_GPU {
@@ -105,15 +107,67 @@ void GpuDevice::gradient_norm(const GradientNorm& op) {
                         .stream = backend_->stream()});
 }
 
+namespace {
+
+kernels::MomentArguments arguments_of(const MomentTensor& m) {
+  return {.values = m.values.data,
+          .format = format_of(m.values),
+          .inverse = m.inverse.empty() ? nullptr : m.inverse.as<float>(),
+          .block = m.block,
+          .exponents = m.exponents.empty() ? nullptr : m.exponents.as<uint8_t>()};
+}
+kernels::MasterArguments arguments_of(const Tensor& master, const MasterCode& code) {
+  return {.values = master.data,
+          .format = code.format,
+          .rest = static_cast<uint16_t*>(code.rest.data),
+          .inverse = static_cast<float*>(code.inverse.data)};
+}
+
+}  // namespace
+
+void GpuDevice::update_squares(const UpdateSquares& op) {
+  check(op);
+  const UpdateSquareRates rates = update_square_rates(op);
+  kernels::update_squares({.gradient = op.gradient.data,
+                           .gradient_storage = format_of(op.gradient),
+                           .second = arguments_of(op.second),
+                           .count = op.gradient.elements(),
+                           .beta2 = op.beta2,
+                           .correction = rates.correction,
+                           .least = rates.least,
+                           .control = reinterpret_cast<const kernels::Control*>(op.control),
+                           .partial = op.partials.as<double>(),
+                           .stream = backend_->stream()});
+}
+
+void GpuDevice::update_rms(const UpdateRms& op) {
+  kernels::update_rms({.partial = op.partials.as<double>(),
+                       .count = op.partials.elements(),
+                       .elements = op.elements,
+                       .rms = op.rms.as<float>(),
+                       .stream = backend_->stream()});
+}
+
+void GpuDevice::read_masters(const ReadMasters& op) {
+  check(op);
+  kernels::read_masters({.master = arguments_of(op.master, op.code),
+                         .to = op.values.data,
+                         .storage = format_of(op.values),
+                         .count = op.master.elements(),
+                         .stream = backend_->stream()});
+}
+
+void GpuDevice::write_masters(const WriteMasters& op) {
+  check(op);
+  kernels::write_masters({.from = op.values.as<float>(),
+                          .master = arguments_of(op.master, op.code),
+                          .count = op.master.elements(),
+                          .stream = backend_->stream()});
+}
+
 void GpuDevice::adamw(const AdamWUpdate& op) {
   check(op);
   const AdamWRates rates = adamw_rates(op);
-  const auto moment = [](const MomentTensor& m) {
-    return kernels::MomentArguments{.values = m.values.data,
-                                    .format = format_of(m.values),
-                                    .inverse = m.inverse.empty() ? nullptr : m.inverse.as<float>(),
-                                    .block = m.block};
-  };
   Scratch memory = scratch(scratch_size<uint32_t>(2));
   uint32_t* amaxes = nullptr;
   if ((!op.first.inverse.empty() && op.first.block == 0) ||
@@ -121,11 +175,11 @@ void GpuDevice::adamw(const AdamWUpdate& op) {
     amaxes = memory.take<uint32_t>(2);
     backend_->clear(amaxes, 2 * sizeof(uint32_t));
   }
-  kernels::adamw({.master = op.master.as<float>(),
+  kernels::adamw({.master = arguments_of(op.master, op.master_code),
                   .gradient = op.gradient.data,
                   .gradient_storage = format_of(op.gradient),
-                  .first = moment(op.first),
-                  .second = moment(op.second),
+                  .first = arguments_of(op.first),
+                  .second = arguments_of(op.second),
                   .count = op.master.elements(),
                   .beta1 = op.beta1,
                   .beta2 = op.beta2,
@@ -135,6 +189,9 @@ void GpuDevice::adamw(const AdamWUpdate& op) {
                   .control = reinterpret_cast<const kernels::Control*>(op.control),
                   .amaxes = amaxes,
                   .master_amax = op.amax.empty() ? nullptr : static_cast<uint32_t*>(op.amax.data),
+                  .rounding_key = op.rounding_key,
+                  .first_element = op.first_element,
+                  .update_rms = op.update_rms.empty() ? nullptr : op.update_rms.as<float>(),
                   .stream = backend_->stream()});
 }
 

@@ -1,0 +1,34 @@
+// Masters as they are stored: spans of them are read and written as FP32. [numerics/masters.h]
+#pragma once
+#include <cstdint>
+
+#include "device/device.h"
+
+namespace octet {
+
+class StoredMasters {
+ public:
+  // Random numbers of stochastic rounding: random_bits(key, first + element). Null: to nearest.
+  struct Draws {
+    uint64_t key = 0;
+    int64_t first = 0;
+  };
+
+  StoredMasters(const Tensor& values, const MasterCode& code) : values_(values), code_(code) {}
+
+  void load(int64_t begin, int64_t n, float* w) const;    // what an update starts from
+  void values(int64_t begin, int64_t n, float* w) const;  // what the model sees
+  // Whole blocks of master_block, or their rest.
+  void store(int64_t begin, int64_t n, const float* w, const Draws* draws) const;
+
+ private:
+  template <class Read>
+  void for_stored(int64_t begin, int64_t n, float* w, const Read& read) const;
+  uint16_t* numbers() const { return static_cast<uint16_t*>(values_.data); }
+  uint16_t* rests() const { return static_cast<uint16_t*>(code_.rest.data); }
+
+  Tensor values_;
+  MasterCode code_;
+};
+
+}  // namespace octet
