@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(threads) decide_fine_kernel(DecideFineArgument
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < args.count; i += stride) {
     const uint32_t bits = args.amax[i] < infinity_bits ? args.amax[i] : infinity_bits;
-    const float scale = power_of_two_scale(__uint_as_float(bits), max_of(args.format));
+    const float scale = fine_scale(args.cast, __uint_as_float(bits));
     args.inverse_scale[i] = inverse_or_nan(scale, bits);
   }
 }

@@ -60,12 +60,12 @@ struct DecideArguments {
 };
 void decide(const DecideArguments&);
 
-// inverse_scale[i] = 1 / power_of_two_scale(amax[i]), NaN where the amax is not finite.
+// inverse_scale[i] = 1 / fine_scale(cast, amax[i]), NaN where the amax is not finite.
 struct DecideFineArguments {
   const uint32_t* amax;  // [count]
   float* inverse_scale;  // [count]
   int64_t count;
-  octet::Format format;
+  octet::Cast cast;
   Stream stream = nullptr;
 };
 void decide_fine(const DecideFineArguments&);

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "base/text.h"
+#include "numerics/small_float.h"
 #include "optimizer/schedule.h"
 #include "training/open_device.h"
 #include "training/precision_proof.h"
@@ -103,7 +104,10 @@ void add_gemms(const RunConfig& config, RunPlan& plan) {
                 {"ffn.gate_up", tokens, 2 * s.ffn_width, s.width, {}},
                 {"ffn.down", tokens, s.width, s.ffn_width, {}}};
   for (PlannedGemm& gemm : plan.gemms) gemm.expected_gain = expected_gain(std::min({gemm.m, gemm.n, gemm.k}));
-  plan.gemms.push_back({"head", tokens, s.vocabulary, s.width, "always BF16"});
+  plan.gemms.push_back({"head", tokens, s.vocabulary, s.width,
+                        config.precision.head == HeadFormat::FP8
+                            ? expected_gain(std::min({tokens, s.vocabulary, s.width}))
+                            : "in storage precision"});
 }
 
 double float8_share(const RunConfig& config) {
@@ -112,6 +116,8 @@ double float8_share(const RunConfig& config) {
   double share = 0;
   for (const GemmClass gemm : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad})
     share += promised_fp8_share(config.model, config.precision, gemm) * (all - head) / (3 * all);
+  for (const GemmClass gemm : {GemmClass::HeadFprop, GemmClass::HeadDgrad, GemmClass::HeadWgrad})
+    share += promised_fp8_share(config.model, config.precision, gemm) * head / (3 * all);
   return share;
 }
 
@@ -145,7 +151,14 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
         "(pytorch/ao pull request 940); FP8 moments still save memory",
         config.model.width));
   }
-  if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::None) {
+  if (recipe.simulate.reduces()) {
+    warn(
+        fmt::format("precision.simulate: operands of the blocks' products are BF16 values reduced to {}; "
+                    "memory and speed are those of BF16",
+                    name_of(recipe.simulate)));
+  }
+  const bool one_scale = recipe.input.scaling != Scaling::Rowwise;
+  if (recipe.float8() && one_scale && recipe.smooth_swiglu == SmoothSwiGLU::None) {
     warn(
         "smooth_swiglu \"none\": outliers of the SwiGLU product share one scale; FP8 runs of hundreds of "
         "billions of "

@@ -31,14 +31,27 @@ double bfloat16_saves(ScalingJob job, const Network& network, const ScalingPoint
   return std::max(0.0, asked.step_seconds - scaling_point(job, network, asked.ranks).step_seconds);
 }
 
-// A block's weight that all its products read as codes of one scale is gathered as such (Linear::code_shard).
-bool gathers_codes(const Recipe& recipe) { return recipe.float8() && is_float8(recipe.grad.format); }
-bool down_projection_has_codes(const Recipe& recipe) { return recipe.smooth_swiglu != SmoothSwiGLU::BF16; }
+// A weight that all its products read as codes of one scale is gathered as such (Linear::code_shard).
+double gathered_codes(const RunConfig& config, int64_t block) {
+  int64_t codes = 0;
+  for (int i = 0; i < block_linears; ++i) {
+    const auto which = static_cast<BlockLinear>(i);
+    if (formats_of(config.precision, static_cast<int>(config.model.layers), static_cast<int>(block), which)
+            .gathers_codes())
+      codes += config.model.linear_elements(which);
+  }
+  return static_cast<double>(codes);
+}
+bool gathers_codes(const RunConfig& config) {
+  for (int64_t block = 0; block < config.model.layers; ++block)
+    if (gathered_codes(config, block) > 0) return true;
+  return false;
+}
 
 WireFormat weights_of(const RunConfig& config, const ScalingOptions& options) {
-  if (options.weights.empty()) return gathers_codes(config.precision) ? WireFormat::FP8 : WireFormat::BF16;
+  if (options.weights.empty()) return gathers_codes(config) ? WireFormat::FP8 : WireFormat::BF16;
   const WireFormat format = options.weights == "fp8" ? WireFormat::FP8 : WireFormat::BF16;
-  if (format == WireFormat::FP8 && !gathers_codes(config.precision))
+  if (format == WireFormat::FP8 && !gathers_codes(config))
     throw Error(ExitCode::Usage, "--gather fp8: not all products of this recipe's weights are in FP8",
                 "use --gather bf16, or precision.recipe fp8");
   return format;
@@ -46,7 +59,6 @@ WireFormat weights_of(const RunConfig& config, const ScalingOptions& options) {
 
 std::vector<ScalingLayer> layers_of(const RunConfig& config) {
   const TransformerSpec& s = config.model;
-  const Recipe& recipe = config.precision;
   const auto number = [](int64_t n) { return static_cast<double>(n); };
   const double table = number(s.vocabulary * s.width), head_flops = 6 * table;
   const double all = number(s.parameters()), head = s.tied_head ? 0 : table;
@@ -55,17 +67,14 @@ std::vector<ScalingLayer> layers_of(const RunConfig& config) {
   ScalingLayer block;
   block.parameters = (all - table - head - number(s.width)) / blocks;
   block.flops_per_token = (s.flops_per_token() - head_flops) / blocks;
-  const double linears = (number(s.matmul_parameters()) - table) / blocks;
-  const double down = number(s.width * s.ffn_width);
-  const double codes = gathers_codes(recipe) ? linears - (down_projection_has_codes(recipe) ? 0 : down) : 0;
 
   std::vector<ScalingLayer> layers = {{table, 0, 0}};
   for (int64_t i = 0; i < s.layers; ++i) {
     layers.push_back(block);
-    if (i >= recipe.first_blocks_bf16 && i < s.layers - recipe.last_blocks_bf16)
-      layers.back().float8_parameters = codes;
+    layers.back().float8_parameters = gathered_codes(config, i);
   }
-  layers.push_back({head + number(s.width), 0, head_flops});
+  const double head_codes = head_formats(config.precision).gathers_codes() ? head : 0;
+  layers.push_back({head + number(s.width), head_codes, head_flops});
   return layers;
 }
 

@@ -68,6 +68,7 @@ const CastVariant cast_variants[] = {
     {.name = "delayed", .scaling = Scaling::Delayed, .history = 8},
     {.name = "delayed, saturating", .scaling = Scaling::Delayed, .counted = false, .history = 4096},
     {.name = "per row and per column", .row_scales = true, .column_scales = true},
+    {.name = "rowwise", .row_scales = true, .column_scales = true, .scaling = Scaling::Rowwise},
     {.name = "per row", .row_scales = true},
     {.name = "per column", .column_scales = true},
     {.name = "row factors", .row_factor = true},

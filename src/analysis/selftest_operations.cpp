@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "numerics/bfloat16.h"
 #include "numerics/block_codes.h"
+#include "numerics/small_float.h"
 #include "numerics/sums.h"
 
 namespace octet::selftest {
@@ -250,6 +251,7 @@ struct Product {
   DType a, b, out;
   bool a_transposed = false, b_transposed = false, outer = false, accumulate = false;
   GemmClass gemm_class = GemmClass::Fprop;
+  SmallFloat simulate = {};
 };
 
 std::vector<uint8_t> random_codes(int64_t count, uint64_t key) {
@@ -269,6 +271,16 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
       {DType::BF16, DType::BF16, DType::BF16},
       {DType::BF16, DType::BF16, DType::BF16, false, true, false, false, GemmClass::Dgrad},
       {DType::BF16, DType::BF16, DType::F32, true, true, false, true, GemmClass::Wgrad},
+      {DType::BF16, DType::BF16, DType::BF16, false, false, false, false, GemmClass::Fprop, {8, 3}},
+      {DType::BF16,
+       DType::BF16,
+       DType::F32,
+       true,
+       true,
+       false,
+       true,
+       GemmClass::Wgrad,
+       {4, 2, SmallRounding::Nearest, Underflow::Clamp}},
       {DType::E4M3, DType::E4M3, DType::BF16},
       {DType::E4M3, DType::E4M3, DType::BF16, false, false, true},
       {DType::E5M2, DType::E4M3, DType::BF16, false, false, false, false, GemmClass::Dgrad},
@@ -288,7 +300,8 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
     cases.push_back(
         {"matmul",
          fmt::format("{}: {} x {} -> {}{}{}", name_of(p.gemm_class), name_of(p.a), name_of(p.b),
-                     name_of(p.out), p.outer ? ", outer scales" : "", p.accumulate ? ", accumulated" : ""),
+                     name_of(p.out), p.outer ? ", outer scales" : "", p.accumulate ? ", accumulated" : "") +
+             (p.simulate.reduces() ? ", reduced to " + name_of(p.simulate) : std::string()),
          bound,
          [=](Workbench& w) {
            const auto operand = [&](DType type, bool transposed, int64_t outer, uint64_t key) {
@@ -313,6 +326,7 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
            op.out = w.floats(p.out, {m, n}, normal(m * n, 3));
            op.accumulate = p.accumulate;
            op.gemm_class = p.gemm_class;
+           op.simulate = p.simulate;
            op.fast_accumulation = size_of(p.a) == 1 && p.gemm_class == GemmClass::Fprop;  // as the recipe fp8
            w.device().matmul(op);
            w.output("out", op.out);

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/text.h"
+#include "config/check_precision.h"
 
 namespace octet {
 namespace {
@@ -63,6 +64,12 @@ void check_sync(const RunConfig& c, Problems& out) {
          fmt::format("found {} with /memory/offload \"optimizer\": the outer step needs the masters "
                      "on the device; allowed: /memory/offload \"none\"",
                      every)});
+  if (c.precision.master != MasterFormat::FP32)
+    out.push_back({here,
+                   {"/precision"},
+                   fmt::format("found {} with /precision/master: the outer step adds to FP32 masters; "
+                               "allowed: /precision/master \"fp32\"",
+                               every)});
   if (c.health.on_spike != SpikePolicy::Log)
     out.push_back(
         {here,
@@ -183,75 +190,6 @@ void check_micro_alignment(const RunConfig& c, Problems& out) {
          {"/model", "/precision"},
          fmt::format("found {}; {} windows of {} tokens are {} tokens; allowed with FP8: a multiple of 16",
                      c.batch.micro, c.batch.micro, c.model.context, micro_tokens)});
-  }
-}
-
-void check_precision(const RunConfig& c, Problems& out) {
-  const Recipe& r = c.precision;
-  const std::pair<const char*, const Cast*> roles[] = {
-      {"input", &r.input}, {"weight", &r.weight}, {"grad", &r.grad}};
-  const auto pointer = [](const char* role) { return fmt::format("/precision/{}/format", role); };
-  const std::vector<std::string> section = {"/precision"};
-  for (const auto& [role, cast] : roles) {
-    if (cast->format == Format::FP32 && r.storage != Format::FP32) {
-      out.push_back({pointer(role), section,
-                     "found \"fp32\" with /precision/storage \"bf16\"; an fp32 operand needs "
-                     "fp32 storage (recipe \"fp32\")"});
-    }
-    if (cast->format == Format::BF16 && r.storage == Format::FP32) {
-      out.push_back({pointer(role), section,
-                     "found \"bf16\" with /precision/storage \"fp32\"; an operand that is not "
-                     "FP8 has the format of the storage"});
-    }
-    const bool stochastic = is_float8(cast->format) && cast->rounding == Rounding::Stochastic;
-    if (stochastic && cast != &r.grad) {
-      out.push_back({fmt::format("/precision/{}/rounding", role), section,
-                     "found \"stochastic\"; only grad may be rounded stochastically"});
-    }
-  }
-  if (is_float8(r.input.format) != is_float8(r.weight.format)) {
-    out.push_back(
-        {pointer(is_float8(r.input.format) ? "weight" : "input"), section,
-         "one of input and weight is FP8 and the other is not; their product needs both or neither"});
-  } else if (is_float8(r.grad.format) && !r.float8()) {
-    out.push_back({pointer("grad"), section,
-                   "grad is FP8 while input and weight are not; every product needs both operands in FP8"});
-  }
-  // FP8 GEMMs multiply E4M3 by E4M3 or by E5M2, never E5M2 by E5M2.
-  const auto both_e5m2 = [](const Cast& a, const Cast& b) {
-    return a.format == Format::E5M2 && b.format == Format::E5M2;
-  };
-  if (both_e5m2(r.input, r.weight) || both_e5m2(r.grad, r.weight) || both_e5m2(r.grad, r.input)) {
-    const char* role = both_e5m2(r.input, r.weight) || both_e5m2(r.grad, r.weight) ? "weight" : "input";
-    out.push_back({pointer(role), section,
-                   "found \"e5m2\" for two operands that are multiplied; a GEMM takes at most "
-                   "one E5M2 operand"});
-  }
-  const bool no_float8 = std::none_of(std::begin(roles), std::end(roles),
-                                      [](const auto& role) { return is_float8(role.second->format); });
-  if (r.name == "fp8" && no_float8) {
-    out.push_back({"/precision/recipe", section,
-                   "the recipe is called \"fp8\" but the fields beside it leave no FP8 "
-                   "operand; call it \"bf16\""});
-  }
-  if (r.name != "fp8" && (r.float8() || is_float8(r.grad.format))) {
-    out.push_back({"/precision/recipe", section,
-                   fmt::format("the recipe is called \"{}\" but its operands are FP8; call it \"fp8\"",
-                               escape_control(r.name))});
-  }
-  if (r.float8() && r.first_blocks_bf16 + r.last_blocks_bf16 == c.model.layers) {
-    out.push_back(
-        {"/precision/recipe",
-         {"/precision", "/model/layers", "/model/preset"},
-         fmt::format("first {} and last {} blocks in BF16 leave none of the {} in FP8; use the recipe "
-                     "\"bf16\"",
-                     r.first_blocks_bf16, r.last_blocks_bf16, c.model.layers)});
-  }
-  if (r.first_blocks_bf16 + r.last_blocks_bf16 > c.model.layers) {
-    out.push_back({"/precision/first_blocks_bf16",
-                   {"/precision/last_blocks_bf16", "/model/layers", "/model/preset"},
-                   fmt::format("first {} and last {} blocks in BF16 are more than the {} blocks there are",
-                               r.first_blocks_bf16, r.last_blocks_bf16, c.model.layers)});
   }
 }
 

@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
 
 #include "config/presets.h"
 #include "numerics/recipes.h"
+#include "numerics/small_float.h"
 
 namespace octet {
 namespace {
@@ -121,6 +125,88 @@ Field sources(const char* pointer, At at, const About& about) {
   return field;
 }
 
+// ---- overrides of linears
+
+constexpr const char* linear_names[] = {"qkv", "out", "gate_up", "down"};
+static_assert(std::size(linear_names) == block_linears);
+constexpr int all_blocks = std::numeric_limits<int>::max();
+
+Json written(const BlockRange& blocks) {
+  if (blocks.begin > 0) return Json::array({blocks.begin, blocks.end - 1});
+  if (blocks.end == all_blocks) return "all";
+  return fmt::format("{}:{}", blocks.from == BlockRange::From::First ? "first" : "last", blocks.end);
+}
+BlockRange blocks_of(const Json& value) {
+  BlockRange blocks;
+  if (value.is_array()) {
+    blocks.begin = value[0].get<int>();
+    blocks.end = value[1].get<int>() + 1;
+    return blocks;
+  }
+  const std::string text = value.get<std::string>();
+  if (text.starts_with("last")) blocks.from = BlockRange::From::Last;
+  blocks.end = text == "all" ? all_blocks : std::stoi(text.substr(text.find(':') + 1));
+  return blocks;
+}
+
+void set_formats(Recipe& recipe, const LinearFormats& formats) {
+  recipe.input = formats.input;
+  recipe.weight = formats.weight;
+  recipe.grad = formats.grad;
+  recipe.gemms = formats.gemms;
+  recipe.simulate = formats.simulate;
+  recipe.smooth_swiglu = formats.smooth;
+  recipe.fast_accumulation = formats.fast_accumulation;
+}
+
+Json written(const Override& other) {
+  Json entry = Json::object();
+  entry["blocks"] = written(other.blocks);
+  entry["linears"] = Json::array();
+  for (int i = 0; i < block_linears; ++i)
+    if (other.linears[i]) entry["linears"].push_back(linear_names[i]);
+  RunConfig part;
+  set_formats(part.precision, other.formats);
+  for (const Field& field : fields())
+    if (field.of_linear && !field.shorthand) entry[Json::json_pointer(in_override(field))] = field.get(part);
+  return entry;
+}
+
+// What an override leaves out is as in the section, or as in the recipe that it names.
+Override override_of(const Json& entry, const Recipe& section) {
+  Override other;
+  other.blocks.end = all_blocks;
+  if (entry.contains("blocks")) other.blocks = blocks_of(entry["blocks"]);
+  if (entry.contains("linears"))
+    for (int i = 0; i < block_linears; ++i)
+      other.linears[i] = std::count(entry["linears"].begin(), entry["linears"].end(), linear_names[i]) > 0;
+  RunConfig part;
+  part.precision = entry.contains("recipe") ? make_recipe(entry["recipe"].get<std::string>()) : section;
+  for (const Field& field : fields()) {
+    if (!field.of_linear) continue;
+    const Json::json_pointer at(in_override(field));
+    if (entry.contains(at)) field.set(part, entry.at(at));
+  }
+  other.formats = part.precision.formats();
+  return other;
+}
+
+template <class At>
+Field overrides(const char* pointer, At at, const About& about) {
+  Field field = base(pointer, ValueKind::Overrides, about);
+  field.get = [at](const RunConfig& c) {
+    Json list = Json::array();
+    for (const Override& other : at(c)) list.push_back(written(other));
+    return list;
+  };
+  field.set = [at](RunConfig& c, const Json& v) {
+    std::vector<Override> list;
+    for (const Json& entry : v) list.push_back(override_of(entry, c.precision));
+    at(c) = list;
+  };
+  return field;
+}
+
 // A reference to a member of a configuration, const or not.
 #define AT(member) \
   [](auto& c) -> auto& { return c.member; }
@@ -133,7 +219,9 @@ const Names<Format> moment_formats = {{Format::FP32, "fp32"},
                                       {Format::E4M3, "e4m3"},
                                       {Format::E5M2, "e5m2"}};
 const Names<Format> wide_formats = {{Format::FP32, "fp32"}, {Format::BF16, "bf16"}};
-const Names<Scaling> scalings = {{Scaling::Current, "current"}, {Scaling::Delayed, "delayed"}};
+const Names<Scaling> scalings = {
+    {Scaling::Current, "current"}, {Scaling::Delayed, "delayed"}, {Scaling::Rowwise, "rowwise"}};
+const Names<GemmFormat> gemm_formats = {{GemmFormat::ByRoles, "by_roles"}, {GemmFormat::Storage, "storage"}};
 const Names<ScaleRule> rules = {{ScaleRule::PowerOfTwo, "power_of_two"}, {ScaleRule::Exact, "exact"}};
 const Names<Rounding> roundings = {{Rounding::Nearest, "nearest"}, {Rounding::Stochastic, "stochastic"}};
 
@@ -234,6 +322,26 @@ void add_model(List& list) {
                         about("activation of the feed-forward layer", Forbidden)));
 }
 
+// "e2m0" to "e8m7".
+std::string name_of_format(const SmallFloat& format) {
+  return fmt::format("e{}m{}", format.exponent_bits, format.mantissa_bits);
+}
+Field simulate() {
+  Field field =
+      base("/precision/simulate", ValueKind::Choice,
+           about("BF16 operands of the blocks' products are reduced to this; e8m7: they are not", Recorded));
+  for (int x = small_exponent_bits_from; x <= small_exponent_bits_to; ++x)
+    for (int y = 0; y <= small_mantissa_bits_to; ++y) field.choices.push_back(fmt::format("e{}m{}", x, y));
+  field.choices_in_short = "\"exmy\" of 2 to 8 exponent bits x and 0 to 7 mantissa bits y, as in \"e8m3\"";
+  field.get = [](const RunConfig& c) { return Json(name_of_format(c.precision.simulate)); };
+  field.set = [](RunConfig& c, const Json& v) {
+    const std::string text = v.get<std::string>();
+    c.precision.simulate.exponent_bits = static_cast<uint8_t>(text[1] - '0');
+    c.precision.simulate.mantissa_bits = static_cast<uint8_t>(text[3] - '0');
+  };
+  return field;
+}
+
 template <class At>
 void add_role(List& list, const std::string& role, At at) {
   const std::string at_role = "/precision/" + role;
@@ -242,12 +350,23 @@ void add_role(List& list, const std::string& role, At at) {
   };
   list.push_back(choice((at_role + "/format").c_str(), part(AT(format)), formats,
                         about("number format of this operand", Recorded)));
-  list.push_back(choice((at_role + "/scaling").c_str(), part(AT(scaling)), scalings,
-                        about("scale from this tensor's amax, or from earlier steps'", Recorded)));
+  list.push_back(
+      choice((at_role + "/scaling").c_str(), part(AT(scaling)), scalings,
+             about("scale from this tensor's amax, from earlier steps', or one a row of each GEMM's "
+                   "operand",
+                   Recorded)));
   list.push_back(choice((at_role + "/rounding").c_str(), part(AT(rounding)), roundings,
                         about("rounding to FP8", Recorded)));
   list.push_back(choice((at_role + "/rule").c_str(), part(AT(rule)), rules,
                         about("scales that are powers of two, or exactly max / amax", Recorded)));
+}
+
+// What LinearFormats holds: the roles, and how products use them.
+void mark_parts_of_linears(List& list) {
+  for (Field& field : list)
+    for (const char* part : {"scaling", "input/", "weight/", "grad/", "gemms/", "simulate", "smooth_swiglu",
+                             "fast_accumulation/"})
+      if (field.pointer.starts_with(std::string("/precision/") + part)) field.of_linear = true;
 }
 
 void add_precision(List& list) {
@@ -255,12 +374,14 @@ void add_precision(List& list) {
                       {"a recipe by name; the keys beside it override", Recorded, false});
   recipe.set = [](RunConfig& c, const Json& v) { c.precision = make_recipe(v.get<std::string>()); };
   list.push_back(recipe);
-  Field scaling = choice("/precision/scaling", AT(precision.input.scaling), scalings,
-                         about("sets the scaling of input and grad; weight stays as it is", Recorded));
+  Field scaling =
+      choice("/precision/scaling", AT(precision.input.scaling), scalings,
+             about("sets the scaling of input and grad, \"rowwise\" that of weight too", Recorded));
   scaling.shorthand = true;
   scaling.set = [](RunConfig& c, const Json& v) {
-    c.precision.input.scaling = c.precision.grad.scaling =
-        v == "delayed" ? Scaling::Delayed : Scaling::Current;
+    for (const auto& [value, name] : scalings)
+      if (v == name) c.precision.input.scaling = c.precision.grad.scaling = value;
+    if (v == "rowwise") c.precision.weight.scaling = Scaling::Rowwise;
   };
   list.push_back(scaling);
   list.push_back(choice("/precision/storage", AT(precision.storage), wide_formats,
@@ -284,6 +405,22 @@ void add_precision(List& list) {
                                             {SmoothSwiGLU::BF16, "bf16"}},
                         about("how the input of the down projection is scaled", Recorded)));
   list.push_back(
+      choice("/precision/gemms/fprop", AT(precision.gemms.fprop), gemm_formats,
+             about("outputs: in FP8 where both operands' roles are, or in storage precision", Recorded)));
+  list.push_back(choice("/precision/gemms/dgrad", AT(precision.gemms.dgrad), gemm_formats,
+                        about("input gradients: the same", Recorded)));
+  list.push_back(choice("/precision/gemms/wgrad", AT(precision.gemms.wgrad), gemm_formats,
+                        about("weight gradients: the same; \"storage\" is SwitchBack", Recorded)));
+  list.push_back(simulate());
+  list.push_back(
+      choice("/precision/simulate_rounding", AT(precision.simulate.rounding),
+             Names<SmallRounding>{{SmallRounding::Truncate, "truncate"}, {SmallRounding::Nearest, "nearest"}},
+             about("simulate: mantissa bits are cut off, or rounded to nearest even", Recorded)));
+  list.push_back(
+      choice("/precision/simulate_underflow", AT(precision.simulate.underflow),
+             Names<Underflow>{{Underflow::Flush, "flush"}, {Underflow::Clamp, "clamp"}},
+             about("simulate: magnitudes below the smallest normal become zero, or it", Recorded)));
+  list.push_back(
       boolean("/precision/fast_accumulation/fprop", AT(precision.fast_accumulation.fprop),
               about("FP8 outputs: sums in the tensor cores' 14 bits, faster on Hopper and Ada", Recorded)));
   list.push_back(
@@ -298,6 +435,10 @@ void add_precision(List& list) {
                          about("first blocks whose linear layers stay in BF16", Recorded)));
   list.push_back(integer("/precision/last_blocks_bf16", AT(precision.last_blocks_bf16), {0, 1024},
                          about("last blocks whose linear layers stay in BF16", Recorded)));
+  list.push_back(
+      choice("/precision/head", AT(precision.head),
+             Names<HeadFormat>{{HeadFormat::Storage, "storage"}, {HeadFormat::FP8, "fp8"}},
+             about("products of the head: in storage precision, or by the roles above", Recorded)));
   list.push_back(choice("/precision/moments/first", AT(precision.moments.first), moment_formats,
                         about("format of Adam's first moment", Forbidden)));
   list.push_back(choice("/precision/moments/second", AT(precision.moments.second), moment_formats,
@@ -317,6 +458,10 @@ void add_precision(List& list) {
                         about("how the optimizer stores matrices and embeddings; bf16_nearest is a control "
                               "that loses small updates",
                               Forbidden)));
+  mark_parts_of_linears(list);
+  list.push_back(
+      overrides("/precision/overrides", AT(precision.overrides),
+                about("linears that run otherwise; the last one that names a linear decides", Recorded)));
 }
 
 void add_data(List& list) {
@@ -475,6 +620,8 @@ const std::vector<Field>& fields() {
   return table;
 }
 
+std::string in_override(const Field& field) { return field.pointer.substr(std::size("/precision") - 1); }
+
 RunConfig default_config() {
   RunConfig config;
   config.precision = make_recipe("bf16");
@@ -488,12 +635,15 @@ std::string allowed(const Field& field) {
     case ValueKind::Text:
       return "a string";
     case ValueKind::Choice: {
+      if (!field.choices_in_short.empty()) return field.choices_in_short;
       std::vector<std::string> quoted;
       for (const std::string& name : field.choices) quoted.push_back('"' + name + '"');
       return quoted.size() == 1 ? quoted[0] : fmt::format("one of {}", fmt::join(quoted, ", "));
     }
     case ValueKind::Sources:
       return "a list of paths or globs, or of {\"name\", \"files\", \"weight\"}";
+    case ValueKind::Overrides:
+      return "a list of {\"blocks\", \"linears\", \"recipe\", and fields of /precision}";
     default:
       break;
   }

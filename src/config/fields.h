@@ -17,7 +17,8 @@ enum class ValueKind : uint8_t {
   Number,
   Text,
   Choice,
-  Sources,  // data sources: ["glob", ...] or [{"name", "files", "weight"}, ...]
+  Sources,    // data sources: ["glob", ...] or [{"name", "files", "weight"}, ...]
+  Overrides,  // [{"blocks", "linears", "recipe", and fields of_linear without their "/precision"}, ...]
 };
 
 struct Bounds {
@@ -31,6 +32,7 @@ struct Field {
   Bounds bounds;                     // Integer and Number
   std::vector<std::string> choices;  // Choice
   std::vector<std::string> planned;  // Choice: names that will exist; refused with that message
+  std::string choices_in_short;      // Choice: said in place of a long list
   std::string help;
   ChangeClass change = ChangeClass::Recorded;
   bool decides_numbers = true;  // part of config_hash
@@ -38,6 +40,7 @@ struct Field {
   // Null: all of it.
   std::function<Json(const Json&)> numbers = {};
   bool shorthand = false;  // read only: sets other fields, is never written
+  bool of_linear = false;  // part of LinearFormats: may stand in an override
   std::function<Json(const RunConfig&)> get;
   std::function<void(RunConfig&, const Json&)> set;  // of a value that fits kind, bounds and choices
 };
@@ -48,6 +51,9 @@ const std::vector<Field>& fields();
 
 // What a run is before anything is read: the defaults of every struct and the recipe "bf16".
 RunConfig default_config();
+
+// "/input/format" of "/precision/input/format": where an override has it.
+std::string in_override(const Field& field);
 
 std::string allowed(const Field& field);  // "an integer from 1 to 100", "one of a, b"
 // Top-level keys that are accepted and ignored: "$schema" for editors, "octet" in the config.json of a run.

@@ -159,6 +159,8 @@ class Reader {
         return check_choice(field, value);
       case ValueKind::Sources:
         return check_sources(field, value);
+      case ValueKind::Overrides:
+        return check_overrides(field, value);
     }
     if (!good) complain(field.pointer, fmt::format("found {}; allowed: {}", found(value), allowed(field)));
     return good;
@@ -204,6 +206,93 @@ class Reader {
     }
     if (violations_.size() != before) broken_.insert(field.pointer);
     return violations_.size() == before;
+  }
+
+  bool check_overrides(const Field& field, const Json& value) {
+    const size_t before = violations_.size();
+    if (!value.is_array()) {
+      complain(field.pointer, fmt::format("found {}; allowed: {}", found(value), allowed(field)));
+      return false;
+    }
+    for (size_t i = 0; i < value.size(); ++i) {
+      const std::string at = fmt::format("{}/{}", field.pointer, i);
+      if (!value[i].is_object()) {
+        complain(at, fmt::format("found {}; allowed: {}", found(value[i]), allowed(field)));
+        continue;
+      }
+      for (const auto& [key, part] : value[i].items()) {
+        const std::string pointer = at + "/" + escape_pointer_token(key);
+        if (key == "blocks")
+          check_blocks(part, pointer);
+        else if (key == "linears")
+          check_linears(part, pointer);
+        else if (key == "recipe")
+          check_part_of_override("/precision/recipe", part, pointer);
+        else
+          check_part_of_override("/precision/" + escape_pointer_token(key), part, pointer);
+      }
+    }
+    if (violations_.size() != before) broken_.insert(field.pointer);
+    return violations_.size() == before;
+  }
+
+  // A field of the section "precision", or a section of it, that stands in an override.
+  void check_part_of_override(const std::string& original, const Json& value, const std::string& at) {
+    const auto found_field = by_pointer_.find(original);
+    if (found_field != by_pointer_.end()) {
+      Field field = *found_field->second;
+      if (!field.of_linear && original != "/precision/recipe") {
+        complain(at, "is the whole run's; allowed in an override: what one linear layer has");
+        return;
+      }
+      field.pointer = at;
+      check_value(field, value);
+    } else if (is_section(original) && value.is_object()) {
+      for (const auto& [key, part] : value.items()) {
+        const std::string token = "/" + escape_pointer_token(key);
+        check_part_of_override(original + token, part, at + token);
+      }
+    } else if (is_section(original)) {
+      complain(at, fmt::format("found {}; allowed: an object", found(value)));
+    } else {
+      complain(at,
+               "unknown key; allowed: blocks, linears, recipe, and what /precision has of a linear layer");
+    }
+  }
+
+  void check_blocks(const Json& value, const std::string& at) {
+    constexpr int most = 1 << 20;
+    const auto number = [](const Json& n) {
+      return whole_number(n) && n.get<double>() >= 0 && n.get<double>() < most;
+    };
+    bool good = false;
+    if (value.is_array()) {
+      good = value.size() == 2 && number(value[0]) && number(value[1]) &&
+             value[0].get<int>() <= value[1].get<int>();
+    } else if (value.is_string()) {
+      const std::string& text = value.get_ref<const std::string&>();
+      const size_t colon = text.find(':');
+      const std::string from = text.substr(0, colon),
+                        count = colon == text.npos ? "" : text.substr(colon + 1);
+      const bool digits =
+          !count.empty() && count.size() <= 6 && count.find_first_not_of("0123456789") == std::string::npos;
+      good = text == "all" || ((from == "first" || from == "last") && digits && std::stoi(count) > 0);
+    }
+    if (!good)
+      complain(at, fmt::format("found {}; allowed: \"all\", \"first:N\", \"last:N\" or [first, last], blocks "
+                               "counted from 0",
+                               found(value)));
+  }
+
+  void check_linears(const Json& value, const std::string& at) {
+    const std::set<std::string> known = {"qkv", "out", "gate_up", "down"};
+    const bool good =
+        value.is_array() && !value.empty() && std::all_of(value.begin(), value.end(), [&](const Json& name) {
+          return name.is_string() && known.count(name.get_ref<const std::string&>()) > 0;
+        });
+    if (!good)
+      complain(at, fmt::format("found {}; allowed: a list of \"qkv\", \"out\", \"gate_up\", \"down\"",
+                               found(value)));
   }
 
   void check_source(const Json& source, const std::string& at) {

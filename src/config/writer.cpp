@@ -43,6 +43,41 @@ Json source_schema() {
   return Json::array({files, list});
 }
 
+Json field_schema(const Field& field, const RunConfig& defaults);
+
+// Puts `schema` where `pointer` points to, below properties.
+void add_property(Json& root, const std::string& pointer, Json schema) {
+  Json* node = &root;
+  size_t begin = 1;
+  for (size_t slash; (slash = pointer.find('/', begin)) != std::string::npos; begin = slash + 1) {
+    node = &(*node)["properties"][pointer.substr(begin, slash - begin)];
+    (*node)["type"] = "object";
+    (*node)["additionalProperties"] = false;
+  }
+  (*node)["properties"][pointer.substr(begin)] = std::move(schema);
+}
+
+Json overrides_schema(const RunConfig& defaults) {
+  Json entry = {{"type", "object"}, {"additionalProperties", false}};
+  const Json number = {{"type", "integer"}, {"minimum", 0}};
+  Json pair = {{"type", "array"}, {"items", number}};
+  pair["minItems"] = pair["maxItems"] = 2;
+  const Json words = {{"type", "string"}, {"pattern", "^(all|(first|last):[1-9][0-9]*)$"}};
+  Json blocks = Json::object();
+  blocks["anyOf"] = Json::array({words, pair});
+  Json name = Json::object();
+  name["enum"] = {"qkv", "out", "gate_up", "down"};
+  entry["properties"]["blocks"] = blocks;
+  entry["properties"]["linears"] = {{"type", "array"}, {"items", name}};
+  for (const Field& field : fields()) {
+    if (!field.of_linear && field.pointer != "/precision/recipe") continue;
+    Json schema = field_schema(field, defaults);
+    schema.erase("default");  // what the section has
+    add_property(entry, in_override(field), std::move(schema));
+  }
+  return entry;
+}
+
 Json field_schema(const Field& field, const RunConfig& defaults) {
   Json schema = Json::object();
   switch (field.kind) {
@@ -65,6 +100,10 @@ Json field_schema(const Field& field, const RunConfig& defaults) {
       break;
     case ValueKind::Sources:
       schema["anyOf"] = source_schema();
+      break;
+    case ValueKind::Overrides:
+      schema["type"] = "array";
+      schema["items"] = overrides_schema(defaults);
       break;
   }
   schema["description"] = field.help;
@@ -113,16 +152,7 @@ std::string json_schema() {
   root["properties"]["$schema"] = {{"type", "string"}, {"description", "for editors; ignored"}};
   root["properties"]["octet"] = {{"type", "object"},
                                  {"description", "written into config.json of a run; ignored"}};
-  for (const Field& field : fields()) {
-    Json* node = &root;
-    size_t begin = 1;
-    for (size_t slash; (slash = field.pointer.find('/', begin)) != std::string::npos; begin = slash + 1) {
-      node = &(*node)["properties"][field.pointer.substr(begin, slash - begin)];
-      (*node)["type"] = "object";
-      (*node)["additionalProperties"] = false;
-    }
-    (*node)["properties"][field.pointer.substr(begin)] = field_schema(field, defaults);
-  }
+  for (const Field& field : fields()) add_property(root, field.pointer, field_schema(field, defaults));
   return root.dump(2) + "\n";
 }
 

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "base/error.h"
+#include "numerics/small_float.h"
 #include "numerics/sums.h"
 
 namespace octet {
@@ -57,6 +58,13 @@ void Device::copy_on_lane(Lane lane, void* to, const void* from, size_t bytes) {
     copy_to_host(to, from, bytes);
   else
     copy_from_host(to, from, bytes);
+}
+
+std::string operand_name(const MatmulKey& key, DType operand) {
+  std::string name = name_of(operand);
+  if (!key.simulate.reduces()) return name;
+  const bool truncated = key.simulate.rounding == SmallRounding::Truncate;
+  return name + (truncated ? " truncated to " : " rounded to ") + name_of(key.simulate);
 }
 
 const char* name_of(GemmClass c) {

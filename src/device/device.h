@@ -42,7 +42,7 @@ struct CastTarget {
   Cast cast;      // read only when row or column is present
   Site site;
   // Scales finer than the site's, both F32, both holding *inverse* scales after the cast. Power of two, from
-  // this very tensor.
+  // this very tensor: fine_scale(). The site keeps amax and counters.
   Tensor row_inverse_scale;     // [rows]: `row` has one scale per row
   Tensor column_inverse_scale;  // [columns]: `column` has one scale per column of the source
   // F32 [rows]: `column` is made from source[t, :] * row_factor[t] (Smooth-SwiGLU `token`: dY takes up the
@@ -69,7 +69,8 @@ const char* name_of(GemmClass c);
 
 // out[M, N] (+)= sum_k a[M, k] * b[N, k] * inverse scales. FP32 accumulation; one rounding to out's type.
 // Allowed operand pairs: F32/F32, BF16/BF16, E4M3/E4M3, E4M3/E5M2, E5M2/E4M3. Anything else is
-// Error(Internal).
+// Error(Internal). With `simulate` (BF16 operands only) both operands are reduced to that format first, in
+// copies: what others read of them stays as it is.
 struct Matmul {
   Operand a, b;
   Tensor out;               // F32 or BF16 [M, N]
@@ -77,14 +78,17 @@ struct Matmul {
   // Codes only: partial sums may stay in the tensor cores' own precision. The CPU's are FP32 either way.
   bool fast_accumulation = false;
   GemmClass gemm_class = GemmClass::Fprop;
+  SmallFloat simulate = {};
 };
 
 // Counted by matmul itself from the operands it was given.
 struct MatmulKey {
   GemmClass gemm_class;
   DType a, b, out;
+  SmallFloat simulate = {};  // what BF16 operands were reduced to
   auto operator<=>(const MatmulKey&) const = default;
 };
+std::string operand_name(const MatmulKey& key, DType operand);  // "E4M3", "BF16 truncated to E8M3"
 struct MatmulCount {
   uint64_t calls = 0, flops = 0;
   std::string implementation;

@@ -16,8 +16,9 @@ std::string label(std::string name, const Operation&) {
 }
 // Products of different classes and formats have different floors.
 std::string label(const std::string& name, const Matmul& op) {
-  return fmt::format("{} {} {} x {}", name, name_of(op.gemm_class), name_of(op.a.values.dtype),
-                     name_of(op.b.values.dtype));
+  const MatmulKey key{op.gemm_class, op.a.values.dtype, op.b.values.dtype, op.out.dtype, op.simulate};
+  return fmt::format("{} {} {} x {}", name, name_of(op.gemm_class), operand_name(key, key.a),
+                     operand_name(key, key.b));
 }
 template <class Operation>
 uint64_t flops(const Operation&) {

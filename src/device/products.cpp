@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "numerics/small_float.h"
 
 namespace octet {
 
@@ -44,6 +45,8 @@ void check_shapes(const Matmul& m) {
     refuse(m, "matrices need two dimensions");
   if (m.out.dtype != DType::F32 && m.out.dtype != DType::BF16) refuse(m, "the result must be F32 or BF16");
   if (!allowed(m.a.values.dtype, m.b.values.dtype)) refuse(m, "this pair of types is not a product of ours");
+  if (m.simulate.reduces() && m.a.values.dtype != DType::BF16)
+    refuse(m, "only BF16 operands can be reduced to " + name_of(m.simulate));
   if (inner_size(m.a) != inner_size(m.b))
     refuse(m, fmt::format("inner sizes differ, {} and {}", inner_size(m.a), inner_size(m.b)));
   if (m.out.rows() != outer_size(m.a) || m.out.columns() != outer_size(m.b))
@@ -54,6 +57,24 @@ void check(const Matmul& m) {
   check_shapes(m);
   check_operand(m, m.a);
   check_operand(m, m.b);
+}
+
+namespace {
+
+size_t copy_bytes(const Operand& x) { return (x.values.bytes() + 255) / 256 * 256; }
+
+}  // namespace
+
+size_t reduced_operand_bytes(const Matmul& m) {
+  return m.simulate.reduces() ? copy_bytes(m.a) + copy_bytes(m.b) : 0;
+}
+
+Matmul on_reduced_operands(const Matmul& m, void* memory) {
+  Matmul copies = m;
+  copies.simulate = {};
+  copies.a.values.data = memory;
+  copies.b.values.data = static_cast<std::byte*>(memory) + copy_bytes(m.a);
+  return copies;
 }
 
 uint64_t matmul_flops(const Matmul& m) {

@@ -14,6 +14,11 @@ void check_shapes(const Matmul& matmul);  // the same without scales, for produc
 int64_t outer_size(const Operand& operand);
 int64_t inner_size(const Operand& operand);
 
+// Bytes for the copies of both operands that Matmul::simulate asks for, each rounded up to 256; 0 without.
+size_t reduced_operand_bytes(const Matmul& matmul);
+// The same product of copies that lie there.
+Matmul on_reduced_operands(const Matmul& matmul, void* memory);
+
 uint64_t matmul_flops(const Matmul& matmul);  // 2 M N K
 
 struct AttentionShape {

@@ -8,11 +8,6 @@ namespace octet {
 
 namespace {
 
-bool stays_in_storage_precision(const TransformerOptions& options, int block) {
-  return block < options.recipe.first_blocks_bf16 ||
-         block >= options.spec.layers - options.recipe.last_blocks_bf16;
-}
-
 struct LinearShape {
   const char* name;
   int64_t outputs, inputs;
@@ -40,7 +35,6 @@ Parameter declare_gain(const Blueprint& blueprint, int block, const char* norm) 
 
 LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear which) {
   const TransformerSpec& spec = blueprint.spec();
-  const Recipe& recipe = blueprint.options.recipe;
   const LinearShape shape = shape_of(spec, which);
   LinearOptions linear;
   linear.name = fmt::format("blocks.{}.{}", block, shape.name);
@@ -52,15 +46,7 @@ LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear wh
   // 2 layers additions to the residual stream: its variance stays that of one.
   if (which == BlockLinear::Out || which == BlockLinear::Down)
     linear.initial.deviation /= std::sqrt(2.0 * static_cast<double>(spec.layers));
-
-  const bool down = which == BlockLinear::Down;
-  if (stays_in_storage_precision(blueprint.options, block)) return linear;
-  if (down && recipe.smooth_swiglu == SmoothSwiGLU::BF16) return linear;
-  linear.input = recipe.input;
-  linear.weight = recipe.weight;
-  linear.grad = recipe.grad;
-  linear.fast_accumulation = recipe.fast_accumulation;
-  if (down) linear.smooth = recipe.smooth_swiglu;
+  linear.formats = formats_of(blueprint.options.recipe, static_cast<int>(spec.layers), block, which);
   return linear;
 }
 

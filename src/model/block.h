@@ -8,9 +8,6 @@
 
 namespace octet {
 
-// The four linears of a block.
-enum class BlockLinear : uint8_t { Qkv, Out, GateUp, Down };
-
 // Name, shape, formats and initial values of one of them.
 LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear which);
 

@@ -2,20 +2,42 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace octet {
 
 namespace {
 
-Operand operand(const Tensor& values) {
-  Operand o;
-  o.values = values;
-  return o;
+LinearOptions projection_options(const Blueprint& blueprint) {
+  const TransformerSpec& spec = blueprint.spec();
+  LinearOptions options;
+  options.name = "head";
+  options.block = static_cast<int>(spec.layers);
+  options.outputs = spec.vocabulary;
+  options.inputs = spec.width;
+  options.storage = blueprint.storage();
+  options.formats = head_formats(blueprint.options.recipe);
+  options.initial.deviation = spec.init_deviation;
+  options.kind = ParameterKind::Embedding;
+  options.fprop = GemmClass::HeadFprop;
+  options.dgrad = GemmClass::HeadDgrad;
+  options.wgrad = GemmClass::HeadWgrad;
+  return options;
 }
-Operand transposed(const Tensor& values) {
-  Operand o = operand(values);
-  o.transposed = true;
-  return o;
+
+Linear make_projection(const Blueprint& blueprint, const TokenTable& embedding) {
+  const LinearOptions options = projection_options(blueprint);
+  return blueprint.spec().tied_head ? Linear(options, blueprint, embedding.parameter, embedding.weight)
+                                    : Linear(options, blueprint);
+}
+
+// Codes of what lies in `target.high` already. Chunks draw different random numbers.
+void cast_chunk(const Pass& pass, CastTarget target, int64_t begin) {
+  if (target.row.empty() && target.column.empty()) return;
+  target.rounding_key =
+      random_key(target.rounding_key, Purpose::StochasticRounding, static_cast<uint64_t>(begin));
+  const Tensor source = target.high;
+  pass.device.cast({.source = source, .column_factor = {}, .out = std::move(target)});
 }
 
 }  // namespace
@@ -38,7 +60,7 @@ Head::Head(const Blueprint& blueprint, const TokenTable& embedding)
       z_loss_(static_cast<float>(blueprint.options.z_loss)),
       norm_(blueprint.parameters.add("final_norm.gain", ParameterKind::Vector, {blueprint.spec().width},
                                      Initial{.deviation = 0, .constant = 1})),
-      table_(spec_.tied_head ? embedding : declare_token_table(blueprint, "head")) {}
+      projection_(make_projection(blueprint, embedding)) {}
 
 void Head::plan_stored(MemoryPlan& plan) {
   residual_ = plan.add("final_norm.residual", Category::Activations, storage_, {tokens_, spec_.width});
@@ -51,7 +73,12 @@ void Head::plan_output(MemoryPlan& plan) {
 
 void Head::plan_scratch(MemoryPlan& plan) {
   output_gradient_ = plan.add("final_norm.output.gradient", Category::Head, storage_, {tokens_, spec_.width});
-  logits_ = plan.add("logits", Category::Head, storage_, {chunk_, spec_.vocabulary});
+  input_ = logits_ = {};
+  logits_.high = plan.add("logits", Category::Head, storage_, {chunk_, spec_.vocabulary});
+  input_.high = output_.slice(0, chunk_);
+  for (const Linear::LastReader reader : {Linear::LastReader::Fprop, Linear::LastReader::Wgrad})
+    projection_.plan_input(plan, reader, chunk_, input_);
+  projection_.plan_grad(plan, chunk_, logits_);
 }
 
 void Head::normalise(const Pass& pass, const ResidualStream& in) const {
@@ -66,40 +93,25 @@ void Head::normalise(const Pass& pass, const ResidualStream& in) const {
                                .out = output});
 }
 
-Head::ChunkMatmuls Head::chunk_matmuls(int64_t begin, int64_t count) const {
-  const Tensor x = output_.slice(begin, count), logits = logits_.slice(0, count);
-  ChunkMatmuls chunk;
-  chunk.fprop.gemm_class = GemmClass::HeadFprop;
-  chunk.fprop.a = operand(x);
-  chunk.fprop.b = operand(table_.weight.values());
-  chunk.fprop.out = logits;
-  chunk.dgrad.gemm_class = GemmClass::HeadDgrad;
-  chunk.dgrad.a = operand(logits);
-  chunk.dgrad.b = transposed(table_.weight.values());
-  chunk.dgrad.out = output_gradient_.slice(begin, count);
-  chunk.wgrad.gemm_class = GemmClass::HeadWgrad;
-  chunk.wgrad.a = transposed(logits);
-  chunk.wgrad.b = transposed(x);
-  chunk.wgrad.out = table_.parameter.gradient;
-  chunk.wgrad.accumulate = true;
-  return chunk;
-}
-
 void Head::loss(const Pass& pass, const HeadLoss& loss) const {
   const bool training = pass.kind == PassKind::Training;
   for (int64_t begin = 0; begin < tokens_; begin += chunk_) {
     const int64_t count = std::min(chunk_, tokens_ - begin);
-    const ChunkMatmuls chunk = chunk_matmuls(begin, count);
-    pass.device.matmul(chunk.fprop);
-    pass.device.cross_entropy({.logits = chunk.fprop.out,
+    const CastBuffers logits = logits_.first_rows(count);
+    CastBuffers input = input_.first_rows(count);
+    input.high = output_.slice(begin, count);
+    cast_chunk(pass, projection_.input_target(pass, input), begin);
+    projection_.fprop(pass, input, logits.high);
+    pass.device.cross_entropy({.logits = logits.high,
                                .targets = loss.targets.slice(begin, count),
                                .loss = loss.losses.slice(begin, count),
                                .gradient_scale = loss.gradient_scale,
                                .z_loss = z_loss_,
                                .backward = training});
     if (!training) continue;
-    pass.device.matmul(chunk.dgrad);
-    pass.device.matmul(chunk.wgrad);
+    cast_chunk(pass, projection_.grad_target(pass, logits, input), begin);
+    projection_.dgrad(pass, logits, output_gradient_.slice(begin, count));
+    projection_.wgrad(pass, logits, input);
   }
 }
 
@@ -117,8 +129,8 @@ std::vector<Matmul> Head::matmul_shapes() const {
   std::vector<Matmul> shapes;
   for (const int64_t count : {chunk_, tokens_ % chunk_}) {  // all chunks but the last, which may be shorter
     if (count == 0) continue;
-    const ChunkMatmuls chunk = chunk_matmuls(0, count);
-    shapes.insert(shapes.end(), {chunk.fprop, chunk.dgrad, chunk.wgrad});
+    const std::vector<Matmul> chunk = projection_.matmul_shapes(count);
+    shapes.insert(shapes.end(), chunk.begin(), chunk.end());
   }
   return shapes;
 }

@@ -1,5 +1,6 @@
 // The end of the model: final norm, projection to the vocabulary, cross-entropy. Logits exist for one chunk
-// of tokens at a time; their gradient takes their place at once.
+// of tokens at a time; their gradient takes their place at once. In FP8 (Recipe::head) a chunk is what is
+// cast: with current scaling its scales come from its own amaxes.
 #pragma once
 #include <vector>
 
@@ -29,7 +30,7 @@ class Head {
   void plan_output(MemoryPlan& plan);   // written while the last block's activations are still read
   void plan_scratch(MemoryPlan& plan);  // alive during loss() and backward() only
   std::vector<Matmul> matmul_shapes() const;
-  const TokenTable& table() const { return table_; }
+  const Linear& projection() const { return projection_; }  // its weight is the embedding's table when tied
 
   void normalise(const Pass& pass, const ResidualStream& in) const;
   // Losses and, in a training pass, the gradients of the table and of the norm's output.
@@ -38,22 +39,18 @@ class Head {
   void backward(const Pass& pass, const CastTarget& input_gradient) const;
 
  private:
-  struct ChunkMatmuls {
-    Matmul fprop, dgrad, wgrad;
-  };
-  ChunkMatmuls chunk_matmuls(int64_t begin, int64_t count) const;
-
   TransformerSpec spec_;
   DType storage_;
   int64_t tokens_, chunk_;
   float z_loss_;
   Parameter norm_;  // gain [D]
-  TokenTable table_;
+  Linear projection_;
   Tensor residual_;         // storage [T, D]: what was normalised
   Tensor rstd_;             // F32 [T]
   Tensor output_;           // storage [T, D]: the norm's output
   Tensor output_gradient_;  // storage [T, D]
-  Tensor logits_;           // storage [chunk, V]: logits, then their gradient
+  CastBuffers input_;       // of a chunk of output_ [chunk, D]; .high is output_'s
+  CastBuffers logits_;      // [chunk, V]; .high: logits, then their gradient
 };
 
 }  // namespace octet

@@ -22,9 +22,12 @@ Operand transposed(const Tensor& values) {
 void scale_by_site(Operand& codes, const Pass& pass, int site) {
   codes.inverse_scale = pass.site(site).inverse_scale;
 }
-void scale_by_row(Operand& codes, const Tensor& inverse_scales) {
-  codes.inverse_scale = inverse_scales.as<float>();
+// Buffers that linears share do not know the format of their codes.
+Operand as_codes(Tensor codes, Format format) {
+  codes.dtype = dtype_of(format);
+  return as_stored(codes);
 }
+bool rowwise(const Cast& cast) { return cast.scaling == Scaling::Rowwise; }
 
 // One name, one category, one life: what a layer's buffers have in common.
 struct Buffers {
@@ -51,15 +54,30 @@ CastBuffers CastBuffers::or_else(const CastBuffers& other) const {
   return all;
 }
 
+CastBuffers CastBuffers::first_rows(int64_t rows) const {
+  CastBuffers first = *this;
+  for (Tensor* tensor : {&first.high, &first.row, &first.row_inverse_scale})
+    if (!tensor->empty()) *tensor = tensor->slice(0, rows);
+  if (!column.empty()) first.column.shape = {column.rows(), rows};
+  return first;
+}
+
 Linear::Linear(const LinearOptions& options, const Blueprint& blueprint) : options_(options) {
-  if (!fprop_float8() && !wgrad_float8()) options_.smooth = SmoothSwiGLU::None;
-  parameter_ = blueprint.parameters.add(options.name + ".weight", ParameterKind::Matrix,
+  parameter_ = blueprint.parameters.add(options.name + ".weight", options.kind,
                                         {options.outputs, options.inputs}, options.initial);
   add_sites(blueprint.scales);
   plan_working_weights(blueprint.plan);
 }
 
+Linear::Linear(const LinearOptions& options, const Blueprint& blueprint, const Parameter& weight,
+               const StorageWeight& copy)
+    : options_(options), parameter_(weight), storage_weight_(copy), owns_storage_weight_(false) {
+  add_sites(blueprint.scales);
+  plan_working_weights(blueprint.plan);
+}
+
 void Linear::add_sites(ScaleTable& scales) {
+  const LinearFormats& f = options_.formats;
   const auto site = [&](const char* role, const Cast& cast) {
     SiteInfo info;
     info.name = options_.name + role;
@@ -67,26 +85,37 @@ void Linear::add_sites(ScaleTable& scales) {
     info.cast = cast;
     return scales.add(std::move(info));
   };
-  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", options_.input);
-  if (fprop_float8() || dgrad_float8()) weight_site_ = site(".weight", options_.weight);
-  if (dgrad_float8() || wgrad_float8()) grad_site_ = site(".grad", options_.grad);
-  if (grad_takes_up_scales()) grad_column_site_ = site(".grad_with_token_scales", options_.grad);
-  if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", options_.weight);
+  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", f.input);
+  if (fprop_float8() || dgrad_float8()) weight_site_ = site(".weight", f.weight);
+  if (dgrad_float8() || wgrad_float8()) grad_site_ = site(".grad", f.grad);
+  if (grad_takes_up_scales()) grad_column_site_ = site(".grad_with_token_scales", f.grad);
+  if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", f.weight);
 }
 
+// Of a shard with one scale codes are gathered; what has a scale a row is gathered as values, then cast.
 void Linear::plan_working_weights(MemoryPlan& plan) {
-  if (reads_storage_weight()) storage_weight_ = StorageWeight(parameter_, options_.storage, plan);
-  if (parameter_.shard > 0 && !reads_storage_weight() && !folds_scales()) return plan_code_shard(plan);
+  const bool by_row = rowwise(options_.formats.weight);
+  if (owns_storage_weight_) {
+    if (reads_storage_weight())
+      storage_weight_ = StorageWeight(parameter_, options_.storage, plan);
+    else if (parameter_.shard > 0 && options_.formats.gathers_codes())
+      return plan_code_shard(plan);
+  }
   const Buffers buffers{plan, parameter_.name, Category::WorkingWeights};
-  const DType dtype = dtype_of(options_.weight.format);
-  if (fprop_float8()) buffers.add(weight_row_, ".row", dtype, {options_.outputs, options_.inputs});
-  if (dgrad_float8()) buffers.add(weight_column_, ".column", dtype, {options_.inputs, options_.outputs});
+  const DType dtype = dtype_of(options_.formats.weight.format);
+  const int64_t outputs = options_.outputs, inputs = options_.inputs;
+  if (fprop_float8()) buffers.add(weight_row_, ".row", dtype, {outputs, inputs});
+  if (dgrad_float8()) buffers.add(weight_column_, ".column", dtype, {inputs, outputs});
+  if (!by_row) return;
+  if (fprop_float8()) buffers.add(weight_row_inverse_scale_, ".row_inverse_scale", DType::F32, {outputs});
+  if (dgrad_float8())
+    buffers.add(weight_column_inverse_scale_, ".column_inverse_scale", DType::F32, {inputs});
 }
 
 // The column copy is made last: until then its memory holds this rank's values.
 void Linear::plan_code_shard(MemoryPlan& plan) {
   const Buffers buffers{plan, parameter_.name, Category::WorkingWeights};
-  const DType dtype = dtype_of(options_.weight.format);
+  const DType dtype = dtype_of(options_.formats.weight.format);
   const int64_t whole = parameter_.gradient.elements(), own = parameter_.master.elements();
   buffers.add(code_shard_.codes, ".row", dtype, {parameter_.padded_gradient.elements()});
   Tensor column;
@@ -99,27 +128,35 @@ void Linear::plan_code_shard(MemoryPlan& plan) {
   code_shard_.values = {column.data, DType::BF16, {own / width, width}};
 }
 
+bool Linear::scales_input_rows() const {
+  return fprop_float8() && (rowwise(options_.formats.input) || smooth() == SmoothSwiGLU::Dual);
+}
+bool Linear::scales_input_columns() const {
+  return smooth() == SmoothSwiGLU::Channel ||
+         (wgrad_float8() && (rowwise(options_.formats.input) || smooth() == SmoothSwiGLU::Dual));
+}
+
 void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, CastBuffers& buffers) const {
   const Buffers input{plan, options_.name + ".input", Category::Activations};
-  const DType dtype = dtype_of(options_.input.format);
+  const DType dtype = dtype_of(options_.formats.input.format);
   const int64_t inputs = options_.inputs;
-  const bool dual = options_.smooth == SmoothSwiGLU::Dual;
   switch (reader) {
     case LastReader::Fprop:
       if (wgrad_float8()) input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (fprop_float8()) input.add(buffers.row, ".row", dtype, {tokens, inputs});
-      if (dual) input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
+      if (scales_input_rows())
+        input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
       break;
     case LastReader::Wgrad:
       if (wgrad_float8())
         input.add(buffers.column, ".column", dtype, {inputs, tokens});
       else
         input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
-      if (dual || options_.smooth == SmoothSwiGLU::Channel)
+      if (scales_input_columns())
         input.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32, {inputs});
       break;
     case LastReader::GradCast:
-      if (options_.smooth == SmoothSwiGLU::Token)
+      if (smooth() == SmoothSwiGLU::Token)
         input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
       break;
   }
@@ -127,26 +164,30 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
 
 void Linear::plan_grad(MemoryPlan& plan, int64_t tokens, CastBuffers& buffers) const {
   const Buffers grad{plan, options_.name + ".grad", Category::Activations};
-  const DType dtype = dtype_of(options_.grad.format);
+  const DType dtype = dtype_of(options_.formats.grad.format);
   const int64_t outputs = options_.outputs;
   grad.add(buffers.high, ".high", options_.storage, {tokens, outputs});
   if (dgrad_float8()) grad.add(buffers.row, ".row", dtype, {tokens, outputs});
   if (wgrad_float8()) grad.add(buffers.column, ".column", dtype, {outputs, tokens});
+  if (!rowwise(options_.formats.grad)) return;
+  if (dgrad_float8()) grad.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
+  if (wgrad_float8()) grad.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32, {outputs});
 }
 
 CastTarget Linear::input_target(const Pass& pass, const CastBuffers& input) const {
   CastTarget target;
   target.high = input.high;
   if (input_site_ < 0) return target;
-  target.cast = options_.input;
+  target.cast = options_.formats.input;
   target.site = pass.site(input_site_);
   target.rounding_key = pass.rounding_key(input_site_);
   if (fprop_float8()) target.row = input.row;
   if (wgrad_float8() && pass.kind != PassKind::Evaluation) target.column = input.column;
-  if (options_.smooth != SmoothSwiGLU::None) {
+  const bool both = smooth() == SmoothSwiGLU::Token || smooth() == SmoothSwiGLU::Channel;
+  if (both || (scales_input_rows() && !target.row.empty()))
     target.row_inverse_scale = input.row_inverse_scale;
+  if (both || (scales_input_columns() && !target.column.empty()))
     target.column_inverse_scale = input.column_inverse_scale;
-  }
   return target;
 }
 
@@ -154,11 +195,15 @@ CastTarget Linear::grad_target(const Pass& pass, const CastBuffers& grad, const 
   CastTarget target;
   target.high = grad.high;
   if (grad_site_ < 0) return target;
-  target.cast = options_.grad;
+  target.cast = options_.formats.grad;
   target.site = pass.site(grad_site_);
   target.rounding_key = pass.rounding_key(grad_site_);
   if (dgrad_float8()) target.row = grad.row;
   if (wgrad_float8()) target.column = grad.column;
+  if (rowwise(options_.formats.grad)) {
+    if (dgrad_float8()) target.row_inverse_scale = grad.row_inverse_scale;
+    if (wgrad_float8()) target.column_inverse_scale = grad.column_inverse_scale;
+  }
   if (grad_takes_up_scales()) {
     target.row_factor = input.row_inverse_scale;
     target.column_site = pass.site(grad_column_site_);
@@ -167,7 +212,7 @@ CastTarget Linear::grad_target(const Pass& pass, const CastBuffers& grad, const 
 }
 
 void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
-  if (reads_storage_weight()) storage_weight_.refresh(pass.device, piece);
+  if (owns_storage_weight_ && reads_storage_weight()) storage_weight_.refresh(pass.device, piece);
   if (!has_codes()) return;
   if (piece.values.elements() != parameter_.gradient.elements())
     throw Error(ExitCode::Internal, parameter_.name + ": codes are made of the whole weight");
@@ -178,12 +223,14 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
     copy_values(pass.device, encode.source, piece);
   }
   encode.source.shape = parameter_.gradient.shape;
-  encode.amax = piece.amax;
-  encode.out.cast = options_.weight;
+  if (!rowwise(options_.formats.weight)) encode.amax = piece.amax;
+  encode.out.cast = options_.formats.weight;
   encode.out.site = pass.site(weight_site_);
   encode.out.rounding_key = pass.rounding_key(weight_site_);
   if (!folds_scales()) encode.out.row = weight_row_;
   encode.out.column = weight_column_;
+  encode.out.row_inverse_scale = weight_row_inverse_scale_;
+  encode.out.column_inverse_scale = weight_column_inverse_scale_;
   if (!encode.out.row.empty() || !encode.out.column.empty()) pass.device.cast(encode);
 }
 
@@ -192,7 +239,7 @@ void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
   encode.source = code_shard_.values;
   encode.amax = amax;
   encode.first = parameter_.begin;
-  encode.out.cast = options_.weight;
+  encode.out.cast = options_.formats.weight;
   encode.out.site = pass.site(weight_site_);
   encode.out.rounding_key = pass.rounding_key(weight_site_);
   encode.out.row = code_shard_.codes.slice(parameter_.begin, parameter_.master.elements());
@@ -210,63 +257,76 @@ void Linear::fold(const Pass& pass, const CastBuffers& input) const {
   encode.source = parameter_.master;
   encode.column_factor = input.column_inverse_scale;
   encode.out.row = weight_row_;
-  encode.out.cast = options_.weight;
+  encode.out.cast = options_.formats.weight;
   encode.out.site = pass.site(folded_weight_site_);
   encode.out.rounding_key = pass.rounding_key(folded_weight_site_);
   pass.device.cast(encode);
 }
 
-Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) const {
+Matmul Linear::product(GemmClass gemm_class, const Operand& a, const Operand& b, const Tensor& out) const {
   Matmul matmul;
-  matmul.gemm_class = GemmClass::Fprop;
-  matmul.fast_accumulation = fprop_float8() && options_.fast_accumulation.fprop;
-  matmul.a = as_stored(fprop_float8() ? input.row : input.high);
-  matmul.b = as_stored(fprop_float8() ? weight_row_ : storage_weight_.values());
-  matmul.out = output;
-  if (fprop_float8() && (options_.smooth == SmoothSwiGLU::Token || options_.smooth == SmoothSwiGLU::Dual))
-    matmul.a.granularity = ScaleGranularity::Outer;
+  matmul.gemm_class = gemm_class;
+  matmul.a = a;
+  matmul.b = b;
+  matmul.out = out;
+  if (a.values.dtype == DType::BF16) matmul.simulate = options_.formats.simulate;
+  return matmul;
+}
+
+Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) const {
+  const LinearFormats& f = options_.formats;
+  if (!fprop_float8())
+    return product(options_.fprop, as_stored(input.high), as_stored(storage_weight_.values()), output);
+  Matmul matmul = product(options_.fprop, as_codes(input.row, f.input.format),
+                          as_codes(weight_row_, f.weight.format), output);
+  matmul.fast_accumulation = f.fast_accumulation.fprop;
+  if (scales_input_rows() || smooth() == SmoothSwiGLU::Token) matmul.a.granularity = ScaleGranularity::Outer;
+  if (rowwise(f.weight)) matmul.b.granularity = ScaleGranularity::Outer;
   return matmul;
 }
 
 Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradient) const {
-  Matmul matmul;
-  matmul.gemm_class = GemmClass::Dgrad;
-  matmul.fast_accumulation = dgrad_float8() && options_.fast_accumulation.dgrad;
-  matmul.a = as_stored(dgrad_float8() ? grad.row : grad.high);
-  matmul.b = dgrad_float8() ? as_stored(weight_column_) : transposed(storage_weight_.values());
-  matmul.out = input_gradient;
+  const LinearFormats& f = options_.formats;
+  if (!dgrad_float8())
+    return product(options_.dgrad, as_stored(grad.high), transposed(storage_weight_.values()),
+                   input_gradient);
+  Matmul matmul = product(options_.dgrad, as_codes(grad.row, f.grad.format),
+                          as_codes(weight_column_, f.weight.format), input_gradient);
+  matmul.fast_accumulation = f.fast_accumulation.dgrad;
+  if (rowwise(f.grad)) matmul.a.granularity = ScaleGranularity::Outer;
+  if (rowwise(f.weight)) matmul.b.granularity = ScaleGranularity::Outer;
   return matmul;
 }
 
 Matmul Linear::wgrad_operands(const CastBuffers& grad, const CastBuffers& input) const {
-  Matmul matmul;
-  matmul.gemm_class = GemmClass::Wgrad;
-  matmul.fast_accumulation = wgrad_float8() && options_.fast_accumulation.wgrad;
-  matmul.a = wgrad_float8() ? as_stored(grad.column) : transposed(grad.high);
-  matmul.b = wgrad_float8() ? as_stored(input.column) : transposed(input.high);
-  matmul.out = parameter_.gradient;
+  const LinearFormats& f = options_.formats;
+  Matmul matmul = wgrad_float8() ? product(options_.wgrad, as_codes(grad.column, f.grad.format),
+                                           as_codes(input.column, f.input.format), parameter_.gradient)
+                                 : product(options_.wgrad, transposed(grad.high), transposed(input.high),
+                                           parameter_.gradient);
   matmul.accumulate = true;
-  if (wgrad_float8() && (options_.smooth == SmoothSwiGLU::Channel || options_.smooth == SmoothSwiGLU::Dual))
-    matmul.b.granularity = ScaleGranularity::Outer;
+  if (!wgrad_float8()) return matmul;
+  matmul.fast_accumulation = f.fast_accumulation.wgrad;
+  if (rowwise(f.grad)) matmul.a.granularity = ScaleGranularity::Outer;
+  if (scales_input_columns()) matmul.b.granularity = ScaleGranularity::Outer;
   return matmul;
 }
 
+// Where an operand's inverse scales are: beside its codes where there is one a row, else at its site.
 void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& output) const {
   Matmul matmul = fprop_operands(input, output);
   if (fprop_float8()) {
     if (folds_scales()) fold(pass, input);
-    scale_by_site(matmul.b, pass, folds_scales() ? folded_weight_site_ : weight_site_);
-    switch (options_.smooth) {
-      case SmoothSwiGLU::Token:
-      case SmoothSwiGLU::Dual:
-        scale_by_row(matmul.a, input.row_inverse_scale);
-        break;
-      case SmoothSwiGLU::Channel:
-        matmul.a.inverse_scale = pass.one;  // the folded weight took them up
-        break;
-      default:
-        scale_by_site(matmul.a, pass, input_site_);
-    }
+    if (matmul.a.granularity == ScaleGranularity::Outer)
+      matmul.a.inverse_scale = input.row_inverse_scale.as<float>();
+    else if (smooth() == SmoothSwiGLU::Channel)
+      matmul.a.inverse_scale = pass.one;  // the folded weight took them up
+    else
+      scale_by_site(matmul.a, pass, input_site_);
+    if (matmul.b.granularity == ScaleGranularity::Outer)
+      matmul.b.inverse_scale = weight_row_inverse_scale_.as<float>();
+    else
+      scale_by_site(matmul.b, pass, folds_scales() ? folded_weight_site_ : weight_site_);
   }
   pass.device.matmul(matmul);
 }
@@ -274,8 +334,14 @@ void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& out
 void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const {
   Matmul matmul = dgrad_operands(grad, input_gradient);
   if (dgrad_float8()) {
-    scale_by_site(matmul.a, pass, grad_site_);
-    scale_by_site(matmul.b, pass, weight_site_);
+    if (matmul.a.granularity == ScaleGranularity::Outer)
+      matmul.a.inverse_scale = grad.row_inverse_scale.as<float>();
+    else
+      scale_by_site(matmul.a, pass, grad_site_);
+    if (matmul.b.granularity == ScaleGranularity::Outer)
+      matmul.b.inverse_scale = weight_column_inverse_scale_.as<float>();
+    else
+      scale_by_site(matmul.b, pass, weight_site_);
   }
   pass.device.matmul(matmul);
 }
@@ -283,18 +349,16 @@ void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& inpu
 void Linear::wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const {
   Matmul matmul = wgrad_operands(grad, input);
   if (wgrad_float8()) {
-    scale_by_site(matmul.a, pass, grad_takes_up_scales() ? grad_column_site_ : grad_site_);
-    switch (options_.smooth) {
-      case SmoothSwiGLU::Channel:
-      case SmoothSwiGLU::Dual:
-        scale_by_row(matmul.b, input.column_inverse_scale);
-        break;
-      case SmoothSwiGLU::Token:
-        matmul.b.inverse_scale = pass.one;  // the grad's column copy took them up
-        break;
-      default:
-        scale_by_site(matmul.b, pass, input_site_);
-    }
+    if (matmul.a.granularity == ScaleGranularity::Outer)
+      matmul.a.inverse_scale = grad.column_inverse_scale.as<float>();
+    else
+      scale_by_site(matmul.a, pass, grad_takes_up_scales() ? grad_column_site_ : grad_site_);
+    if (matmul.b.granularity == ScaleGranularity::Outer)
+      matmul.b.inverse_scale = input.column_inverse_scale.as<float>();
+    else if (smooth() == SmoothSwiGLU::Token)
+      matmul.b.inverse_scale = pass.one;  // the grad's column copy took them up
+    else
+      scale_by_site(matmul.b, pass, input_site_);
   }
   pass.device.matmul(matmul);
 }

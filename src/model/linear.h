@@ -1,5 +1,5 @@
-// A linear layer Y = X W^T as its three GEMMs. A GEMM runs in FP8 when both its operands' roles are FP8,
-// otherwise in storage precision:
+// A linear layer Y = X W^T as its three GEMMs. A GEMM runs in FP8 when both its operands' roles are FP8 and
+// nothing keeps it in storage precision (LinearFormats), otherwise in storage precision:
 //
 //            computes                        reads in FP8                  reads otherwise
 //   fprop    Y  [T,N]  = X  [T,K] W [N,K]^T   input row,    weight row      input high, weight
@@ -17,16 +17,19 @@
 
 namespace octet {
 
-// The copies of one tensor [rows, columns] that a cast leaves for GEMMs; what nobody reads is empty.
+// The copies of one tensor [rows, columns] that a cast leaves for GEMMs; what nobody reads is empty. Linears
+// that share buffers may differ in the FP8 format of the codes: whoever uses codes says which they are.
 struct CastBuffers {
   Tensor high;                  // storage [rows, columns]
   Tensor row;                   // codes [rows, columns]
   Tensor column;                // codes of the transpose [columns, rows]
-  Tensor row_inverse_scale;     // F32 [rows]: Smooth-SwiGLU `token` and `dual`
-  Tensor column_inverse_scale;  // F32 [columns]: Smooth-SwiGLU `channel` and `dual`
+  Tensor row_inverse_scale;     // F32 [rows]: rowwise scaling, Smooth-SwiGLU `token` and `dual`
+  Tensor column_inverse_scale;  // F32 [columns]: rowwise scaling, Smooth-SwiGLU `channel` and `dual`
 
   // These buffers, and `other`'s where there is none here.
   CastBuffers or_else(const CastBuffers& other) const;
+  // The first `rows` rows, and columns of as many codes.
+  CastBuffers first_rows(int64_t rows) const;
 };
 
 struct LinearOptions {
@@ -34,21 +37,22 @@ struct LinearOptions {
   int block = 0;
   int64_t outputs = 0, inputs = 0;  // N, K
   DType storage = DType::BF16;
-  Cast input, weight, grad;                  // a format that is not FP8 means storage precision
-  SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled (down projection)
-  FastAccumulation fast_accumulation;        // of the GEMMs that run in FP8
+  LinearFormats formats;
   Initial initial;
+  ParameterKind kind = ParameterKind::Matrix;
+  GemmClass fprop = GemmClass::Fprop, dgrad = GemmClass::Dgrad, wgrad = GemmClass::Wgrad;
 };
 
 class Linear {
  public:
   // Declares its weight, its sites and its working weights.
   Linear(const LinearOptions& options, const Blueprint& blueprint);
+  // Of a weight that something else owns, together with its copy in storage precision.
+  Linear(const LinearOptions& options, const Blueprint& blueprint, const Parameter& weight,
+         const StorageWeight& copy);
 
-  bool fprop_float8() const { return is_float8(options_.input.format) && is_float8(options_.weight.format); }
-  bool dgrad_float8() const { return is_float8(options_.grad.format) && is_float8(options_.weight.format); }
-  bool wgrad_float8() const { return is_float8(options_.grad.format) && is_float8(options_.input.format); }
-  SmoothSwiGLU smooth() const { return options_.smooth; }
+  const LinearFormats& formats() const { return options_.formats; }
+  SmoothSwiGLU smooth() const { return options_.formats.smooth; }
   const Parameter& parameter() const { return parameter_; }
   bool has_codes() const { return weight_site_ >= 0; }
 
@@ -74,7 +78,7 @@ class Linear {
 
   // ---- work
 
-  // Master -> working weights. Codes have one scale a tensor: where there are any, the piece is the whole.
+  // Master -> working weights. Codes are made of the whole: where there are any, the piece is the whole.
   void refresh(const Pass& pass, const MasterPiece& piece) const;
   // Sharded codes, in three steps: the values are put into the shard; from the amax (F32 [1]) of the whole
   // weight each rank makes its codes; of all ranks' codes the transpose is made. Null: refresh() it is.
@@ -86,12 +90,18 @@ class Linear {
   void wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;
 
  private:
+  bool fprop_float8() const { return options_.formats.fprop_float8(); }
+  bool dgrad_float8() const { return options_.formats.dgrad_float8(); }
+  bool wgrad_float8() const { return options_.formats.wgrad_float8(); }
   bool reads_storage_weight() const { return !fprop_float8() || !dgrad_float8(); }
-  bool folds_scales() const { return options_.smooth == SmoothSwiGLU::Channel && fprop_float8(); }
-  bool grad_takes_up_scales() const { return options_.smooth == SmoothSwiGLU::Token && wgrad_float8(); }
+  bool folds_scales() const { return smooth() == SmoothSwiGLU::Channel && fprop_float8(); }
+  bool grad_takes_up_scales() const { return smooth() == SmoothSwiGLU::Token && wgrad_float8(); }
+  bool scales_input_rows() const;     // each row of fprop's copy of X
+  bool scales_input_columns() const;  // each column of X, in wgrad's copy
   Matmul fprop_operands(const CastBuffers& input, const Tensor& output) const;  // scales still missing
   Matmul dgrad_operands(const CastBuffers& grad, const Tensor& input_gradient) const;
   Matmul wgrad_operands(const CastBuffers& grad, const CastBuffers& input) const;
+  Matmul product(GemmClass gemm_class, const Operand& a, const Operand& b, const Tensor& out) const;
   void add_sites(ScaleTable& scales);
   void plan_working_weights(MemoryPlan& plan);
   void plan_code_shard(MemoryPlan& plan);
@@ -99,10 +109,13 @@ class Linear {
 
   LinearOptions options_;
   Parameter parameter_;
-  StorageWeight storage_weight_;  // [N, K], when a GEMM in storage precision reads it
-  Tensor weight_row_;             // codes [N, K]
-  Tensor weight_column_;          // codes [K, N]
-  CodeShard code_shard_;          // its codes are weight_row_'s; its values lie where weight_column_ will
+  StorageWeight storage_weight_;        // [N, K], when a GEMM in storage precision reads it
+  bool owns_storage_weight_ = true;     // else its owner refreshes it
+  Tensor weight_row_;                   // codes [N, K]
+  Tensor weight_column_;                // codes [K, N]
+  Tensor weight_row_inverse_scale_;     // F32 [N]: rowwise scaling
+  Tensor weight_column_inverse_scale_;  // F32 [K]: rowwise scaling
+  CodeShard code_shard_;  // its codes are weight_row_'s; its values lie where weight_column_ will
   int input_site_ = -1, weight_site_ = -1, grad_site_ = -1;
   int grad_column_site_ = -1;    // `token`: the column copy of dY x the tokens' scales
   int folded_weight_site_ = -1;  // `channel`: the weight x the channels' scales

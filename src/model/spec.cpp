@@ -10,9 +10,9 @@ namespace {
 
 // Elements of the four weights of one block.
 int64_t block_matrices(const TransformerSpec& s) {
-  const int64_t qkv = s.qkv_width() * s.width, out = s.width * s.attention_width();
-  const int64_t gate_up = 2 * s.ffn_width * s.width, down = s.width * s.ffn_width;
-  return qkv + out + gate_up + down;
+  int64_t elements = 0;
+  for (int i = 0; i < block_linears; ++i) elements += s.linear_elements(static_cast<BlockLinear>(i));
+  return elements;
 }
 
 // Collects broken rules; a rule reads `rules.require(holds, key, what it says)`.
@@ -101,6 +101,20 @@ void check_float8(Rules& rules, const TransformerSpec& s) {
 }
 
 }  // namespace
+
+int64_t TransformerSpec::linear_elements(BlockLinear which) const {
+  switch (which) {
+    case BlockLinear::Qkv:
+      return qkv_width() * width;
+    case BlockLinear::Out:
+      return width * attention_width();
+    case BlockLinear::GateUp:
+      return 2 * ffn_width * width;
+    case BlockLinear::Down:
+      break;
+  }
+  return width * ffn_width;
+}
 
 int64_t TransformerSpec::parameters() const {
   const int64_t tables = (tied_head ? 1 : 2) * vocabulary * width;

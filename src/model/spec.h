@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "numerics/recipe.h"
+
 namespace octet {
 
 enum class PostNorm : uint8_t { None, RMS, LayerScale };
@@ -38,8 +40,9 @@ struct TransformerSpec {
   int64_t head_width_() const { return head_width ? head_width : width / heads; }
   int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_width_(); }
   int64_t attention_width() const { return heads * head_width_(); }
-  int64_t parameters() const;         // exact, tied head counted once
-  int64_t matmul_parameters() const;  // weights that take part in GEMMs: block linears + head
+  int64_t linear_elements(BlockLinear which) const;  // of its weight, in one block
+  int64_t parameters() const;                        // exact, tied head counted once
+  int64_t matmul_parameters() const;                 // weights that take part in GEMMs: block linears + head
   // Model FLOPs of one token, forward + backward, at full context: 6 * matmul_parameters + causal attention
   // counted once.
   double flops_per_token() const;

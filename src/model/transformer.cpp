@@ -42,6 +42,15 @@ void require_buildable(const TransformerOptions& options) {
   if (!broken.empty()) throw Error(ExitCode::Usage, broken, "change the model or batch section");
 }
 
+// Does a down projection fold the scales of its input into its weight?
+bool folds_scales(const Recipe& recipe) {
+  const auto folds = [](const LinearFormats& f) {
+    return f.smooth == SmoothSwiGLU::Channel && f.fprop_float8();
+  };
+  return folds(recipe.formats()) || std::any_of(recipe.overrides.begin(), recipe.overrides.end(),
+                                                [&](const Override& other) { return folds(other.formats); });
+}
+
 }  // namespace
 
 uint64_t position_of(MicroStep where) {
@@ -59,7 +68,7 @@ std::string master_problem(const Recipe& recipe) {
 
 std::string offload_problem(const Recipe& recipe) {
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read the masters themselves";
-  if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+  if (folds_scales(recipe))
     return "smooth_swiglu \"channel\" reads the down projection's master in every micro-batch";
   return {};
 }
@@ -75,7 +84,6 @@ struct Transformer::Implementation {
   void refresh(const MasterPiece& piece, int64_t step);
   void refresh_all(int64_t step);
   void reset_scales();
-  const TokenTable* table_of(size_t parameter) const;
   uint64_t training_signature(uint64_t position, float gradient_scale) const;
 
   // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
@@ -91,9 +99,10 @@ struct Transformer::Implementation {
   ScaleTable scales;
   TokenTable embedding;
   std::vector<Block> blocks;
-  std::vector<size_t> first_parameter;   // of each block, then of the head
-  std::vector<const Linear*> linear_of;  // by parameter; null: not a linear's
-  std::optional<Head> head;              // declares its parameters after the blocks
+  std::vector<size_t> first_parameter;  // of each block, then of the head
+  std::vector<const Linear*>
+      linear_of;             // by parameter; null: no linear reads it. A tied head reads the table
+  std::optional<Head> head;  // declares its parameters after the blocks
   RopeTable rope;
 
   Tensor tokens, targets;  // I32 [T]
@@ -132,6 +141,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
   linear_of.resize(parameters.all().size());
   for (const Block& block : blocks)
     for (const Linear* linear : block.linears()) linear_of[linear->parameter().index] = linear;
+  linear_of[head->projection().parameter().index] = &head->projection();
   if (!scales.sites.empty()) scales.plan(plan, options.recipe.delayed.window);
 
   const int64_t rows = blueprint.tokens();
@@ -262,16 +272,10 @@ void Transformer::Implementation::backward(const Pass& pass, const Transformer::
 }
 
 void Transformer::Implementation::refresh(const MasterPiece& piece, int64_t step) {
+  if (piece.parameter == embedding.parameter.index) embedding.weight.refresh(*device, piece);
   if (const Linear* linear = linear_of[piece.parameter])
     linear->refresh(pass(PassKind::Training, static_cast<uint64_t>(step)), piece);
-  else if (const TokenTable* table = table_of(piece.parameter))
-    table->weight.refresh(*device, piece);
   // Vectors have no working copy.
-}
-
-const TokenTable* Transformer::Implementation::table_of(size_t parameter) const {
-  if (parameter == embedding.parameter.index) return &embedding;
-  return parameter == head->table().parameter.index ? &head->table() : nullptr;
 }
 
 void Transformer::Implementation::refresh_all(int64_t step) {
@@ -281,10 +285,14 @@ void Transformer::Implementation::refresh_all(int64_t step) {
 // What two micro-batches with the same work have in common (Device::replay). Their place in the run counts
 // only where random numbers do.
 uint64_t Transformer::Implementation::training_signature(uint64_t position, float gradient_scale) const {
-  const Recipe& recipe = options.recipe;
-  const bool stochastic = recipe.input.rounding == Rounding::Stochastic ||
-                          recipe.weight.rounding == Rounding::Stochastic ||
-                          recipe.grad.rounding == Rounding::Stochastic;
+  const auto draws = [](const LinearFormats& f) {
+    return f.input.rounding == Rounding::Stochastic || f.weight.rounding == Rounding::Stochastic ||
+           f.grad.rounding == Rounding::Stochastic;
+  };
+  const std::vector<Override>& others = options.recipe.overrides;
+  const bool stochastic =
+      draws(options.recipe.formats()) ||
+      std::any_of(others.begin(), others.end(), [&](const Override& other) { return draws(other.formats); });
   const struct {
     uint64_t position;
     float gradient_scale;
@@ -310,8 +318,7 @@ Transformer::Transformer(Device* device, const TransformerOptions& options, Memo
                 "precision.master \"fp32\", or another recipe");
   if (const std::string problem = offload ? offload_problem(options.recipe) : ""; !problem.empty())
     throw Error(ExitCode::Usage, "offloaded masters: " + problem, "another recipe, or no offload");
-  if (options.sharding.ranks > 1 && options.recipe.float8() &&
-      options.recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+  if (options.sharding.ranks > 1 && folds_scales(options.recipe))
     throw Error(ExitCode::Usage,
                 "sharded masters: smooth_swiglu \"channel\" reads the down projection's master in every "
                 "micro-batch",

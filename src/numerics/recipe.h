@@ -18,6 +18,10 @@ constexpr bool is_float8(Format f) { return f == Format::E4M3 || f == Format::E5
 enum class Scaling : uint8_t {
   Current,  // scale from the amax of this very tensor
   Delayed,  // scale from the amaxes of earlier steps (numerics/scaling.h)
+  // One a row of every GEMM operand, from that row of this very tensor. Rows lie along the dimension that the
+  // GEMM does not sum over, so the two copies of a tensor have scales of their own, each undone exactly.
+  // Power of two, amax taken as at least 1e-12.  [torchao float8, "rowwise"]
+  Rowwise,
 };
 enum class ScaleRule : uint8_t { PowerOfTwo, Exact };
 enum class Rounding : uint8_t { Nearest, Stochastic };
@@ -29,6 +33,28 @@ struct Cast {
   ScaleRule rule = ScaleRule::PowerOfTwo;
   Rounding rounding = Rounding::Nearest;
   bool operator==(const Cast&) const = default;
+};
+
+// Whether one of a layer's three GEMMs runs in FP8 when its operands' roles are FP8, or in storage precision
+// whatever they are (wgrad: SwitchBack, 2304.13013; torchao's rowwise_with_gw_hp).
+enum class GemmFormat : uint8_t { ByRoles, Storage };
+struct GemmFormats {
+  GemmFormat fprop = GemmFormat::ByRoles, dgrad = GemmFormat::ByRoles, wgrad = GemmFormat::ByRoles;
+  bool operator==(const GemmFormats&) const = default;
+};
+
+// ExMy: what BF16 operands are reduced to before they are multiplied, without any scale; the products and
+// everything around them stay what they are. E8M7 is BF16 itself: nothing is reduced.
+// [numerics/small_float.h; Lee et al. 2405.18710]
+enum class SmallRounding : uint8_t { Truncate, Nearest };
+enum class Underflow : uint8_t { Flush, Clamp };  // below the smallest normal number: to zero, or up to it
+struct SmallFloat {
+  uint8_t exponent_bits = 8, mantissa_bits = 7;
+  SmallRounding rounding = SmallRounding::Truncate;
+  Underflow underflow = Underflow::Flush;
+  auto operator<=>(const SmallFloat&) const = default;
+
+  constexpr bool reduces() const { return exponent_bits < 8 || mantissa_bits < 7; }
 };
 
 enum class AmaxAlgorithm : uint8_t { Max, MostRecent };
@@ -79,21 +105,105 @@ enum class MasterFormat : uint8_t {
   FP16Scaled,      // FP16 with power-of-two scales
 };
 
+// The four linears of a block.
+enum class BlockLinear : uint8_t { Qkv, Out, GateUp, Down };
+inline constexpr int block_linears = 4;
+
+// How one linear layer runs. A format that is not FP8 means storage precision.
+struct LinearFormats {
+  Cast input, weight, grad;
+  GemmFormats gemms;
+  SmallFloat simulate;
+  SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled; of the down projection only
+  FastAccumulation fast_accumulation;        // of the GEMMs that run in FP8
+  bool operator==(const LinearFormats&) const = default;
+
+  // A GEMM runs in FP8 when both its operands' roles are FP8 and nothing keeps it in storage precision.
+  bool fprop_float8() const { return runs(gemms.fprop, input, weight); }
+  bool dgrad_float8() const { return runs(gemms.dgrad, grad, weight); }
+  bool wgrad_float8() const { return runs(gemms.wgrad, grad, input); }
+  bool float8() const { return fprop_float8() || dgrad_float8() || wgrad_float8(); }
+  // Every product reads the weight as codes of one scale, made of the master alone: ranks may gather these.
+  bool gathers_codes() const {
+    return fprop_float8() && dgrad_float8() && weight.scaling != Scaling::Rowwise &&
+           smooth != SmoothSwiGLU::Channel;
+  }
+
+ private:
+  static bool runs(GemmFormat gemm, const Cast& a, const Cast& b) {
+    return gemm == GemmFormat::ByRoles && is_float8(a.format) && is_float8(b.format);
+  }
+};
+
+// Blocks by number, counted from the first or from the last one.
+struct BlockRange {
+  enum class From : uint8_t { First, Last } from = From::First;
+  int begin = 0, end = 0;  // [begin, end) of the blocks in that order
+  bool operator==(const BlockRange&) const = default;
+
+  bool contains(int block, int layers) const {
+    const int place = from == From::First ? block : layers - 1 - block;
+    return begin <= place && place < end;
+  }
+};
+// Linears that run otherwise than the recipe's other ones.
+struct Override {
+  BlockRange blocks;
+  bool linears[block_linears] = {true, true, true, true};  // by BlockLinear
+  LinearFormats formats;
+  bool operator==(const Override&) const = default;
+};
+
+enum class HeadFormat : uint8_t { Storage, FP8 };
+
 struct Recipe {
   std::string name = "bf16";
   Format storage = Format::BF16;  // activations between operations: FP32 or BF16
   Cast input, weight, grad;       // the three roles of every block linear
+  GemmFormats gemms;
+  SmallFloat simulate;
   DelayedScaling delayed;
   SmoothSwiGLU smooth_swiglu = SmoothSwiGLU::None;
   FastAccumulation fast_accumulation;
   Format weight_gradient = Format::FP32;            // accumulator across micro-batches: FP32 or BF16
   int first_blocks_bf16 = 0, last_blocks_bf16 = 0;  // blocks whose linears stay in BF16
+  std::vector<Override> overrides;                  // the last one that names a linear decides
+  HeadFormat head = HeadFormat::Storage;            // FP8: by the roles above
   Moments moments;
   MasterFormat master = MasterFormat::FP32;
   bool operator==(const Recipe&) const = default;
 
   bool float8() const { return is_float8(input.format) && is_float8(weight.format); }
+  // Of a linear that nothing overrides.
+  LinearFormats formats() const {
+    return {input, weight, grad, gemms, simulate, smooth_swiglu, fast_accumulation};
+  }
 };
+
+// How the head runs. Neither the blocks' overrides nor a simulation are its own.
+inline LinearFormats head_formats(const Recipe& recipe) {
+  if (recipe.head == HeadFormat::Storage) return {};
+  LinearFormats formats = recipe.formats();
+  formats.simulate = {};
+  formats.smooth = SmoothSwiGLU::None;
+  return formats;
+}
+
+// How a linear of a block runs.
+inline LinearFormats formats_of(const Recipe& recipe, int layers, int block, BlockLinear which) {
+  LinearFormats formats = recipe.formats();
+  if (block < recipe.first_blocks_bf16 || block >= layers - recipe.last_blocks_bf16) formats = {};
+  for (const Override& other : recipe.overrides)
+    if (other.linears[static_cast<int>(which)] && other.blocks.contains(block, layers))
+      formats = other.formats;
+  if (which != BlockLinear::Down) formats.smooth = SmoothSwiGLU::None;
+  if (formats.smooth == SmoothSwiGLU::BF16) formats = {};
+  // A scale a row of each operand is what `dual` is.
+  if (which == BlockLinear::Down && formats.input.scaling == Scaling::Rowwise)
+    formats.smooth = SmoothSwiGLU::Dual;
+  if (!formats.fprop_float8() && !formats.wgrad_float8()) formats.smooth = SmoothSwiGLU::None;
+  return formats;
+}
 
 // Named recipes: numerics/recipes.h.
 

@@ -9,10 +9,19 @@
 
 namespace octet {
 
-inline std::vector<std::string> recipe_names() { return {"fp32", "bf16", "fp8"}; }
+inline std::vector<std::string> recipe_names() {
+  return {"fp32", "bf16", "fp8", "fishman", "torchao-rowwise", "torchao-rowwise-gw-hp", "switchback"};
+}
+
+inline void set_formats(Recipe& recipe, Format grad) {
+  recipe.input.format = recipe.weight.format = Format::E4M3;
+  recipe.grad.format = grad;
+}
 
 // `fp32` stores everything in FP32; `bf16` has BF16 linears and FP32 moments; `fp8` is the default of the
-// house: E4M3 input and weight, E5M2 grad, current power-of-two scales, Smooth-SwiGLU dual, FP8 moments.
+// house: E4M3 input and weight, E5M2 grad, current power-of-two scales, Smooth-SwiGLU dual, FP8 moments. The
+// others are named after their source; docs/numerics.md, "Recipes by name", says what is exact and what
+// differs.
 // Throws Error(Usage) naming the known ones.
 inline Recipe make_recipe(const std::string& name) {
   Recipe recipe;
@@ -27,6 +36,24 @@ inline Recipe make_recipe(const std::string& name) {
     recipe.input.format = recipe.weight.format = Format::E4M3;
     recipe.grad.format = Format::E5M2;
     recipe.smooth_swiglu = SmoothSwiGLU::Dual;
+  } else if (name == "fishman") {
+    set_formats(recipe, Format::E5M2);
+    recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Delayed;
+    recipe.grad.rounding = Rounding::Stochastic;
+    recipe.delayed = {.window = 1};  // one global batch: we refresh once a step
+    recipe.smooth_swiglu = SmoothSwiGLU::Token;
+    recipe.moments.block = 0;
+  } else if (name == "torchao-rowwise" || name == "torchao-rowwise-gw-hp") {
+    set_formats(recipe, Format::E4M3);
+    recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Rowwise;
+    recipe.fast_accumulation = {true, true, true};
+    recipe.moments.first = recipe.moments.second = Format::FP32;
+    if (name == "torchao-rowwise-gw-hp") recipe.gemms.wgrad = GemmFormat::Storage;
+  } else if (name == "switchback") {
+    set_formats(recipe, Format::E4M3);
+    recipe.input.scaling = recipe.grad.scaling = Scaling::Rowwise;
+    recipe.gemms.wgrad = GemmFormat::Storage;
+    recipe.moments.first = recipe.moments.second = Format::FP32;
   } else {
     std::string known;
     for (const std::string& candidate : recipe_names()) known += (known.empty() ? "" : ", ") + candidate;

@@ -48,6 +48,13 @@ OCTET_HD float scale_for(ScaleRule rule, float amax, float max) {
   return rule == ScaleRule::PowerOfTwo ? power_of_two_scale(amax, max) : exact_scale(amax, max);
 }
 
+// Of one row or column of a tensor. Rowwise scaling takes amaxes below 1e-12 for 1e-12.  [torchao, EPS]
+inline constexpr float rowwise_amax_floor = 1e-12f;
+OCTET_HD float fine_scale(const Cast& cast, float amax) {
+  const float floor = cast.scaling == Scaling::Rowwise ? rowwise_amax_floor : 0.0f;
+  return power_of_two_scale(amax < floor ? floor : amax, max_of(cast.format));
+}
+
 // The larger magnitude, with NaN above infinity above every number: the same result in any order of elements,
 // and a broken element is never lost. (On a device the same as an integer atomicMax on the bits.)
 OCTET_HD float max_magnitude(float amax, float x) {

@@ -12,12 +12,14 @@ namespace octet {
 double fp8_flop_share(const MatmulCounts& counts);
 
 // One row per class and operand types: {"class", "a", "b", "out", "implementation", "calls", "flops"}.
+// Operands of a simulation are called what they are: "BF16 truncated to E8M3".
 Json gemm_table(const MatmulCounts& counts);
 std::string format_gemm_table(const MatmulCounts& counts);
 
-// The share of FP8 FLOPs the recipe promises for one class of block GEMM (0 for the head).
+// The share of FP8 FLOPs the recipe promises for one class of GEMM, of the blocks or of the head.
 double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, GemmClass gemm_class);
-// Error(Internal) when what was counted is not what the recipe promises.
+// Error(Internal) when what was counted is not what the recipe promises: the share of FP8, and that operands
+// of the blocks, and no others, were reduced as a simulation says.
 void require_promised_precision(const MatmulCounts& counts, const TransformerSpec& spec,
                                 const Recipe& recipe);
 

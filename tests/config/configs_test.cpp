@@ -105,6 +105,29 @@ TEST_CASE("shipped twins differ in the precision section only") {
   CHECK(twins.size() * 2 + 5 == shipped().size());
 }
 
+TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  Json quickstart = document_of(folder / "quickstart.json");
+  quickstart.erase("precision");
+  const Json schema = Json::parse(json_schema());
+  int found = 0;
+  for (const auto& entry : fs::directory_iterator(folder / "recipes")) {
+    INFO(entry.path());
+    ++found;
+    Json file = document_of(entry.path());
+    CHECK(violates(schema, file, "file") == "");
+    file.erase("precision");
+    CHECK(file.dump() == quickstart.dump());
+    const RunConfig config = load_config(entry.path().string());
+    CHECK(parse_config(to_json(config), "resolved") == config);
+    CHECK(violates(schema, Json::parse(to_json(config)), "resolved") == "");
+    const LinearFormats plain = config.precision.formats();
+    CHECK((plain.simulate.reduces() || plain.input.scaling == Scaling::Rowwise ||
+           !config.precision.overrides.empty()));
+  }
+  CHECK(found >= 3);
+}
+
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {
   const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
   RunConfig small = load_config((folder / "3b-fp8-24gb.json").string());

@@ -33,6 +33,8 @@ Json another_value(const Field& field, const RunConfig& config) {
         if (name != now.get<std::string>()) return name;
       }
       return now;
+    case ValueKind::Overrides:
+      return Json::array({{{"blocks", "first:1"}, {"linears", {"down"}}}});
     default:
       return Json::array({{{"name", "other"}, {"files", {"x"}}, {"weight", 2.0}}});
   }

@@ -41,6 +41,10 @@ inline const std::vector<TargetKind>& target_kinds() {
        .cast = {e4m3, current, power, stochastic},
        .by_row = true,
        .by_column = true},
+      {.name = "rowwise",
+       .cast = {e4m3, Scaling::Rowwise, power, nearest},
+       .by_row = true,
+       .by_column = true},
       {.name = "row factor", .cast = {e5m2, current, power, nearest}, .row_factor = true},
   };
   return kinds;
@@ -147,14 +151,16 @@ class KernelCast {
     float* const column_inverse = by_column() ? target_.column_inverse_scale.as<float>() : nullptr;
     const Format format = target_.cast.format;
     if (row_inverse) {
-      kernels::decide_fine(
-          {.amax = row_amax_.data(), .inverse_scale = row_inverse, .count = source.rows, .format = format});
+      kernels::decide_fine({.amax = row_amax_.data(),
+                            .inverse_scale = row_inverse,
+                            .count = source.rows,
+                            .cast = target_.cast});
     }
     if (column_inverse) {
       kernels::decide_fine({.amax = column_amax_.data(),
                             .inverse_scale = column_inverse,
                             .count = source.columns,
-                            .format = format});
+                            .cast = target_.cast});
     }
     kernels::EncodeArguments encode{.source = source, .format = format};
     encode.rounding = target_.cast.rounding;

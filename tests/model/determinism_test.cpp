@@ -32,6 +32,20 @@ TEST_CASE("deterministic runs give the same bits with 1, 2 and 4 threads") {
   }
 }
 
+TEST_CASE("scales of rows, simulated operands and an FP8 head give the same bits with 1, 2 and 4 threads") {
+  Recipe rowwise = make_recipe("fp8"), simulated = make_recipe("bf16"), head = make_recipe("fp8");
+  rowwise.input.scaling = rowwise.weight.scaling = rowwise.grad.scaling = Scaling::Rowwise;
+  simulated.simulate = {4, 3, SmallRounding::Nearest};
+  head.head = HeadFormat::FP8;
+  for (const Recipe& recipe : {rowwise, simulated, head}) {
+    TransformerOptions options = test::tiny(recipe);
+    options.spec.vocabulary = 48;
+    const std::vector<uint64_t> reference = gradients(options, test::deterministic(1));
+    CHECK(gradients(options, test::deterministic(2)) == reference);
+    CHECK(gradients(options, test::deterministic(4)) == reference);
+  }
+}
+
 TEST_CASE("stochastic rounding depends on seed, step and micro-batch, and on nothing else") {
   Recipe recipe = make_recipe("fp8");
   recipe.grad.rounding = Rounding::Stochastic;

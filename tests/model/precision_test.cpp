@@ -132,6 +132,9 @@ TEST_CASE("evaluation gives the training losses and touches nothing") {
     recipes.push_back(test::fp8(mode, Scaling::Current));
     recipes.push_back(test::fp8(mode, Scaling::Delayed));
   }
+  recipes.push_back(test::fp8(SmoothSwiGLU::None, Scaling::Rowwise));
+  recipes.push_back(make_recipe("bf16"));
+  recipes.back().simulate = {8, 2};
   for (const Recipe& recipe : recipes) {
     INFO(recipe.name << " " << test::name_of(recipe.smooth_swiglu));
     const TransformerOptions options = test::tiny(recipe);

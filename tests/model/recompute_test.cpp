@@ -60,6 +60,12 @@ TEST_CASE("recomputation gives the same bits in fp32 and bf16") {
   same_bits_under_every_policy(make_recipe("bf16"));
 }
 
+TEST_CASE("recomputation gives the same bits in simulated precision") {
+  Recipe recipe = make_recipe("bf16");
+  recipe.simulate = {8, 2};
+  same_bits_under_every_policy(recipe);
+}
+
 TEST_CASE("recomputation gives the same bits in fp8, in every Smooth-SwiGLU mode") {
   for (SmoothSwiGLU mode : test::smooth_modes)
     for (Scaling scaling : {Scaling::Current, Scaling::Delayed}) {
@@ -77,6 +83,20 @@ TEST_CASE("recomputation gives the same bits when roles, roundings and blocks ar
   SECTION("BF16 inputs") { recipe.input.format = Format::BF16; }
   SECTION("BF16 weights") { recipe.weight.format = Format::BF16; }
   SECTION("BF16 accumulators") { recipe.weight_gradient = Format::BF16; }
+  SECTION("scales of rows") {
+    recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Rowwise;
+  }
+  SECTION("scales of rows, BF16 weight gradients") {
+    recipe.input.scaling = recipe.grad.scaling = Scaling::Rowwise;
+    recipe.gemms.wgrad = GemmFormat::Storage;
+  }
+  SECTION("another format of inputs and gradients in one block") {
+    LinearFormats other = recipe.formats();
+    other.input.format = Format::E5M2;
+    other.grad.format = Format::E4M3;
+    recipe.overrides = {{{BlockRange::From::Last, 0, 1}, {true, true, true, true}, other}};
+  }
+  SECTION("an FP8 head") { recipe.head = HeadFormat::FP8; }
   same_bits_under_every_policy(recipe);
 }
 

@@ -6,6 +6,7 @@
 #include "numerics/recipe.h"
 #include "numerics/recipes.h"
 #include "numerics/scaling.h"
+#include "numerics/small_float.h"
 
 using namespace octet;
 
@@ -18,5 +19,6 @@ __global__ void use_everything(float* x, uint8_t* codes, DelayedScaling delayed,
     codes[2] = encode_moment(f, Moment::Second, value, s.scale);
     x[1] = decode(f, codes[0]) + decode_moment(f, codes[2], s.inverse);
   }
+  x[1] += fine_scale(cast, x[0]) + to_float(to_small_float(bits_of({8, 3}), to_bfloat16(x[1])));
   x[2] = delayed_scale(delayed, cast, AmaxHistory{x, 1, 0}, x[2]);
 }

@@ -27,3 +27,60 @@ TEST_CASE("an unknown recipe is refused with the known ones and the nearest") {
     CHECK(error.hint().find("fp8") != std::string::npos);
   }
 }
+
+TEST_CASE("a block's linears run as the recipe, its BF16 blocks and its overrides say, in this order") {
+  Recipe recipe = make_recipe("fp8");
+  const auto of = [&](int block, BlockLinear which) { return formats_of(recipe, 6, block, which); };
+  CHECK(of(3, BlockLinear::Down).smooth == SmoothSwiGLU::Dual);
+  CHECK(of(3, BlockLinear::Qkv).smooth == SmoothSwiGLU::None);
+  recipe.first_blocks_bf16 = 2;
+  recipe.last_blocks_bf16 = 1;
+  for (const int block : {0, 1, 5}) CHECK(of(block, BlockLinear::Out) == LinearFormats{});
+  for (const int block : {2, 4}) CHECK(of(block, BlockLinear::Out).float8());
+
+  Override other;
+  other.formats = recipe.formats();
+  other.formats.gemms.wgrad = GemmFormat::Storage;
+  other.blocks = {BlockRange::From::Last, 0, 2};
+  other.linears[static_cast<int>(BlockLinear::Qkv)] = false;
+  recipe.overrides = {other};
+  CHECK(of(4, BlockLinear::Qkv).wgrad_float8());
+  for (const int block : {4, 5}) {
+    CHECK_FALSE(of(block, BlockLinear::Out).wgrad_float8());
+    CHECK(of(block, BlockLinear::Out).fprop_float8());
+  }
+  CHECK(of(3, BlockLinear::Out).wgrad_float8());
+  other.blocks = {BlockRange::From::First, 4, 5};
+  other.formats = {};
+  recipe.overrides.push_back(other);
+  CHECK_FALSE(of(4, BlockLinear::Out).float8());
+  CHECK(of(5, BlockLinear::Out).fprop_float8());
+
+  recipe = make_recipe("fp8");
+  recipe.smooth_swiglu = SmoothSwiGLU::BF16;
+  CHECK_FALSE(of(3, BlockLinear::Down).float8());
+  recipe.smooth_swiglu = SmoothSwiGLU::None;
+  recipe.input.scaling = Scaling::Rowwise;
+  CHECK(of(3, BlockLinear::Down).smooth == SmoothSwiGLU::Dual);  // a scale a row of both copies
+  recipe.input.scaling = Scaling::Current;
+  recipe.gemms.fprop = recipe.gemms.wgrad = GemmFormat::Storage;
+  CHECK(of(3, BlockLinear::Down).smooth == SmoothSwiGLU::None);
+}
+
+TEST_CASE("codes of a weight are gathered where every product reads them with one scale") {
+  LinearFormats formats = make_recipe("fp8").formats();
+  CHECK(formats.gathers_codes());
+  formats.weight.scaling = Scaling::Delayed;
+  CHECK(formats.gathers_codes());
+  formats.gemms.wgrad = GemmFormat::Storage;
+  CHECK(formats.gathers_codes());
+  LinearFormats other = formats;
+  other.weight.scaling = Scaling::Rowwise;
+  CHECK_FALSE(other.gathers_codes());
+  other = formats;
+  other.smooth = SmoothSwiGLU::Channel;
+  CHECK_FALSE(other.gathers_codes());
+  other = formats;
+  other.gemms.dgrad = GemmFormat::Storage;
+  CHECK_FALSE(other.gathers_codes());
+}

@@ -187,3 +187,17 @@ TEST_CASE("delayed: the scale used at a step depends on earlier steps only") {
   for (size_t step = 0; step < 5; ++step) CHECK(a[step] == b[step]);
   CHECK(a[5] != b[5]);
 }
+
+TEST_CASE("scales of rows take amaxes below 1e-12 for 1e-12, other finer scales do not") {
+  Cast rowwise{Format::E4M3, Scaling::Rowwise, ScaleRule::PowerOfTwo, Rounding::Nearest}, other = rowwise;
+  other.scaling = Scaling::Current;
+  for (const float amax : {0.0f, 1e-30f, 1e-13f}) {
+    CHECK(fine_scale(rowwise, amax) == power_of_two_scale(1e-12f, e4m3_max));
+    CHECK(fine_scale(other, amax) == power_of_two_scale(amax, e4m3_max));
+    CHECK(fine_scale(other, amax) != fine_scale(rowwise, amax));
+  }
+  for (const float amax : {1e-12f, 3.0f, 1e30f})
+    CHECK(fine_scale(rowwise, amax) == power_of_two_scale(amax, e4m3_max));
+  CHECK(fine_scale(rowwise, infinity) == 1.0f);
+  CHECK(fine_scale(rowwise, not_a_number) == 1.0f);
+}

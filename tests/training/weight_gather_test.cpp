@@ -82,7 +82,11 @@ class Room {
     };
     for (const MemoryPlan::Item& item : items_)
       for (const Parameter& p : memory->model.parameters())
-        if (item.name == p.name + ".row" || item.name == p.name + ".column" || item.name == p.name + ".copy")
+        if (item.name == p.name + ".row_inverse_scale" || item.name == p.name + ".column_inverse_scale")
+          take(item.name, static_cast<std::byte*>(arena_) + item.offset,
+               static_cast<size_t>(item.shape.elements()) * sizeof(float));
+        else if (item.name == p.name + ".row" || item.name == p.name + ".column" ||
+                 item.name == p.name + ".copy")
           take(item.name, static_cast<std::byte*>(arena_) + item.offset,
                static_cast<size_t>(p.gradient.elements()) * size_of(item.dtype));
     const ScaleTable& table = memory->model.scales();
@@ -205,6 +209,25 @@ TEST_CASE("codes, scales, amaxes and counts of ranks that gather codes are those
 TEST_CASE("codes are gathered on a device that runs late") {
   const Case one{{current}, 0, 0, "interpreter"};
   for (const Outcome& outcome : on_ranks(2, one, alone({{current}}))) CHECK(outcome.text == "the same");
+}
+
+TEST_CASE(
+    "weights with a scale a row, and a tied head's, are gathered as values and cast: one process's codes") {
+  const std::string rowwise = "precision.weight.scaling=rowwise";
+  for (const Case& one : {Case{{rowwise}}, Case{{rowwise, "memory.offload=optimizer"}},
+                          Case{{rowwise}, 0, std::numeric_limits<float>::quiet_NaN()},
+                          Case{{current, "precision.head=fp8", "model.tied_head=true"}},
+                          Case{{current, "precision.head=fp8"}}}) {
+    const State expected = alone(one);
+    const bool codes = one.settings.front() == current, tied = one.settings.back() != "precision.head=fp8";
+    for (const Outcome& outcome : on_ranks(2, one, expected)) {
+      CAPTURE(one.settings.back(), one.poison);
+      CHECK(outcome.text == "the same");
+      CHECK(outcome.gather == (!codes ? "weights are gathered in bf16 (5 tensors)"
+                               : tied ? "weights are gathered as fp8 codes (3 tensors), bf16 (1)"
+                                      : "weights are gathered as fp8 codes (4 tensors), bf16 (1)"));
+    }
+  }
 }
 
 TEST_CASE("a poisoned weight and another scale are seen: the comparison can fail") {

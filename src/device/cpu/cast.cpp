@@ -207,7 +207,6 @@ struct Encoder {
   };
   Amaxes measure_rows() const {
     const int64_t rows = source.rows();
-    const float max = max_of(out.cast.format);
     float* inverse = row_scales() ? out.row_inverse_scale.as<float>() : nullptr;
     const float* factor = out.row_factor.empty() ? nullptr : out.row_factor.as<float>();
     uint32_t tensor = 0, factored = 0;
@@ -216,7 +215,7 @@ struct Encoder {
       const uint32_t bits = source.row_amax_bits(r);
       const float amax = std::bit_cast<float>(bits);
       tensor = std::max(tensor, bits);
-      if (inverse) inverse[r] = inverse_or_nan(power_of_two_scale(amax, max), amax);
+      if (inverse) inverse[r] = inverse_or_nan(fine_scale(out.cast, amax), amax);
       if (factor) {
         // Rounding is monotonic, so the largest rounded product is the rounded product of the largest.
         const uint32_t product = std::bit_cast<uint32_t>(round_to_bfloat16(amax * std::abs(factor[r])));
@@ -230,7 +229,6 @@ struct Encoder {
   void measure_columns() const {
     const int64_t rows = source.rows(), columns = source.columns();
     constexpr int64_t width = 128;
-    const float max = max_of(out.cast.format);
     float* inverse = out.column_inverse_scale.as<float>();
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t begin = 0; begin < columns; begin += width) {
@@ -243,7 +241,7 @@ struct Encoder {
       }
       for (int64_t c = 0; c < n; ++c) {
         const float amax = std::bit_cast<float>(std::min(largest[c], infinity_bits));
-        inverse[begin + c] = inverse_or_nan(power_of_two_scale(amax, max), amax);
+        inverse[begin + c] = inverse_or_nan(fine_scale(out.cast, amax), amax);
       }
     }
   }

@@ -48,6 +48,8 @@ class GemmEngine {
   ScratchMemory& workspace() { return workspace_; }
 
  private:
+  void reduce_values(const SmallFloat& format, const Tensor& from, const Tensor& to) const;
+
   bool deterministic_;
   int threads_;
   ScratchMemory workspace_;

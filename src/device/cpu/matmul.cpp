@@ -3,12 +3,14 @@
 #include <new>
 
 #include "base/error.h"
+#include "base/platform.h"
 #include "device/cpu/blocked_gemm.h"
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/gemm_state.h"
 #include "device/cpu/onednn_gemm.h"
 #include "device/products.h"
 #include "fmt/format.h"
+#include "numerics/small_float.h"
 
 namespace octet {
 
@@ -40,6 +42,17 @@ std::byte* ScratchMemory::reserve(size_t bytes) {
 
 // ---- engine
 
+namespace {
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+OCTET_VECTORIZED void reduce_row(const SmallFloatBits& format, const BFloat16* from, BFloat16* to,
+                                 int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_small_float(format, from[i]);
+}
+
+}  // namespace
+
 GemmEngine::GemmEngine(const DeviceOptions& options, int threads)
     : deterministic_(options.deterministic), threads_(std::max(1, threads)) {
   if (!deterministic_) onednn_ = OneDnnGemm::create({threads_});
@@ -61,27 +74,50 @@ GemmEngine::~GemmEngine() = default;
 // So oneDNN has the values; transposed operands do not slow it much, and need no help. Codes stay with the
 // own kernel, which decodes them in cache, unless the machine has matrix instructions (AMX), which only
 // oneDNN uses.
-const char* GemmEngine::run(const Matmul& m) {
-  check(m);
-  if (onednn_ && onednn_->suits(m)) {
-    onednn_->run(m, workspace_.reserve(onednn_->workspace_bytes(m)));
+const char* GemmEngine::run(const Matmul& asked) {
+  check(asked);
+  const bool onednn = onednn_ && onednn_->suits(asked);
+  const size_t bytes = aligned(onednn ? onednn_->workspace_bytes(asked) : blocked_gemm_bytes(threads_));
+  std::byte* const scratch = workspace_.reserve(bytes + reduced_operand_bytes(asked));
+  Matmul m = asked;
+  if (asked.simulate.reduces()) {
+    m = on_reduced_operands(asked, scratch + bytes);
+    reduce_values(asked.simulate, asked.a.values, m.a.values);
+    reduce_values(asked.simulate, asked.b.values, m.b.values);
+  }
+  if (onednn) {
+    onednn_->run(m, scratch);
     return onednn_->name(m);
   }
-  blocked_gemm(m, threads_, workspace_.reserve(blocked_gemm_bytes(threads_)));
+  blocked_gemm(m, threads_, scratch);
   return blocked_gemm_name(m);
 }
 
+void GemmEngine::reduce_values(const SmallFloat& format, const Tensor& from, const Tensor& to) const {
+  constexpr int64_t together = 1 << 14;
+  const int64_t count = from.elements();
+  const SmallFloatBits bits = bits_of(format);
+  auto* const out = static_cast<BFloat16*>(to.data);
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (int64_t i = 0; i < count; i += together)
+    reduce_row(bits, from.as<BFloat16>() + i, out + i, std::min(together, count - i));
+}
+
 size_t GemmEngine::workspace_bytes(std::span<const Matmul> matmuls) const {
-  size_t bytes = blocked_gemm_bytes(threads_);
-  if (onednn_)
-    for (const Matmul& m : matmuls)
-      if (onednn_->may_suit(m)) bytes = std::max(bytes, onednn_->workspace_bytes(m));
+  const size_t own = blocked_gemm_bytes(threads_);
+  size_t bytes = own;
+  for (const Matmul& m : matmuls) {
+    const size_t copies = reduced_operand_bytes(m);
+    if (copies > 0) bytes = std::max(bytes, aligned(own) + copies);
+    if (onednn_ && onednn_->may_suit(m))
+      bytes = std::max(bytes, aligned(onednn_->workspace_bytes(m)) + copies);
+  }
   return bytes;
 }
 
 void CpuDevice::matmul(const Matmul& m) {
   const char* implementation = gemm_->run(m);
-  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
+  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype, m.simulate}];
   ++count.calls;
   count.flops += matmul_flops(m);
   count.implementation = implementation;

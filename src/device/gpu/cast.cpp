@@ -116,14 +116,14 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
     kernels::decide_fine({.amax = cast.row_amax,
                           .inverse_scale = target.row_inverse_scale.as<float>(),
                           .count = values.rows,
-                          .format = target.cast.format,
+                          .cast = target.cast,
                           .stream = stream});
   }
   if (by_column) {
     kernels::decide_fine({.amax = cast.column_amax,
                           .inverse_scale = target.column_inverse_scale.as<float>(),
                           .count = values.columns,
-                          .format = target.cast.format,
+                          .cast = target.cast,
                           .stream = stream});
   }
 

@@ -11,6 +11,7 @@
 #include "kernels/convert.h"
 #include "kernels/fill.h"
 #include "kernels/gradient_norm.h"
+#include "kernels/reduce_values.h"
 
 namespace octet {
 inline namespace OCTET_GPU {
@@ -167,6 +168,11 @@ void GpuDevice::accumulate_sum(const Tensor& out, const Tensor& x) {
 
 // ---- workspace
 
+void Scratch::skip_to_last(size_t bytes) {
+  const size_t left = static_cast<size_t>(end_ - next_);
+  if (left > bytes) next_ += (left - bytes) / 256 * 256;
+}
+
 void* Scratch::take_bytes(size_t bytes) {
   std::byte* const taken = next_;
   next_ += (bytes + 255) / 256 * 256;
@@ -177,7 +183,10 @@ void* Scratch::take_bytes(size_t bytes) {
 }
 
 size_t GpuDevice::workspace_bytes(const DeviceWork& work) const {
-  return std::max(scratch_bytes(work), backend_->workspace_bytes(work));
+  size_t copies = 0;
+  for (const Matmul& m : work.matmuls) copies = std::max(copies, reduced_operand_bytes(m));
+  const size_t library = backend_->workspace_bytes(work);
+  return std::max(scratch_bytes(work), copies > 0 ? (library + 255) / 256 * 256 + copies : library);
 }
 
 void GpuDevice::set_workspace(const Tensor& workspace) {
@@ -200,10 +209,28 @@ Scratch GpuDevice::scratch(size_t bytes_without_plan) {
 
 void GpuDevice::matmul(const Matmul& m) {
   check(m);
-  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype}];
-  count.implementation = backend_->matmul(m);
+  MatmulCount& count = counts_[{m.gemm_class, m.a.values.dtype, m.b.values.dtype, m.out.dtype, m.simulate}];
+  count.implementation = backend_->matmul(m.simulate.reduces() ? reduce_operands(m) : m);
   ++count.calls;
   count.flops += matmul_flops(m);
+}
+
+// The copies lie at the end of the workspace: the library has its beginning.
+Matmul GpuDevice::reduce_operands(const Matmul& m) {
+  const size_t bytes = reduced_operand_bytes(m);
+  Scratch memory = scratch(bytes);
+  memory.skip_to_last(bytes);
+  const Matmul copies = on_reduced_operands(m, memory.take_bytes(bytes));
+  const auto reduce = [&](const Operand& from, const Operand& to) {
+    kernels::reduce_values({.in = from.values.data,
+                            .out = to.values.data,
+                            .count = from.values.elements(),
+                            .format = m.simulate,
+                            .stream = backend_->stream()});
+  };
+  reduce(m.a, copies.a);
+  reduce(m.b, copies.b);
+  return copies;
 }
 
 }  // namespace OCTET_GPU

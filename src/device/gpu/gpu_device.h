@@ -24,6 +24,7 @@ class Scratch {
   }
   void* take_bytes(
       size_t bytes);  // 256-byte aligned; Error(Internal) when the workspace was planned too small
+  void skip_to_last(size_t bytes);  // what is taken next ends where the workspace does
 
  private:
   std::byte *next_, *end_;
@@ -84,6 +85,7 @@ class GpuDevice final : public Device {
   kernels::Output output_of(const PendingCast& cast) const;
   void finish_cast(const PendingCast& cast, const Tensor& source, const Tensor& column_factor = {});
   void cast_with_amax(const CastOperation& op);
+  Matmul reduce_operands(const Matmul& m);
   // Row codes a producer may write before it knows the amax.
   bool known_scale(const CastTarget& target) const;
   Scratch scratch(size_t bytes_without_plan);

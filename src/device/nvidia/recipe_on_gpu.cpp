@@ -71,9 +71,12 @@ RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
       keeps_scores ? "run.deterministic: attention's backward pass keeps 2 x batch x heads x context^2 bytes"
                    : "run.deterministic: attention's backward pass keeps no scores");
   if (!recipe.float8()) return found;
+  const auto rowwise = [](const Cast& cast) { return cast.scaling == Scaling::Rowwise; };
+  const bool by_row = rowwise(recipe.input) || rowwise(recipe.weight) || rowwise(recipe.grad);
+  const char* scales = by_row ? "scales of rows" : "Smooth-SwiGLU's scales";
   found.notes.push_back(outer == OuterScales::Library
-                            ? "Smooth-SwiGLU's scales ride in cuBLASLt's products"
-                            : "Smooth-SwiGLU's scales are applied by a kernel after the product");
+                            ? fmt::format("{} ride in cuBLASLt's products", scales)
+                            : fmt::format("{} are applied by a kernel after the product", scales));
   found.notes.push_back(c == 89 || c == 90 ? "precision.fast_accumulation has an effect"
                                            : "precision.fast_accumulation has no effect");
   return found;

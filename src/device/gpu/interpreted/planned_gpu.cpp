@@ -4,6 +4,7 @@
 
 #include "device/gpu/interpreted/interpreted_backend.h"
 #include "device/gpu/scratch_bytes.h"
+#include "device/products.h"
 
 namespace octet {
 
@@ -15,7 +16,10 @@ void take_larger(AttentionScratchEstimate& most, const AttentionScratchEstimate&
 
 }  // namespace
 
-size_t GpuWorkspace::bytes() const { return std::max({kernels, products, attention.bytes()}); }
+size_t GpuWorkspace::bytes() const {
+  const size_t libraries = std::max(products, attention.bytes());
+  return std::max(kernels, operands > 0 ? align_workspace(libraries) + operands : libraries);
+}
 
 PlannedGpu plan_gpu(const GpuModel& gpu, const DeviceOptions& options) {
   auto workspace = std::make_shared<GpuWorkspace>();
@@ -23,6 +27,8 @@ PlannedGpu plan_gpu(const GpuModel& gpu, const DeviceOptions& options) {
   auto library_bytes = [=](const DeviceWork& work) {
     *workspace = {};
     workspace->kernels = scratch_bytes(work);
+    for (const Matmul& m : work.matmuls)
+      workspace->operands = std::max(workspace->operands, reduced_operand_bytes(m));
     workspace->products = products_scratch_bound(work.matmuls, gemm);
     for (const AttentionForward& attention : work.attentions) {
       const auto estimate = [&](const DeviceOptions& of) {

@@ -13,6 +13,7 @@ namespace octet {
 struct GpuWorkspace {
   size_t kernels = 0;                      // exact
   size_t products = 0;                     // an upper bound
+  size_t operands = 0;                     // exact: reduced copies of operands, beside the libraries' own
   AttentionScratchEstimate attention;      // an estimate
   AttentionScratchEstimate deterministic;  // what it would be with DeviceOptions::deterministic
   size_t bytes() const;
