@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "device/observation.h"
 #include "device/scale_table.h"
 #include "numerics/recipe.h"
 #include "tensor/tensor.h"
@@ -320,7 +321,11 @@ void check(const AddInOrder& op);  // Error(Internal) when types or shapes do no
   operation(scale_table_update, ScaleTableUpdate) \
   operation(encode_blocks, EncodeBlocks) \
   operation(decode_blocks, DecodeBlocks) \
-  operation(add_in_order, AddInOrder)
+  operation(add_in_order, AddInOrder) \
+  operation(tensor_statistics, TensorStatistics) \
+  operation(channel_amax, ChannelAmax) \
+  operation(row_cosines, RowCosines) \
+  operation(cast_error, CastError)
 // clang-format on
 
 // The work a device will be given that may need scratch memory, as shapes and types without data.

@@ -26,6 +26,18 @@ void scale_by_row(Operand& codes, const Tensor& inverse_scales) {
   codes.inverse_scale = inverse_scales.as<float>();
 }
 
+InverseScales scales_of(const Operand& codes) {
+  return {.values = codes.inverse_scale, .row_stride = codes.granularity == ScaleGranularity::Outer ? 1 : 0};
+}
+
+// What the cast of `source` lost. Ranks share out weights, and count each once.
+void observe_cast(const Pass& pass, int site, const Tensor& source, const Tensor& codes,
+                  const InverseScales& scales) {
+  if (!pass.observed() || !pass.scales.count || codes.empty()) return;
+  pass.observations->observe_cast(pass.device, site,
+                                  {.source = source, .codes = codes, .inverse_scales = scales});
+}
+
 // One name, one category, one life: what a layer's buffers have in common.
 struct Buffers {
   MemoryPlan& plan;
@@ -181,6 +193,7 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
   if (!folds_scales()) encode.out.row = weight_row_;
   encode.out.column = weight_column_;
   if (!encode.out.row.empty() || !encode.out.column.empty()) pass.device.cast(encode);
+  observe_cast(pass, weight_site_, encode.source, encode.out.row, {encode.out.site.inverse_scale});
 }
 
 void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
@@ -194,6 +207,7 @@ void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
   encode.out.row = code_shard_.codes.slice(parameter_.begin, parameter_.master.elements());
   encode.out.row.shape = encode.source.shape;
   pass.device.cast(encode);
+  observe_cast(pass, weight_site_, encode.source, encode.out.row, {encode.out.site.inverse_scale});
 }
 
 void Linear::finish_codes(const Pass& pass) const {
@@ -263,6 +277,10 @@ void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& out
       default:
         scale_by_site(matmul.a, pass, input_site_);
     }
+    InverseScales scales = scales_of(matmul.a);
+    if (smooth() == SmoothSwiGLU::Channel)
+      scales = {.values = input.column_inverse_scale.as<float>(), .column_stride = 1};
+    observe_cast(pass, input_site_, input.high, matmul.a.values, scales);
   }
   pass.device.matmul(matmul);
 }
@@ -272,6 +290,7 @@ void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& inpu
   if (dgrad_float8()) {
     scale_by_site(matmul.a, pass, grad_site_);
     scale_by_site(matmul.b, pass, weight_site_);
+    observe_cast(pass, grad_site_, grad.high, matmul.a.values, scales_of(matmul.a));
   }
   pass.device.matmul(matmul);
 }
@@ -293,6 +312,17 @@ void Linear::wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers&
     }
   }
   pass.device.matmul(matmul);
+}
+
+Linear::WorkingWeight Linear::working_weight(const Pass& pass) const {
+  if (reads_storage_weight()) return {storage_weight_.values(), {}};
+  Tensor codes = folds_scales() ? weight_column_ : weight_row_;
+  codes.shape = {options_.outputs, options_.inputs};
+  return {codes, {pass.site(weight_site_).inverse_scale}};
+}
+
+int64_t Linear::observed_rows() const {
+  return std::max({options_.outputs, options_.inputs, code_shard() ? code_shard_.values.rows() : 0});
 }
 
 std::vector<Matmul> Linear::matmul_shapes(int64_t tokens) const {

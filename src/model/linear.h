@@ -85,6 +85,14 @@ class Linear {
   void dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const;
   void wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;
 
+  // ---- for the health monitor: the weight as products read it, and the most rows that it looks at.
+  struct WorkingWeight {
+    Tensor values;  // [N, K]; smooth_swiglu `channel`: in the order of the transpose
+    InverseScales inverse_scales;
+  };
+  WorkingWeight working_weight(const Pass& pass) const;
+  int64_t observed_rows() const;
+
  private:
   bool reads_storage_weight() const { return !fprop_float8() || !dgrad_float8(); }
   bool folds_scales() const { return options_.smooth == SmoothSwiGLU::Channel && fprop_float8(); }

@@ -113,6 +113,13 @@ void DataParallel::merge_counters() {
     communicator_->wait(communicator_->all_reduce(scales.counters, Reduction::Sum));
 }
 
+void DataParallel::merge_observations() {
+  if (ranks_ == 1) return;
+  const Observations& observations = model_.observations();
+  communicator_->all_reduce(observations.sums, Reduction::Sum);
+  communicator_->wait(communicator_->all_reduce(observations.extremes, Reduction::Max));
+}
+
 // ---- weights
 
 std::string DataParallel::describe_gather() const {
