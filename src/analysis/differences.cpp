@@ -15,8 +15,9 @@ constexpr const char* validation_data = "validation data";
 // Of the configuration: /data/train and /data/validation are compared by what is in them.
 bool counts(const std::string& pointer) {
   static constexpr const char* passed_over[] = {
-      "/precision/",  "/run/name",     "/run/output", "/run/threads",     "/log/",
-      "/checkpoint/", "/health/every", "/data/train", "/data/validation", "/data/epochs"};
+      "/precision/", "/run/name",        "/run/output",   "/run/threads",
+      "/log/",       "/checkpoint/",     "/health/every", "/health/activations",
+      "/data/train", "/data/validation", "/data/epochs"};
   return std::none_of(std::begin(passed_over), std::end(passed_over),
                       [&](const char* prefix) { return pointer.starts_with(prefix); });
 }

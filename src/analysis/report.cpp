@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <map>
 
 #include "analysis/chart.h"
+#include "analysis/report_health.h"
 #include "base/clock.h"
 #include "base/files.h"
 #include "base/text.h"
@@ -180,23 +180,6 @@ std::string gemm_table(const RunHistory& run) {
   return out + "</table></div>";
 }
 
-HeatMap heat_map(const RunHistory& run, const char* what, double SiteRecord::*field) {
-  HeatMap map{
-      fmt::format("{}: {} share by site and step (faint 0.0001 %, full 10 %)", run.name, what), {}, {}, {}};
-  std::map<std::string, size_t> index;
-  for (const HealthRecord& record : run.health) {
-    for (const SiteRecord& site : record.sites) {
-      if (index.try_emplace(site.name, map.rows.size()).second) map.rows.push_back(site.name);
-    }
-    map.columns.push_back(record.step);
-  }
-  map.values.assign(map.rows.size(), std::vector<double>(map.columns.size(), std::nan("")));
-  for (size_t c = 0; c < run.health.size(); ++c) {
-    for (const SiteRecord& site : run.health[c].sites) map.values[index[site.name]][c] = site.*field;
-  }
-  return map;
-}
-
 std::string key_value_table(const Json& object) {
   std::string out = "<div class=\"scroll\"><table>";
   for (const auto& [key, value] : object.items()) {
@@ -221,7 +204,7 @@ std::string events_table(const ReportInput& input) {
   std::string rows;
   for (const RunHistory* run : runs_of(input)) {
     for (const EventRecord& event : run->events) {
-      if (event.event == "checkpoint") continue;
+      if (event.event == "checkpoint" || event.event == "warning") continue;  // warnings: the health section
       rows += fmt::format(
           "<tr><td>{}</td><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>",
           escape_html(run->name), event.step, escape_html(event.event), escape_html(event.message));
@@ -268,12 +251,7 @@ std::string render_html(const ReportInput& input) {
       "<h2>Proof of precision</h2><p>Counted by the matrix products themselves, from the operands they were "
       "given.</p>";
   for (const RunHistory* run : runs_of(input)) body += gemm_table(*run);
-  for (const RunHistory& run : input.variants) {
-    if (run.health.empty()) continue;
-    body += fmt::format("<h2>FP8 health of {}</h2>", escape_html(run.name));
-    body += render(heat_map(run, "saturated", &SiteRecord::saturated)) +
-            render(heat_map(run, "flushed to zero", &SiteRecord::flushed));
-  }
+  for (const RunHistory* run : runs_of(input)) body += health_section(*run);
   body += events_table(input) + "<h2>Environment</h2>" + environment(input);
   return fmt::format(
       "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "

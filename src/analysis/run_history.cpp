@@ -26,13 +26,25 @@ void rewind(std::vector<Record>& records, int64_t step) {
 }
 
 HealthRecord health_of(const JsonFields& record, const std::string& source, int64_t step) {
-  HealthRecord health{step, {}};
+  HealthRecord health{step, {}, {}};
   for (const Json& object : record.objects("sites")) {
     const JsonFields site(object, source + ": /sites");
     health.sites.push_back({site.text("name", ""), static_cast<int>(site.integer("block", 0)),
                             site.number("amax", missing), site.number("scale", missing),
-                            site.number("saturated", missing), site.number("flushed", missing)});
+                            site.number("saturated", missing), site.number("flushed", missing),
+                            site.number("snr_db", missing)});
   }
+  const Json activations = record.object("activations"), blocks = record.object("blocks");
+  for (const auto& [tensor, values] : activations.items()) {
+    const std::string place = source + ": /activations/" + tensor;
+    if (!values.is_object())
+      throw Error(ExitCode::Data, place + ": not an object", "the file is damaged or edited");
+    const JsonFields fields(values, place);
+    health.blocks["kurtosis/" + tensor] = fields.numbers("kurtosis");
+    health.blocks["rms/" + tensor] = fields.numbers("rms");
+  }
+  if (!blocks.empty())
+    health.blocks["log_sum_exp"] = JsonFields(blocks, source + ": /blocks").numbers("log_sum_exp");
   return health;
 }
 

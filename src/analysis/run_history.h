@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,10 +27,13 @@ struct SiteRecord {
   std::string name;
   int block = 0;
   double amax = 0, scale = 0, saturated = 0, flushed = 0;  // the last two are shares of the elements
+  double snr = 0;                                          // dB; NaN: not measured
 };
 struct HealthRecord {
   int64_t step = 0;
   std::vector<SiteRecord> sites;
+  // By block, where activations were observed: "kurtosis/qkv" and so on, "log_sum_exp".
+  std::map<std::string, std::vector<double>> blocks;
 };
 struct EventRecord {
   int64_t step = 0;

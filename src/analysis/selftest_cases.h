@@ -23,5 +23,6 @@ void add_update(std::vector<SelftestCase>& cases);
 void add_optimizer(std::vector<SelftestCase>& cases);  // AdamW, masters, the mean square of an update
 void add_products(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_attention(std::vector<SelftestCase>& cases, Libraries libraries);
+void add_observation(std::vector<SelftestCase>& cases);  // what the health monitor looks at
 
 }  // namespace octet::selftest

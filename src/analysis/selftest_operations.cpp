@@ -465,6 +465,7 @@ std::vector<SelftestCase> selftest_operations(Libraries libraries) {
   add_products(cases, libraries);
   add_long_sums(cases, libraries);
   add_attention(cases, libraries);
+  add_observation(cases);
   return cases;
 }
 

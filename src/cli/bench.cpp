@@ -35,7 +35,7 @@ struct StepArguments {
   std::string config, device = "auto";
   std::vector<std::string> set, variants;
   int64_t steps = 10, warmup = 2;
-  bool json = false, synthetic = false;
+  bool json = false, synthetic = false, statistics = false;
 };
 
 struct MatmulArguments {
@@ -80,16 +80,23 @@ Json loader_wait(const std::vector<double>& waits, const std::vector<double>& se
       {"loader_wait_seconds_worst_step", waits.empty() ? 0 : *std::max_element(waits.begin(), waits.end())}};
 }
 
-// The step of the trainer without its log, evaluation and checkpoints.
+// The step of the trainer without its log, evaluation and checkpoints; `statistics`: each with those of a
+// health record.
+enum class Statistics : uint8_t { Never, Always };
 class StepLoop {
  public:
-  StepLoop(Device& device, const RunConfig& config, RunMemory& memory, Loader& loader)
+  StepLoop(Device& device, const RunConfig& config, RunMemory& memory, Loader& loader, Statistics statistics)
       : device_(device),
         config_(config),
         memory_(memory),
         loader_(loader),
         ahead_(device.info().asynchronous ? 1 : 0),
-        readback_(device, {}) {}
+        readback_(device, {.sites = static_cast<int64_t>(memory.model.scales().sites.size()),
+                           .observed = memory.model.observations().layout}) {
+    if (statistics == Statistics::Never) return;
+    memory.model.scales().count = !memory.model.scales().sites.empty();
+    memory.model.observations().on = memory.model.observations().planned();
+  }
 
   // Of each step, from the end of the one before to its own.
   struct Measured {
@@ -137,9 +144,21 @@ class StepLoop {
     }
     parallel.finish_gradients();
     parallel.decide();
+    take_statistics(step);
     model.update_scales(step, memory_.optimizer.control());
     parallel.update(learning_rate(config_.schedule, step, config_.run.steps), step + 1);
     readback_.take_outcome(step, model.loss_sum(), memory_.optimizer.control());
+  }
+  void take_statistics(int64_t step) {
+    Transformer& model = memory_.model;
+    if (model.scales().count) {
+      readback_.take_statistics(step, model.scales());
+      device_.zero(model.scales().counters);
+    }
+    if (!model.observations().on) return;
+    model.observe_weights();
+    readback_.take_observations(step, model.observations());
+    model.observations().clear(device_);
   }
 
   Device& device_;
@@ -209,7 +228,8 @@ Json measure_steps(const RunConfig& config, const TokenSource& source, const Ste
   const uint64_t read_before = storage_read_bytes();
   Loader loader(source.data, options);
 
-  StepLoop loop(*device, config, memory, loader);
+  StepLoop loop(*device, config, memory, loader,
+                arguments.statistics ? Statistics::Always : Statistics::Never);
   StepLoop::Measured measured = loop.run(arguments.warmup + arguments.steps);
   measured.drop(arguments.warmup);
   const float last_loss = loop.last_loss();
@@ -423,6 +443,8 @@ void add_bench(CLI::App& app, Action& action) {
   step->add_flag(
       "--synthetic", s->synthetic,
       "random ids in temporary shards (TMPDIR), read from the disk, instead of the configuration's");
+  step->add_flag("--statistics", s->statistics,
+                 "every step with the statistics of a health record, as health.every 1 would have it");
   step->add_flag("--json", s->json, "print JSON");
   step->footer(
       "Example:\n  octet bench step configs/quickstart-bf16.json --variants bf16,fp8 --synthetic --steps 20");

@@ -579,7 +579,10 @@ void add_rest(List& list) {
   list.push_back(
       boolean("/log/tensorboard", AT(log.tensorboard), about("write TensorBoard events too", Free)));
   list.push_back(integer("/health/every", AT(health.every), {0, 1e12},
-                         about("steps between FP8 cast statistics; 0: off", Free)));
+                         about("steps between statistics and the warnings they give; 0: off", Free)));
+  list.push_back(
+      boolean("/health/activations", AT(health.activations),
+              about("statistics of activations and weights too, beside those of FP8 casts", Free)));
   list.push_back(integer("/health/stop_after_nonfinite", AT(health.stop_after_nonfinite), {1, 1e9},
                          about("consecutive non-finite steps that stop the run", Free)));
   list.push_back(

@@ -54,7 +54,8 @@ struct LogOptions {
 };
 enum class SpikePolicy : uint8_t { Log, Skip, Rollback };
 struct HealthOptions {
-  int64_t every = 20;                       // steps between FP8 cast statistics; 0 = off
+  int64_t every = 20;                       // steps between statistics; 0 = off
+  bool activations = true;                  // statistics of activations and weights, beside those of casts
   int64_t stop_after_nonfinite = 5;         // consecutive steps (F28)
   SpikePolicy on_spike = SpikePolicy::Log;  // (F30)
   double spike_deviations = 6;              // robust deviations above the median of the window

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "device/observation.h"
 #include "device/scale_table.h"
 #include "numerics/recipe.h"
 #include "tensor/parameter.h"
@@ -389,7 +390,11 @@ void check(const OuterUpdate& op);
   operation(decode_blocks, DecodeBlocks) \
   operation(add_in_order, AddInOrder) \
   operation(outer_difference, OuterDifference) \
-  operation(outer_update, OuterUpdate)
+  operation(outer_update, OuterUpdate) \
+  operation(tensor_statistics, TensorStatistics) \
+  operation(channel_amax, ChannelAmax) \
+  operation(row_cosines, RowCosines) \
+  operation(cast_error, CastError)
 // clang-format on
 
 // The work a device will be given that may need scratch memory, as shapes and types without data.

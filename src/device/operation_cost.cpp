@@ -79,6 +79,12 @@ uint64_t least_bytes(const DecodeBlocks& op) {
 uint64_t least_bytes(const AddInOrder& op) { return op.sources.bytes() + 2 * op.sum.bytes(); }
 uint64_t least_bytes(const OuterDifference& op) { return op.outer.bytes() + 2 * op.local.bytes(); }
 uint64_t least_bytes(const OuterUpdate& op) { return 2 * sum({op.outer, op.velocity, op.local}); }
+uint64_t least_bytes(const TensorStatistics& op) {
+  return op.x.bytes() / static_cast<uint64_t>(op.x.columns()) * static_cast<uint64_t>(op.columns);
+}
+uint64_t least_bytes(const ChannelAmax& op) { return op.x.bytes(); }
+uint64_t least_bytes(const RowCosines& op) { return op.x.bytes(); }
+uint64_t least_bytes(const CastError& op) { return sum({op.source, op.codes}); }
 
 uint64_t flops(const Matmul& op) { return matmul_flops(op); }
 uint64_t flops(const AttentionForward& op) {

@@ -42,6 +42,10 @@ uint64_t least_bytes(const DecodeBlocks& operation);
 uint64_t least_bytes(const AddInOrder& operation);
 uint64_t least_bytes(const OuterDifference& operation);
 uint64_t least_bytes(const OuterUpdate& operation);
+uint64_t least_bytes(const TensorStatistics& operation);
+uint64_t least_bytes(const ChannelAmax& operation);
+uint64_t least_bytes(const RowCosines& operation);
+uint64_t least_bytes(const CastError& operation);
 // An operation whose floor nobody has stated: unknown.
 template <class Operation>
 uint64_t least_bytes(const Operation&) {

@@ -24,7 +24,8 @@ Parameter declare_bias(const Blueprint& blueprint, int block) {
 }  // namespace
 
 Attention::Attention(const Blueprint& blueprint, int block)
-    : context_(static_cast<int>(blueprint.spec().context)),
+    : block_(block),
+      context_(static_cast<int>(blueprint.spec().context)),
       heads_(static_cast<int>(blueprint.spec().heads)),
       kv_heads_(static_cast<int>(blueprint.spec().kv_heads)),
       head_width_(static_cast<int>(blueprint.spec().head_width_())),
@@ -35,7 +36,9 @@ Attention::Attention(const Blueprint& blueprint, int block)
       out_(block_linear(blueprint, block, BlockLinear::Out), blueprint) {}
 
 void Attention::forward(const Pass& pass, const BlockActivations& a, const Tensor& branch) const {
+  pass.observe(block_, Observed::QkvInput, a.attention_input.high);
   qkv_.fprop(pass, a.attention_input, a.qkv);
+  pass.observe(block_, Observed::Qkv, a.qkv);
   pass.device.rope_forward({.qkv = a.qkv,
                             .bias = bias_.master,
                             .cosine = rope_.cosine,
@@ -43,6 +46,9 @@ void Attention::forward(const Pass& pass, const BlockActivations& a, const Tenso
                             .heads = heads_,
                             .kv_heads = kv_heads_,
                             .head_width = head_width_});
+  const int64_t query_columns = heads_ * head_width_, key_columns = kv_heads_ * head_width_;
+  pass.observe(block_, Observed::Query, a.qkv, {0, query_columns});
+  pass.observe(block_, Observed::Key, a.qkv, {query_columns, key_columns});
   pass.device.attention_forward({.qkv = a.qkv,
                                  .log_sum_exp = a.log_sum_exp,
                                  .context = context_,
@@ -51,6 +57,7 @@ void Attention::forward(const Pass& pass, const BlockActivations& a, const Tenso
                                  .head_width = head_width_,
                                  .softmax_scale = softmax_scale_,
                                  .out = out_.input_target(pass, a.attention_output)});
+  pass.observe(block_, Observed::LogSumExp, a.log_sum_exp);
   out_.fprop(pass, a.attention_output, branch);
 }
 

@@ -21,7 +21,7 @@ class Attention {
   void backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const;
 
  private:
-  int context_, heads_, kv_heads_, head_width_;
+  int block_, context_, heads_, kv_heads_, head_width_;
   float softmax_scale_;
   RopeTable rope_;
   Linear qkv_;

@@ -5,7 +5,8 @@
 namespace octet {
 
 FeedForward::FeedForward(const Blueprint& blueprint, int block)
-    : gate_up_(block_linear(blueprint, block, BlockLinear::GateUp), blueprint),
+    : block_(block),
+      gate_up_(block_linear(blueprint, block, BlockLinear::GateUp), blueprint),
       down_(block_linear(blueprint, block, BlockLinear::Down), blueprint) {}
 
 void FeedForward::expand(const Pass& pass, const BlockActivations& a) const {
@@ -19,8 +20,11 @@ void FeedForward::activate(const Pass& pass, const BlockActivations& a) const {
 
 void FeedForward::forward(const Pass& pass, const BlockActivations& a, const Tensor& branch) const {
   expand(pass, a);
+  pass.observe(block_, Observed::FfnBeforeActivation, a.gate_up);
   activate(pass, a);
+  pass.observe(block_, Observed::FfnHidden, a.hidden.high);
   down_.fprop(pass, a.hidden, branch);
+  pass.observe(block_, Observed::FfnOutput, branch);
 }
 
 void FeedForward::backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const {

@@ -22,6 +22,7 @@ class FeedForward {
   void backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const;
 
  private:
+  int block_;
   Linear gate_up_, down_;
 };
 

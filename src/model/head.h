@@ -33,6 +33,7 @@ class Head {
   const Linear& projection() const { return projection_; }  // its weight is the embedding's table when tied
 
   void normalise(const Pass& pass, const ResidualStream& in) const;
+  const Tensor& input() const { return residual_; }  // storage [T, D]: the stream that was normalised
   // Losses and, in a training pass, the gradients of the table and of the norm's output.
   void loss(const Pass& pass, const HeadLoss& loss) const;
   // The gradient of the stream that `normalise` read.

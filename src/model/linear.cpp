@@ -29,6 +29,18 @@ Operand as_codes(Tensor codes, Format format) {
 }
 bool rowwise(const Cast& cast) { return cast.scaling == Scaling::Rowwise; }
 
+InverseScales scales_of(const Operand& codes) {
+  return {.values = codes.inverse_scale, .row_stride = codes.granularity == ScaleGranularity::Outer ? 1 : 0};
+}
+
+// What the cast of `source` lost. Ranks share out weights, and count each once.
+void observe_cast(const Pass& pass, int site, const Tensor& source, const Tensor& codes,
+                  const InverseScales& scales) {
+  if (!pass.observed() || !pass.scales.count || codes.empty()) return;
+  pass.observations->observe_cast(pass.device, site,
+                                  {.source = source, .codes = codes, .inverse_scales = scales});
+}
+
 // One name, one category, one life: what a layer's buffers have in common.
 struct Buffers {
   MemoryPlan& plan;
@@ -232,6 +244,7 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
   encode.out.row_inverse_scale = weight_row_inverse_scale_;
   encode.out.column_inverse_scale = weight_column_inverse_scale_;
   if (!encode.out.row.empty() || !encode.out.column.empty()) pass.device.cast(encode);
+  observe_cast(pass, weight_site_, encode.source, encode.out.row, weight_scales(pass));
 }
 
 void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
@@ -245,6 +258,7 @@ void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
   encode.out.row = code_shard_.codes.slice(parameter_.begin, parameter_.master.elements());
   encode.out.row.shape = encode.source.shape;
   pass.device.cast(encode);
+  observe_cast(pass, weight_site_, encode.source, encode.out.row, weight_scales(pass));
 }
 
 void Linear::finish_codes(const Pass& pass) const {
@@ -327,6 +341,10 @@ void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& out
       matmul.b.inverse_scale = weight_row_inverse_scale_.as<float>();
     else
       scale_by_site(matmul.b, pass, folds_scales() ? folded_weight_site_ : weight_site_);
+    InverseScales scales = scales_of(matmul.a);
+    if (smooth() == SmoothSwiGLU::Channel)
+      scales = {.values = input.column_inverse_scale.as<float>(), .column_stride = 1};
+    observe_cast(pass, input_site_, input.high, matmul.a.values, scales);
   }
   pass.device.matmul(matmul);
 }
@@ -342,6 +360,7 @@ void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& inpu
       matmul.b.inverse_scale = weight_column_inverse_scale_.as<float>();
     else
       scale_by_site(matmul.b, pass, weight_site_);
+    observe_cast(pass, grad_site_, grad.high, matmul.a.values, scales_of(matmul.a));
   }
   pass.device.matmul(matmul);
 }
@@ -361,6 +380,23 @@ void Linear::wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers&
       scale_by_site(matmul.b, pass, input_site_);
   }
   pass.device.matmul(matmul);
+}
+
+Linear::WorkingWeight Linear::working_weight(const Pass& pass) const {
+  if (reads_storage_weight()) return {storage_weight_.values(), {}};
+  Tensor codes = folds_scales() ? weight_column_ : weight_row_;
+  codes.shape = {options_.outputs, options_.inputs};
+  return {codes, weight_scales(pass)};
+}
+
+InverseScales Linear::weight_scales(const Pass& pass) const {
+  if (!weight_row_inverse_scale_.empty())
+    return {.values = weight_row_inverse_scale_.as<float>(), .row_stride = 1};
+  return {.values = pass.site(weight_site_).inverse_scale};
+}
+
+int64_t Linear::observed_rows() const {
+  return std::max({options_.outputs, options_.inputs, code_shard() ? code_shard_.values.rows() : 0});
 }
 
 std::vector<Matmul> Linear::matmul_shapes(int64_t tokens) const {

@@ -89,7 +89,16 @@ class Linear {
   void dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const;
   void wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const;
 
+  // ---- for the health monitor: the weight as products read it, and the most rows that it looks at.
+  struct WorkingWeight {
+    Tensor values;  // [N, K]; smooth_swiglu `channel`: in the order of the transpose
+    InverseScales inverse_scales;
+  };
+  WorkingWeight working_weight(const Pass& pass) const;
+  int64_t observed_rows() const;
+
  private:
+  InverseScales weight_scales(const Pass& pass) const;  // of weight_row_
   bool fprop_float8() const { return options_.formats.fprop_float8(); }
   bool dgrad_float8() const { return options_.formats.dgrad_float8(); }
   bool wgrad_float8() const { return options_.formats.wgrad_float8(); }

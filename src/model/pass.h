@@ -4,6 +4,7 @@
 
 #include "base/random.h"
 #include "device/device.h"
+#include "model/observations.h"
 
 namespace octet {
 
@@ -23,6 +24,7 @@ struct Pass {
   uint64_t position = 0;  // of the micro-batch in the run
   PassKind kind = PassKind::Training;
   Tensor master_values = {};  // BF16: room for the numbers of the largest weight, where masters need it
+  const Observations* observations = nullptr;
 
   Pass recomputing() const {
     Pass pass = *this;
@@ -36,6 +38,11 @@ struct Pass {
       site.counters = nullptr;
     }
     return site;
+  }
+  // Whether somebody looks at what this pass computes; and what there is to see.
+  bool observed() const { return observations && observations->on && kind == PassKind::Training; }
+  void observe(int block, Observed what, const Tensor& x, const Columns& columns = {}) const {
+    if (observed()) observations->observe(device, block, what, x, columns);
   }
   uint64_t rounding_key(int site) const {
     return random_key(seed, Purpose::StochasticRounding, static_cast<uint64_t>(site), position);

@@ -85,6 +85,9 @@ struct Transformer::Implementation {
   void refresh_all(int64_t step);
   void reset_scales();
   uint64_t training_signature(uint64_t position, float gradient_scale) const;
+  void plan_observations(MemoryPlan& plan);
+  void observe_outputs(const Pass& pass) const;
+  void observe_weights();
 
   // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
   // backward recomputes forward.
@@ -97,6 +100,8 @@ struct Transformer::Implementation {
   TransformerOptions options;
   ParameterList parameters;
   ScaleTable scales;
+  Observations observations;
+  std::vector<size_t> observed_weights;  // parameters
   TokenTable embedding;
   std::vector<Block> blocks;
   std::vector<size_t> first_parameter;  // of each block, then of the head
@@ -162,6 +167,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
   plan_master_values(plan);
   for (Block& block : blocks) block.plan_stored(plan, shared);
   head->plan_stored(plan);
+  if (options.observe) plan_observations(plan);
 
   Tensor workspace;
   if (const auto bytes = static_cast<int64_t>(workspace_bytes()); bytes > 0)
@@ -234,7 +240,8 @@ size_t Transformer::Implementation::workspace_bytes() const {
 
 Pass Transformer::Implementation::pass(PassKind kind, uint64_t position) {
   float* values = constants.as<float>();
-  return Pass{*device, scales, values, values + 1, options.seed, position, kind, master_values};
+  return Pass{*device,  scales, values,        values + 1,   options.seed,
+              position, kind,   master_values, &observations};
 }
 
 void Transformer::Implementation::upload(const int32_t* host_tokens, const int32_t* host_targets) {
@@ -248,6 +255,43 @@ void Transformer::Implementation::forward(const Pass& pass) {
   ResidualStream stream{blocks.front().input(), {}};
   for (const Block& block : blocks) stream = block.forward(pass, stream, branch);
   head->normalise(pass, stream);
+  observe_outputs(pass);
+}
+
+// The stream after a block is there once the norm that follows has added the branch to it.
+void Transformer::Implementation::observe_outputs(const Pass& pass) const {
+  for (size_t i = 0; i < blocks.size(); ++i)
+    pass.observe(static_cast<int>(i), Observed::BlockOutput,
+                 i + 1 < blocks.size() ? blocks[i + 1].input() : head->input());
+}
+
+void Transformer::Implementation::plan_observations(MemoryPlan& plan) {
+  const TransformerSpec& spec = options.spec;
+  int64_t rows = std::max(tokens.rows(), spec.vocabulary);
+  for (const Linear* linear : linear_of)
+    if (linear) rows = std::max(rows, linear->observed_rows());
+  for (const Parameter& parameter : parameters.all())
+    if (parameter.kind != ParameterKind::Vector) observed_weights.push_back(parameter.index);
+  const ObservationLayout layout{.blocks = spec.layers,
+                                 .ffn_width = spec.ffn_width,
+                                 .sites = static_cast<int64_t>(scales.sites.size()),
+                                 .weights = static_cast<int64_t>(observed_weights.size())};
+  observations.plan(plan, layout, spec.context, rows);
+}
+
+void Transformer::Implementation::observe_weights() {
+  const Pass pass = this->pass(PassKind::Training, 0);
+  for (size_t i = 0; i < observed_weights.size(); ++i) {
+    const Linear* linear = linear_of[observed_weights[i]];
+    const Linear::WorkingWeight weight =
+        linear ? linear->working_weight(pass)
+               : Linear::WorkingWeight{table_of(observed_weights[i])->weight.values(), {}};
+    observations.observe_weight(*device, static_cast<int64_t>(i), weight.values, weight.inverse_scales);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const auto gates = blocks[i].linears()[static_cast<size_t>(BlockLinear::GateUp)]->working_weight(pass);
+    observations.observe_gates(*device, static_cast<int>(i), gates.values, gates.inverse_scales);
+  }
 }
 
 void Transformer::Implementation::backward(const Pass& pass, const Transformer::GradientsReady& ready) {
@@ -296,8 +340,9 @@ uint64_t Transformer::Implementation::training_signature(uint64_t position, floa
   const struct {
     uint64_t position;
     float gradient_scale;
-    uint32_t count;
-  } varying{stochastic ? position : 0, gradient_scale, scales.count ? 1u : 0u};
+    uint32_t watched;
+  } varying{stochastic ? position : 0, gradient_scale,
+            (scales.count ? 1u : 0u) + (observations.on ? 2u : 0u)};
   return hash64(&varying, sizeof varying);
 }
 
@@ -329,6 +374,9 @@ Transformer::~Transformer() = default;
 const TransformerOptions& Transformer::options() const { return implementation_->options; }
 std::vector<Parameter>& Transformer::parameters() { return implementation_->parameters.all(); }
 ScaleTable& Transformer::scales() { return implementation_->scales; }
+Observations& Transformer::observations() { return implementation_->observations; }
+void Transformer::observe_weights() { implementation_->observe_weights(); }
+std::vector<size_t> Transformer::observed_weights() const { return implementation_->observed_weights; }
 Tensor Transformer::loss_sum() const { return implementation_->loss_sum; }
 Tensor Transformer::token_losses() const { return implementation_->losses; }
 

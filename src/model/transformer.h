@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "device/device.h"
+#include "model/observations.h"
 #include "model/spec.h"
 #include "numerics/recipe.h"
 #include "tensor/memory_plan.h"
@@ -32,6 +33,7 @@ struct TransformerOptions {
   double z_loss = 0;
   uint64_t seed = 0;
   Sharding sharding;
+  bool observe = false;  // plan observations()
 };
 
 // Why the masters of matrices and embeddings may not live outside the device: what reads them there. Empty:
@@ -64,6 +66,11 @@ class Transformer {
   const TransformerOptions& options() const;
   std::vector<Parameter>& parameters();  // fixed order, fixed names
   ScaleTable& scales();
+  // What is seen of the training passes and weight refreshes while observations().on; not planned without
+  // TransformerOptions::observe. Whoever turns it on clears it before.
+  Observations& observations();
+  void observe_weights();  // as products read them now: weights(), and the alignment of gates
+  std::vector<size_t> observed_weights() const;  // which parameters: all matrices and tables
 
   void initialize_masters();  // without the working weights
   void initialize();          // masters from the seed, then refresh_working_weights(); norms 1, biases 0

@@ -42,6 +42,7 @@ struct TrainingState {
   std::string init_hash;                 // XXH3 of the masters after initialisation
   std::vector<double> spike_history;     // detector window, oldest first
   GradientReduction::State gradient_reduction;
+  Json health;  // of HealthRules; null: nothing to remember
 };
 
 struct CheckpointFile {

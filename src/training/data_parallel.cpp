@@ -50,6 +50,13 @@ void DataParallel::merge_counters() {
   communicator_->wait(communicator_->all_reduce(scales.counters, Reduction::Sum));
 }
 
+void DataParallel::merge_observations() {
+  if (step_ranks_ == 1) return;
+  const Observations& observations = model_.observations();
+  communicator_->all_reduce(observations.sums, Reduction::Sum);
+  communicator_->wait(communicator_->all_reduce(observations.extremes, Reduction::Max));
+}
+
 void DataParallel::update(double learning_rate, int64_t step) {
   const bool whole = !weights_.sharded() || communicator_->rank() == 0;
   optimizer_.measure_updates(model_.parameters(), step, whole ? AdamW::Whole::Yes : AdamW::Whole::No,

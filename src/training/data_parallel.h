@@ -44,6 +44,8 @@ class DataParallel {
   void merge_amaxes();
   // counters = the sums over the ranks of the step, each having counted what it alone did: one process's.
   void merge_counters();
+  // Sums and extremes of the model's observations likewise.
+  void merge_observations();
   // Update and working weights. `step` from 1.
   void update(double learning_rate, int64_t step);
   void refresh_working_weights(int64_t step);  // of the masters as they are

@@ -67,6 +67,24 @@ double JsonFields::number(const char* key, double otherwise) const {
   return number_of(*value);
 }
 
+std::vector<double> JsonFields::numbers(const char* key) const {
+  const Json* value = find(key);
+  if (!value) return {};
+  if (!value->is_array()) refuse(key, value, "a list of numbers");
+  std::vector<double> list;
+  for (const Json& item : *value) {
+    if (!is_number(item)) refuse(key, &item, "a number in this list");
+    list.push_back(number_of(item));
+  }
+  return list;
+}
+
+Json JsonFields::object(const char* key) const {
+  const Json* value = find(key);
+  if (value && !value->is_object()) refuse(key, value, "an object");
+  return value ? *value : Json::object();
+}
+
 std::vector<Json> JsonFields::objects(const char* key) const {
   const Json* value = find(key);
   if (!value) return {};

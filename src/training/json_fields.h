@@ -20,6 +20,8 @@ class JsonFields {
   int64_t integer(const char* key) const;
   int64_t integer(const char* key, int64_t otherwise) const;
   double number(const char* key, double otherwise) const;  // "NaN", "Infinity", "-Infinity" are numbers
+  std::vector<double> numbers(const char* key) const;      // a list of them; none when it is missing
+  Json object(const char* key) const;                      // an empty one when it is missing
   std::vector<Json> objects(const char* key) const;        // an array of objects; none when it is missing
 
  private:

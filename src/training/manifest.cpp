@@ -42,6 +42,7 @@ Json to_json(const TrainingState& s) {
             {"spike_history", std::move(history)}};
   if (s.gradient_reduction != GradientReduction::State{})
     j["gradient_reduction"] = to_json(s.gradient_reduction);
+  if (!s.health.is_null()) j["health"] = s.health;
   return j;
 }
 
@@ -60,6 +61,7 @@ TrainingState state_from(const Json& j) {
   for (const Json& x : j.at("spike_history")) s.spike_history.push_back(number_of(x));
   if (j.contains("gradient_reduction"))
     s.gradient_reduction = gradient_reduction_from(j.at("gradient_reduction"));
+  if (j.contains("health")) s.health = j.at("health");
   return s;
 }
 

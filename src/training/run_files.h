@@ -17,9 +17,12 @@
 //      stood still for others)
 //     {"kind":"validation", "step":k, "validation/loss":x, "validation/bits_per_token":x}
 //     {"kind":"health", "step":k,
-//     "sites":[{"name","block","amax","scale","saturated":share,"flushed":share}]}
-//     {"kind":"event", "step":k, "event":"spike|skipped|rollback|checkpoint|resume|stop|epoch",
-//     "message":".."}
+//      "sites":[{"name","block","amax","scale","saturated":share,"flushed":share,"utilisation","snr_db"}],
+//      "activations":{"qkv":{"kurtosis":[by block],"sequence_kurtosis","mean","rms","max","amax"}, ..},
+//      "blocks":{"log_sum_exp":[by block],"channel","channel_amax","channel_median","neuron","cosine",
+//      "neuron_amax"}, "weights":[{"name","rms","growth"}], "health/..": the worst of all}
+//     {"kind":"event", "step":k, "event":"spike|skipped|rollback|checkpoint|resume|stop|epoch|warning",
+//     "message":".."}; a warning also "rule", "subject", "block", "value"
 //   events.out.tfevents.*    TensorBoard, the same names
 //   checkpoints/step-00000100/
 // Non-finite numbers are the strings "NaN", "Infinity", "-Infinity". After a resume from step k, readers drop

@@ -19,6 +19,7 @@ TransformerOptions transformer_options(const RunConfig& c, const Sharding& ranks
   o.head_chunk = c.batch.head_chunk;
   o.z_loss = c.loss.z_loss;
   o.seed = c.run.seed;
+  o.observe = c.health.every > 0 && c.health.activations;
   return o;
 }
 

@@ -1,6 +1,7 @@
 #include "training/step_readback.h"
 
 #include <cstddef>
+#include <type_traits>
 
 namespace octet {
 namespace {
@@ -9,27 +10,29 @@ size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
+// Measured with nothing there, then cut from memory.
 StepReadback::StepReadback(Device& device, const Sizes& sizes) : device_(device), sizes_(sizes) {
-  const auto sites = static_cast<size_t>(sizes.sites),
-             losses = static_cast<size_t>(sizes.micro_batches * sizes.micro_tokens);
-  const size_t outcome = aligned(sizeof(Outcome)), counters = aligned(sites * sizeof(CastCounters)),
-               per_site = aligned(sites * sizeof(float)), all_losses = aligned(losses * sizeof(float)),
-               bytes = outcome + counters + 3 * per_site + all_losses;
-  memory_ = device.allocate_host(slots_.size() * bytes);
-  auto* next = static_cast<std::byte*>(memory_);
-  const auto take = [&next](size_t count) {
-    std::byte* const taken = next;
-    next += count;
-    return static_cast<void*>(taken);
+  std::byte* next = nullptr;
+  const auto take = [&next](auto*& pointer, int64_t count) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next);
+    next += aligned(static_cast<size_t>(count) * sizeof(*pointer));
   };
-  for (Slot& slot : slots_) {
-    slot.outcome = static_cast<Outcome*>(take(outcome));
-    slot.counters = static_cast<CastCounters*>(take(counters));
-    slot.amax = static_cast<float*>(take(per_site));
-    slot.scale = static_cast<float*>(take(per_site));
-    slot.inverse = static_cast<float*>(take(per_site));
-    slot.losses = static_cast<float*>(take(all_losses));
-  }
+  const auto cut = [&] {
+    for (Slot& slot : slots_) {
+      take(slot.outcome, 1);
+      take(slot.counters, sizes.sites);
+      for (float** per_site : {&slot.amax, &slot.scale, &slot.inverse}) take(*per_site, sizes.sites);
+      take(slot.sums, sizes.observed.sums());
+      take(slot.weight_sums, sizes.observed.weight_sums());
+      take(slot.extremes, sizes.observed.extremes());
+      take(slot.cosines, sizes.observed.cosines());
+      take(slot.losses, sizes.micro_batches * sizes.micro_tokens);
+    }
+  };
+  cut();
+  memory_ = device.allocate_host(reinterpret_cast<uintptr_t>(next));
+  next = static_cast<std::byte*>(memory_);
+  cut();
 }
 
 StepReadback::~StepReadback() { device_.free_host(memory_); }
@@ -44,6 +47,14 @@ void StepReadback::take_statistics(int64_t step, const ScaleTable& table) {
   device_.download(s.scale, table.scale.data, table.scale.bytes());
   device_.download(s.inverse, table.inverse_scale.data, table.inverse_scale.bytes());
   device_.download(s.counters, table.counters.data, table.counters.bytes());
+}
+
+void StepReadback::take_observations(int64_t step, const Observations& observations) {
+  const Slot& s = slot(step);
+  device_.download(s.sums, observations.sums.data, observations.sums.bytes());
+  device_.download(s.weight_sums, observations.weight_sums.data, observations.weight_sums.bytes());
+  device_.download(s.extremes, observations.extremes.data, observations.extremes.bytes());
+  device_.download(s.cosines, observations.cosines.data, observations.cosines.bytes());
 }
 
 void StepReadback::take_outcome(int64_t step, const Tensor& loss_sum, const UpdateControl* control) {
@@ -63,6 +74,16 @@ ScaleStatistics StepReadback::statistics(int64_t step) const {
   const Slot& s = slot(step);
   const auto sites = static_cast<size_t>(sizes_.sites);
   return {{s.amax, sites}, {s.scale, sites}, {s.inverse, sites}, {s.counters, sites}};
+}
+
+ObservedNumbers StepReadback::observed(int64_t step) const {
+  const Slot& s = slot(step);
+  const auto count = [](int64_t n) { return static_cast<size_t>(n); };
+  const ObservationLayout& layout = sizes_.observed;
+  return {.sums = {s.sums, count(layout.sums())},
+          .weight_sums = {s.weight_sums, count(layout.weight_sums())},
+          .extremes = {s.extremes, count(layout.extremes())},
+          .cosines = {s.cosines, count(layout.cosines())}};
 }
 
 }  // namespace octet

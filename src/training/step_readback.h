@@ -13,6 +13,7 @@ class StepReadback {
  public:
   struct Sizes {
     int64_t sites = 0;
+    ObservationLayout observed = {};
     int64_t micro_batches = 0, micro_tokens = 0;  // whose token losses are wanted; 0: nobody wants them
   };
   StepReadback(Device& device, const Sizes& sizes);
@@ -23,6 +24,7 @@ class StepReadback {
   // Each enqueues copies for step `step`; its slot is that of step - 2.
   void take_token_losses(int64_t step, int64_t micro, const Tensor& losses);
   void take_statistics(int64_t step, const ScaleTable& table);
+  void take_observations(int64_t step, const Observations& observations);
   void take_outcome(int64_t step, const Tensor& loss_sum,
                     const UpdateControl* control);  // the last of a step
 
@@ -32,6 +34,7 @@ class StepReadback {
   const UpdateControl& control(int64_t step) const { return slot(step).outcome->control; }
   const float* token_losses(int64_t step, int64_t micro) const;
   ScaleStatistics statistics(int64_t step) const;
+  ObservedNumbers observed(int64_t step) const;
 
  private:
   struct Outcome {
@@ -42,7 +45,10 @@ class StepReadback {
     Outcome* outcome = nullptr;
     CastCounters* counters = nullptr;                             // [sites]
     float *amax = nullptr, *scale = nullptr, *inverse = nullptr;  // [sites]
-    float* losses = nullptr;                                      // [micro_batches, micro_tokens]
+    double *sums = nullptr, *weight_sums = nullptr;               // as Observations
+    uint32_t* extremes = nullptr;
+    float* cosines = nullptr;
+    float* losses = nullptr;  // [micro_batches, micro_tokens]
     uint64_t place = 0;
   };
   const Slot& slot(int64_t step) const { return slots_[static_cast<size_t>(step) % slots_.size()]; }

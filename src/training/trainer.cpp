@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "optimizer/schedule.h"
-#include "training/health.h"
 
 namespace octet {
 
@@ -29,6 +28,7 @@ Trainer::Trainer(const TrainerParts& p)
       ranks_(p.ranks),
       state_(p.folder.resume().manifest.state),
       detector_(config_.health.spike_deviations, config_.health.spike_window),
+      rules_(config_.schedule.warmup_steps),
       order_(p.train, config_.run.seed, window_order(config_)),
       log_({p.ranks.leads() ? folder_.path() : std::filesystem::path(),
             folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
@@ -38,6 +38,7 @@ Trainer::Trainer(const TrainerParts& p)
           p.ranks.alone() ? RankGroup{} : rank_group(*p.ranks.control())),
       epochs_(p.train.sources().size(), -1),
       readback_(device_, {static_cast<int64_t>(memory_.model.scales().sites.size()),
+                          memory_.model.observations().layout,
                           p.train.sources().size() > 1 ? accumulation(config_, p.ranks.count()) : 0,
                           config_.batch.micro * config_.model.context}) {}
 
@@ -188,16 +189,11 @@ void Trainer::update(const StepReport& report) {
   RunMemory& m = memory_;
   m.data_parallel.decide();
   m.data_parallel.merge_amaxes();
-  ScaleTable& scales = m.model.scales();
-  if (scales.count) {
-    m.data_parallel.merge_counters();
-    readback_.take_statistics(report.step, scales);
-    device_.zero(scales.counters);
-  }
+  take_statistics(report.step);
   readback_.take_outcome(report.step, m.model.loss_sum(), m.optimizer.control());
-  count_casts(report.step + 1);
+  look_at(report.step + 1);
   if (report.skip) {
-    if (!scales.sites.empty()) device_.zero(scales.amax);
+    if (const ScaleTable& scales = m.model.scales(); !scales.sites.empty()) device_.zero(scales.amax);
     m.data_parallel.refresh_working_weights(report.step);
     return;
   }
@@ -220,8 +216,7 @@ Trainer::Outcome Trainer::settle() {
   report.gradient_norm = control.gradient_norm;
   report.applied = !report.skip && control.apply != 0;
   report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
-  if (statistics_due(report.step) && !memory_.model.scales().sites.empty())
-    report.health = health_record(memory_.model.scales(), readback_.statistics(report.step));
+  examine(report);
   const bool goes_on = judge(report, control);
   detector_.observe(report.loss);
   state_.step = report.step;
@@ -272,16 +267,6 @@ bool Trainer::judge(const StepReport& report, const UpdateControl& control) {
   return false;
 }
 
-bool Trainer::statistics_due(int64_t step) const {
-  return config_.health.every > 0 && step % config_.health.every == 0;
-}
-
-// The statistics of a step begin with the casts of its working weights, at the end of the step before.
-void Trainer::count_casts(int64_t next_step) {
-  ScaleTable& scales = memory_.model.scales();
-  scales.count = statistics_due(next_step) && !scales.sites.empty();
-}
-
 void Trainer::note_epochs(const MicroBatch& batch, StepReport& report) {
   for (const int64_t sample : batch.samples) {
     const SampleLocation at = order_.locate(sample);
@@ -322,11 +307,9 @@ bool Trainer::roll_back(double loss, double deviation) {
   state_.rollbacks = rollbacks;
   folder_.set_step(state_.step);
   detector_.restore(state_.spike_history);
-  if (ScaleTable& scales = memory_.model.scales(); !scales.sites.empty()) {
-    device_.zero(scales.amax);
-    device_.zero(scales.counters);  // of the step that is given up
-  }
-  count_casts(state_.step + 1);
+  rules_.restore(state_.health);
+  forget_statistics();
+  look_at(state_.step + 1);
   memory_.data_parallel.start(state_.step);
   open_loader();
   log_.rewind(state_.step);

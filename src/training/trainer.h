@@ -11,6 +11,7 @@
 #include "data/loader.h"
 #include "device/device.h"
 #include "training/detector.h"
+#include "training/health_rules.h"
 #include "training/inject.h"
 #include "training/metrics.h"
 #include "training/progress.h"
@@ -75,8 +76,12 @@ class Trainer {
   bool gradients(StepReport& report);  // all micro-batches; false when a stop was asked for meanwhile
   void update(const StepReport& report);
   bool judge(const StepReport& report, const UpdateControl& control);
+  // trainer_health.cpp
   bool statistics_due(int64_t step) const;
-  void count_casts(int64_t next_step);
+  void look_at(int64_t next_step);     // statistics on or off
+  void take_statistics(int64_t step);  // of all ranks; enqueued
+  void forget_statistics();            // of a step that is given up
+  void examine(StepReport& report);    // record and warnings, once the step is settled
   void record(const StepReport& report);
   void record_start(const MatmulCounts& counts);
   void add_source_losses(StepReport& report) const;
@@ -128,6 +133,7 @@ class Trainer {
   // it.
   std::optional<TrainingState> kept_;
   SpikeDetector detector_;
+  HealthRules rules_;
   SampleOrder order_;
   RunLog log_;
   Progress progress_;

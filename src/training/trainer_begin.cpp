@@ -14,7 +14,7 @@ void Trainer::begin() {
   load_validation_windows();
   if (found.folder.empty()) {
     state_ = {};
-    count_casts(1);
+    look_at(1);
     memory_.model.initialize_masters();
     memory_.data_parallel.start(0);
     memory_.snapshot.take(device_);
@@ -27,9 +27,10 @@ void Trainer::begin() {
     log_info("starting fresh in {}: initial weights {}", folder_.path().string(), state_.init_hash);
   } else {
     restore(found);
-    count_casts(state_.step + 1);
+    look_at(state_.step + 1);
     memory_.data_parallel.start(state_.step);
     detector_.restore(state_.spike_history);
+    rules_.restore(state_.health);
     const std::string text = fmt::format("from {}", found.folder.filename().string());
     log_info("resuming {} in {}", text, folder_.path().string());
     log_.event(state_.step, "resume", text);

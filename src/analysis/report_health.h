@@ -1,0 +1,25 @@
+// What a report shows of a run's health: when each warning came, outliers and logits by block, what casts
+// did.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "analysis/run_history.h"
+
+namespace octet {
+
+// A warning, and how long it came before the first loss spike.
+struct LeadTime {
+  int64_t step = 0;
+  std::string message;
+  std::optional<int64_t> before_spike;  // steps; negative: after it; empty: there was no spike
+};
+// The step of the first spike, or of the first update that was not applied; empty: none.
+std::optional<int64_t> first_spike(const RunHistory& run);
+std::vector<LeadTime> lead_times(const RunHistory& run);
+
+std::string health_section(const RunHistory& run);  // HTML; empty when nothing was recorded
+
+}  // namespace octet

@@ -1,0 +1,83 @@
+// What the trainer asks the model to look at, and what it makes of it.
+#include "base/log.h"
+#include "base/text.h"
+#include "training/trainer.h"
+
+namespace octet {
+
+bool Trainer::statistics_due(int64_t step) const {
+  return config_.health.every > 0 && step % config_.health.every == 0;
+}
+
+// The statistics of a step begin with the casts of its working weights, at the end of the step before.
+void Trainer::look_at(int64_t next_step) {
+  ScaleTable& scales = memory_.model.scales();
+  scales.count = statistics_due(next_step) && !scales.sites.empty();
+  Observations& observations = memory_.model.observations();
+  observations.on = statistics_due(next_step) && observations.planned();
+}
+
+void Trainer::take_statistics(int64_t step) {
+  ScaleTable& scales = memory_.model.scales();
+  if (scales.count) {
+    memory_.data_parallel.merge_counters();
+    readback_.take_statistics(step, scales);
+    device_.zero(scales.counters);
+  }
+  Observations& observations = memory_.model.observations();
+  if (observations.on) {
+    memory_.model.observe_weights();
+    memory_.data_parallel.merge_observations();
+    readback_.take_observations(step, observations);
+    observations.clear(device_);
+  }
+}
+
+void Trainer::forget_statistics() {
+  if (ScaleTable& scales = memory_.model.scales(); !scales.sites.empty()) {
+    device_.zero(scales.amax);
+    device_.zero(scales.counters);
+  }
+  if (Observations& observations = memory_.model.observations(); observations.planned())
+    observations.clear(device_);
+}
+
+void Trainer::examine(StepReport& report) {
+  if (!statistics_due(report.step)) return;
+  Health health;
+  const ScaleTable& scales = memory_.model.scales();
+  if (!scales.sites.empty()) health.sites = health_of_sites(scales, readback_.statistics(report.step));
+  if (const Observations& observations = memory_.model.observations(); observations.planned()) {
+    ObservedStep step;
+    step.layout = observations.layout;
+    step.tokens = static_cast<int64_t>(memory_.data_parallel.step_tokens());
+    step.context = config_.model.context;
+    for (const size_t parameter : memory_.model.observed_weights()) {
+      const Parameter& p = memory_.model.parameters()[parameter];
+      step.weights.push_back(p.name);
+      step.weight_rows.push_back(p.gradient.rows());
+    }
+    add_observations(health, step, readback_.observed(report.step));
+  }
+  if (health.sites.empty() && health.blocks.empty()) return;
+  const std::vector<HealthWarning> warnings = rules_.judge(report.step, health);
+  report.health = health_record(health);
+  state_.health = rules_.state();
+  constexpr size_t shown = 5;
+  for (size_t i = 0; i < warnings.size(); ++i) {
+    const HealthWarning& w = warnings[i];
+    log_.write("event", report.step,
+               {{"event", "warning"},
+                {"rule", w.rule},
+                {"subject", w.subject},
+                {"block", w.block},
+                {"value", json_number(w.value)},
+                {"message", w.message}});
+    if (ranks_.leads() && i < shown) log_warning("step {}: {}", report.step, w.message);
+  }
+  if (ranks_.leads() && warnings.size() > shown)
+    log_warning("step {}: and {} in metrics.jsonl", report.step,
+                plural(static_cast<int64_t>(warnings.size() - shown), "warning"));
+}
+
+}  // namespace octet
