@@ -4,14 +4,13 @@
 
 #include <algorithm>
 
+#include "analysis/planned_run.h"
 #include "analysis/report.h"
-#include "base/files.h"
 #include "base/log.h"
 #include "base/text.h"
 #include "numerics/recipes.h"
-#include "training/checkpoint.h"
 #include "training/progress.h"
-#include "training/run_files.h"
+#include "training/state_injection.h"
 #include "training/train.h"
 
 namespace octet {
@@ -19,18 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct PlannedRun {
-  RunConfig config;
-  fs::path folder;
-};
-
-std::string afresh(const PlannedRun& run) {
-  return fmt::format("choose another run.output, or remove {} to train it again",
-                     escape_control(run.folder.string()));
-}
-
 PlannedRun plan_run(const CompareRequest& request, const std::string& variant, int seed_index) {
-  PlannedRun run{request.config, {}};
+  PlannedRun run{request.config, {}, request.inject};
   run.config.precision = recipe_of_variant(request.config, variant);
   run.config.run.seed += static_cast<uint64_t>(seed_index);
   const std::string name =
@@ -41,35 +30,14 @@ PlannedRun plan_run(const CompareRequest& request, const std::string& variant, i
   return run;
 }
 
-// What is in the folder goes on only as the very run that was planned: a change on the way, which octet train
-// records and allows, would be judged under the new label.
-void require_same_run(const PlannedRun& run) {
-  std::vector<Json> before;
-  std::error_code ignored;
-  if (fs::exists(run.folder / config_file, ignored))
-    before.push_back(Json::parse(read_text(run.folder / config_file, ExitCode::Data), nullptr, false));
-  const std::vector<CheckpointEntry> checkpoints = list_checkpoints(run.folder / checkpoint_folder);
-  if (!checkpoints.empty() && fs::exists(checkpoints.back().folder / manifest_file, ignored))
-    before.push_back(read_manifest(checkpoints.back().folder).config);
-  for (Json& config : before) {
-    std::string changes = config.is_object() ? "" : fmt::format("{} is not readable", config_file);
-    if (config.is_object()) {
-      config.erase("octet");
-      for (const ConfigChange& c : compare_configs(config.dump(), to_json(run.config)))
-        if (c.change_class != ChangeClass::Free)
-          changes += fmt::format("{}{}: {} -> {}", changes.empty() ? "" : "; ", c.pointer, c.before, c.after);
-    }
-    if (!changes.empty())
-      throw Error(ExitCode::Usage,
-                  fmt::format("{} holds another run ({})", escape_control(run.folder.string()), changes),
-                  afresh(run));
-  }
-}
-
 // octet train's hints name options that compare has not.
 TrainResult train_or_explain(const PlannedRun& run, const std::string& device) {
   try {
-    return train({run.config, device, {ResumePolicy::Kind::Auto, {}}, false, {}});
+    TrainRequest request;
+    request.config = run.config;
+    request.device = device;
+    request.inject = run.inject;
+    return train(request);
   } catch (const Error& error) {
     if (error.hint().find("--overwrite") == std::string::npos &&
         error.hint().find("--accept-changed-data") == std::string::npos)
@@ -147,6 +115,7 @@ int compare(const CompareRequest& request) {
                   "name each recipe once");
     }
   }
+  parse_state_injections(request.inject);  // refuses
   std::vector<PlannedRun> runs;
   for (const std::string& variant : request.variants) runs.push_back(plan_run(request, variant, 0));
   for (int seed = 1; seed < request.seeds; ++seed)

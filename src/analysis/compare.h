@@ -14,6 +14,7 @@ struct CompareRequest {
   std::vector<std::string> variants;  // recipe names, the first is the baseline
   int seeds = 1;                      // runs of the baseline that make the noise band
   std::string device = "auto";
+  std::vector<std::string> inject = {};  // into the state of every run (training/state_injection.h)
 };
 
 // The precision section a variant name stands for: the configuration's own when it is that recipe, otherwise

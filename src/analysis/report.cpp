@@ -5,38 +5,14 @@
 #include <cmath>
 
 #include "analysis/chart.h"
+#include "analysis/page.h"
 #include "analysis/report_health.h"
-#include "base/clock.h"
+#include "analysis/sharpness_chart.h"
 #include "base/files.h"
 #include "base/text.h"
-#include "base/version.h"
 
 namespace octet {
 namespace {
-
-// Light by default, dark when the reader's system is; colours chosen for contrast in both.
-constexpr const char* style = R"(
-:root{--ink:#1b1f24;--soft:#57606a;--page:#fff;--card:#f6f8fa;--line:#d0d7de;--c0:#0969da;--c1:#cf4a0a;--c2:#1a7f37;--c3:#8250df;--c4:#9a6700;--c5:#bf3989;--heat:0}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9da7b1;--page:#0d1117;--card:#161b22;--line:#30363d;--c0:#58a6ff;--c1:#ff9b5e;--c2:#56d364;--c3:#bc8cff;--c4:#e3b341;--c5:#f778ba}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:960px;padding:24px 20px 60px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-h1{font-size:26px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:18px;margin:34px 0 10px;border-bottom:1px solid var(--line);padding-bottom:4px}
-p{margin:6px 0}.soft{color:var(--soft)}
-.verdict{border:1px solid var(--line);border-left:6px solid var(--tone);background:var(--card);border-radius:6px;padding:12px 16px;margin:14px 0}
-.verdict b{font-size:20px;color:var(--tone)}
-.good{--tone:var(--c2)}.fair{--tone:var(--c4)}.bad{--tone:var(--c1)}.open{--tone:var(--c0)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:5px 10px;border-bottom:1px solid var(--line);vertical-align:top}th:first-child,td:first-child{text-align:left}
-th{color:var(--soft);font-weight:600}
-td.text{text-align:left;overflow-wrap:anywhere}
-figure{margin:18px 0}figcaption{font-weight:600;display:flex;flex-wrap:wrap;gap:4px 18px;justify-content:space-between}
-.legend{font-weight:400;display:flex;flex-wrap:wrap;gap:2px 14px}.key{white-space:nowrap}.swatch{display:inline-block;width:14px;height:4px;margin-right:6px;vertical-align:middle;background:currentColor}
-svg{width:100%;height:auto;display:block}svg text{font:11.5px system-ui,sans-serif;fill:var(--soft)}
-.grid{stroke:var(--line);stroke-width:1}.rule{stroke:var(--soft);stroke-dasharray:5 4}
-.line{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}.faint{opacity:.28;stroke-width:1}.point{fill:currentColor}.band{fill:currentColor;opacity:.18}
-.c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}
-.cell{fill:var(--c1);fill-opacity:var(--heat);stroke:var(--line);stroke-width:.3}
-)";
 
 const char* tone_of(Verdict verdict) {
   switch (verdict) {
@@ -135,6 +111,16 @@ std::string gap_chart(const ReportInput& input) {
   return chart.series.empty() ? std::string{} : render(chart);
 }
 
+std::string sharpness_chart(const ReportInput& input) {
+  Chart chart = empty_sharpness_chart();
+  int color = 0;
+  for (const RunHistory* run : runs_of(input)) {
+    Series series = sharpness_series(*run, color++);
+    if (!series.x.empty()) chart.series.push_back(std::move(series));
+  }
+  return chart.series.empty() ? std::string{} : render(chart);
+}
+
 std::string run_table(const ReportInput& input) {
   std::string out =
       "<div class=\"scroll\"><table><tr><th>run</th><th>steps</th><th>tokens</th><th>final "
@@ -222,8 +208,7 @@ Json finite_or_null(double value) { return std::isfinite(value) ? Json(value) : 
 }  // namespace
 
 std::string render_html(const ReportInput& input) {
-  std::string body = fmt::format("<h1>{}</h1><p class=\"soft\">octet {} · {}</p>", escape_html(input.title),
-                                 escape_html(version()), iso_time(wall_seconds()));
+  std::string body;
   for (size_t i = 0; i < input.variants.size(); ++i) {
     const Comparison& c = input.comparisons[i];
     body += fmt::format(
@@ -238,7 +223,8 @@ std::string render_html(const ReportInput& input) {
             ? fmt::format(" · speed ×{:.2f} · net benefit ×{}", c.speed_up, number(c.net_benefit, "{:.2f}"))
             : "");
   }
-  body += "<h2>Runs</h2>" + run_table(input) + "<h2>Loss</h2>" + loss_chart(input) + gap_chart(input);
+  body += "<h2>Runs</h2>" + run_table(input) + "<h2>Loss</h2>" + loss_chart(input) + gap_chart(input) +
+          sharpness_chart(input);
   body += "<h2>Gradient norm and throughput</h2>" +
           render(smoothed_chart(input, &StepRecord::gradient_norm, "Gradient norm before clipping (averaged)",
                                 "L2 norm"));
@@ -253,12 +239,7 @@ std::string render_html(const ReportInput& input) {
   for (const RunHistory* run : runs_of(input)) body += gemm_table(*run);
   for (const RunHistory* run : runs_of(input)) body += health_section(*run);
   body += events_table(input) + "<h2>Environment</h2>" + environment(input);
-  return fmt::format(
-      "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
-      "content=\"width=device-width,initial-scale=1\">"
-      "<meta name=\"color-scheme\" content=\"light "
-      "dark\"><title>{}</title><style>{}</style></head><body>{}</body></html>\n",
-      escape_html(input.title), style, body);
+  return page(input.title, body);
 }
 
 Json render_json(const ReportInput& input) {

@@ -93,6 +93,19 @@ void add_record(RunHistory& log, const Json& json, const std::string& source) {
   }
 }
 
+std::vector<SharpnessRecord> read_sharpness(const std::filesystem::path& file) {
+  std::error_code ignored;
+  std::vector<SharpnessRecord> records;
+  if (!std::filesystem::exists(file, ignored)) return records;
+  const Json json = read_json_object(file);
+  for (const Json& object : JsonFields(json, file.string()).objects("points")) {
+    const JsonFields point(object, file.string() + ": /points");
+    records.push_back({point.integer("step"), point.number("epsilon", missing), point.number("last", missing),
+                       point.number("last_error", missing), point.number("all", missing)});
+  }
+  return records;
+}
+
 }  // namespace
 
 std::string describe_state(const RunHistory& run) {
@@ -118,6 +131,7 @@ RunHistory read_run_history(const std::filesystem::path& folder) {
   log.folder = folder;
   log.config = read_json_object(folder / config_file);
   log.status = read_status(folder);
+  log.sharpness = read_sharpness(folder / sharpness_file);
   log.name = std::filesystem::weakly_canonical(folder).filename().string();  // also of "runs/a/" and "."
   std::ifstream in(metrics);
   std::string line;

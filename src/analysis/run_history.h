@@ -40,6 +40,16 @@ struct EventRecord {
   std::string event, message;
 };
 
+inline constexpr const char* sharpness_file = "sharpness.json";  // in a run's folder, of octet sharpness
+
+// Epsilon-sharpness of a checkpoint, percent (analysis/sharpness.h).
+struct SharpnessRecord {
+  int64_t step = 0;
+  double epsilon = 0;
+  double last = 0, last_error = 0;  // mean over the sequences of their last token, and its standard error
+  double all = 0;                   // mean over all tokens
+};
+
 struct RunHistory {
   std::filesystem::path folder;
   std::string name;
@@ -49,6 +59,7 @@ struct RunHistory {
   std::vector<ValidationRecord> validations;
   std::vector<HealthRecord> health;
   std::vector<EventRecord> events;
+  std::vector<SharpnessRecord> sharpness;  // by step, then epsilon; empty: not measured
 };
 
 // Throws Error(Data) naming the file, the line and the key; a partial last line (a killed writer) is

@@ -27,6 +27,15 @@ double long_run_sum(std::span<const double> u) {
 
 }  // namespace
 
+Share wilson_interval(int64_t count, int64_t of) {
+  if (of <= 0) return {};
+  const double n = static_cast<double>(of), p = static_cast<double>(count) / n,
+               z2 = normal_quantile * normal_quantile;
+  const double centre = (p + z2 / (2 * n)) / (1 + z2 / n),
+               reach = normal_quantile / (1 + z2 / n) * std::sqrt(p * (1 - p) / n + z2 / (4 * n * n));
+  return {p, count == 0 ? 0 : centre - reach, count == of ? 1 : centre + reach};
+}
+
 Estimate mean_with_confidence(std::span<const double> values) {
   const size_t n = values.size();
   if (n == 0) return {0, std::numeric_limits<double>::infinity()};

@@ -13,6 +13,13 @@ struct Estimate {
   double high() const { return value + half_width; }
 };
 
+// The 95 % interval of a share, of which `count` of `of` are seen: reasonable for few of them, and for none.
+// [Wilson 1927]  of = 0: 0 .. 1.
+struct Share {
+  double value = 0, low = 0, high = 1;
+};
+Share wilson_interval(int64_t count, int64_t of);
+
 // Mean with a Newey-West (Bartlett) standard error at lag ceil(sqrt(n)): neighbouring steps are correlated,
 // so the naive error would be too small.  [Newey & West 1987]  n >= 2; the half-width of fewer values is
 // infinite.

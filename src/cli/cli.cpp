@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "base/version.h"
 #include "cli/command.h"
+#include "cli/experiments.h"
 #include "kernels/launch_error.h"
 
 namespace octet {
@@ -101,6 +102,10 @@ int run_command_line(int argc, char** argv) {
   Action action;
   add_train(app, action);
   add_compare(app, action);
+  add_sweep(app, action);
+  add_inject(app, action);
+  add_sharpness(app, action);
+  add_whatif(app, action);
   add_tokenize(app, action);
   add_data(app, action);
   add_plan(app, action);

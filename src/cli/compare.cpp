@@ -10,7 +10,7 @@ namespace octet {
 void add_compare(CLI::App& app, Action& action) {
   struct Options {
     std::string config, device = "auto", output;
-    std::vector<std::string> variants{"bf16", "fp8"}, overrides, from;
+    std::vector<std::string> variants{"bf16", "fp8"}, overrides, from, inject;
     int seeds = 1;
   };
   auto options = std::make_shared<Options>();
@@ -30,6 +30,11 @@ void add_compare(CLI::App& app, Action& action) {
   command->add_option("--device", options->device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  command
+      ->add_option("--inject", options->inject,
+                   "a change of weights in every run, for example align:step=200 (docs/operations.md)")
+      ->type_name("FAULT")
+      ->allow_extra_args(false);
   auto* from =
       command->add_option("--from", options->from, "compare two runs that exist: baseline and variant")
           ->expected(2)
@@ -52,7 +57,7 @@ void add_compare(CLI::App& app, Action& action) {
         throw Error(ExitCode::Usage, "compare needs a configuration, or --from with two runs",
                     "octet compare --help");
       return compare({load_config(options->config, options->overrides), options->variants, options->seeds,
-                      options->device});
+                      options->device, options->inject});
     };
   });
 }

@@ -8,6 +8,7 @@
 #include "training/checkpoint.h"
 #include "training/run_files.h"
 #include "training/run_folder.h"
+#include "training/state_injection.h"
 
 namespace octet {
 namespace {
@@ -69,6 +70,9 @@ int train_ranks(const RanksRequest& request) {
     if (goes_on) without.insert("overwrite");
     if (goes_on || begins_again) without.insert("resume");
     std::vector<std::string> words = arguments_again(request.command, without);
+    // A fault of a process means the first start only; one in the state of the run is part of the run.
+    for (const std::string& fault : request.command.get_option("--inject")->results())
+      if (parse_state_injection(fault)) words.push_back("--inject=" + fault);
     if (goes_on || begins_again) words.push_back("--resume=auto");
     return words;
   };

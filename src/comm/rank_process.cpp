@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/wait.h>
@@ -14,6 +13,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/child_process.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/text.h"
@@ -30,12 +30,6 @@ std::string random_token() {
   if (::getrandom(bits.data(), sizeof bits, 0) != static_cast<ssize_t>(sizeof bits))
     throw Error(ExitCode::Internal, "getrandom: " + message_of(errno), "the system gives no random numbers");
   return hex(bits[0]) + hex(bits[1]);
-}
-
-int usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return ::sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
 // "NAME=value" of the launcher's own environment and what this rank is told.

@@ -118,6 +118,10 @@ Injector::Rule Injector::parse(const std::string& spec) {
 Injector::Injector(const std::vector<std::string>& specs, std::filesystem::path folder, int rank)
     : folder_(std::move(folder)) {
   for (const std::string& spec : specs) {
+    if (const std::optional<StateInjection> change = parse_state_injection(spec)) {
+      of_state_.push_back(*change);
+      continue;
+    }
     Rule rule = parse(spec);
     if (rule.number("rank", rank) != rank) continue;
     rules_.push_back(std::move(rule));

@@ -12,6 +12,7 @@
 //   slow:milliseconds=T         every file of a checkpoint takes T longer
 //   nan:step=K[,count=M]        a gradient of steps K .. K+M-1 is NaN
 //   spike:step=K[,loss=X]       the loss of step K is X higher (default 10), once
+//   align:..., row:...          weights change once, before a step: state_injection.h
 //   signal:name=TERM,phase=P[,step=K]   the process gets SIGTERM, INT, USR1 or USR2
 //
 // Steps count from 1, as in the log. Every rule takes rank=R: only on that rank.
@@ -22,6 +23,8 @@
 #include <map>
 #include <string>
 #include <vector>
+
+#include "training/state_injection.h"
 
 namespace octet {
 
@@ -39,6 +42,7 @@ class Injector {
   bool nan(int64_t step) const;
   size_t available_memory() const;  // what is there, unless a rule says otherwise; 0: unknown
   double spike(int64_t step);       // added to the mean loss; 0: none
+  const std::vector<StateInjection>& of_state() const { return of_state_; }
 
  private:
   struct Rule {
@@ -53,6 +57,7 @@ class Injector {
 
   std::filesystem::path folder_;
   std::vector<Rule> rules_;
+  std::vector<StateInjection> of_state_;
   std::atomic<int64_t> operations_{0}, writes_{0};
   bool hooked_ = false;
 };

@@ -141,8 +141,12 @@ TrainResult train(const TrainRequest& request) {
   // is refused has touched nothing.
   Injector injector(request.inject, std::filesystem::weakly_canonical(run_output(config)),
                     request.launch.rank);
-  const std::unique_ptr<Device> device =
+  require_possible(injector.of_state(), config);
+  const std::unique_ptr<Device> opened =
       open_device(request.device, device_options(config, request.launch.local_rank));
+  // Only what measures before it changes wants to see operations.
+  ObservedDevice observed(*opened);
+  Device* const device = injector.of_state().empty() ? opened.get() : &observed;
   if (request.resume.kind == ResumePolicy::Kind::Path) read_manifest(request.resume.path);
   const Dataset data(config.data.train, config.data.raw_width, config.model.context, config.model.vocabulary);
   std::unique_ptr<Dataset> validation;
@@ -156,7 +160,7 @@ TrainResult train(const TrainRequest& request) {
   const Launch& launch = request.launch;
   const Sharding place{launch.rank, launch.ranks};
   accumulation(config, launch.ranks);  // refuses
-  const PlannedMemory bytes = measure_memory(device.get(), planned, place);
+  const PlannedMemory bytes = measure_memory(device, planned, place);
   require_memory(bytes, device->info(), injector.available_memory());
   const std::string fingerprint = fingerprint_of(data, validation.get());
   Ranks ranks(launch, agreement_of(request, fingerprint, *device), config.parallel, *device);
@@ -173,10 +177,10 @@ TrainResult train(const TrainRequest& request) {
     const PageLockedArena offload_arena(*device, bytes.offload_bytes);
     MemoryPlan device_plan(device_arena.data, bytes.device_bytes),
         host_plan(host_arena.data, bytes.host_bytes), offload_plan(offload_arena.data, bytes.offload_bytes);
-    RunMemory memory(device.get(), planned, {device_plan, host_plan, offload_plan}, place,
-                     ranks.communicator());
+    RunMemory memory(device, planned, {device_plan, host_plan, offload_plan}, place, ranks.communicator());
     Trainer trainer({request, *device, data, validation.get(), fingerprint, *folder, memory,
-                     bytes.device_bytes + bytes.host_bytes + bytes.offload_bytes, signals, injector, ranks});
+                     bytes.device_bytes + bytes.host_bytes + bytes.offload_bytes, signals, injector, ranks,
+                     &observed});
     const TrainResult result = trainer.run();
     ranks.finish();
     return result;

@@ -16,6 +16,7 @@ Trainer::Trainer(const TrainerParts& p)
     : config_(p.request.config),
       request_(p.request),
       device_(p.device),
+      observed_(p.observed),
       device_info_(p.device.info()),
       data_(p.train),
       validation_(p.validation),
@@ -49,7 +50,8 @@ TrainResult Trainer::run() {
   } catch (const Error& error) {
     // With several ranks a save needs all of them, and the others wait in the step's reductions: this rank
     // leaves at once, they follow, and the newest checkpoint is whole.
-    if (error.code() != ExitCode::Data || !ranks_.alone()) throw;
+    // Nor is a state saved that an injection has begun to change.
+    if (error.code() != ExitCode::Data || !ranks_.alone() || changed_) throw;
     // A shard shrank or vanished under the run (F12): what was learned so far is kept.
     settle();
     give_up_round();
@@ -147,8 +149,9 @@ bool Trainer::gradients(StepReport& report) {
   for (int64_t micro = 0; micro < micros; ++micro) {
     // A partial step leaves no trace in the state: what is saved now is the end of the step before.
     // With several ranks all stop after the same step.
-    if (ranks_.alone() && stop_requested()) return false;
+    if (ranks_.alone() && stop_requested() && !changed_) return false;
     const MicroBatch& batch = loader_->next();
+    if (micro == 0) change_state(report.step, batch);
     note_epochs(batch, report);
     report.batch_hashes.push_back(batch.hash);
     const MicroBatchPlace place{micro * ranks_.count() + ranks_.rank(), micro + 1 == micros};
@@ -180,6 +183,18 @@ bool Trainer::gradients(StepReport& report) {
   return true;
 }
 
+// Before the first forward pass of a step, so that a checkpoint of the step before is from before it. The
+// step then ends whatever happens: a change that is saved half would be made twice.
+void Trainer::change_state(int64_t step, const MicroBatch& first) {
+  for (const StateInjection& one : injector_.of_state()) {
+    if (one.step != step) continue;
+    changed_ = true;
+    const std::string text = apply(one, {*observed_, memory_, ranks_, step, state_.rollbacks, first});
+    log_warning("step {}: injected {}", step, text);
+    log_.event(step, "inject", text);
+  }
+}
+
 // Scales first, working weights second: the codes are then a function of what a checkpoint holds. After a
 // step that is not applied the scales stay, and its amaxes (which may be NaN) are forgotten. Whether it is
 // applied the device decides for itself.
@@ -195,11 +210,13 @@ void Trainer::update(const StepReport& report) {
   if (report.skip) {
     if (const ScaleTable& scales = m.model.scales(); !scales.sites.empty()) device_.zero(scales.amax);
     m.data_parallel.refresh_working_weights(report.step);
+    changed_ = false;
     return;
   }
   m.model.update_scales(report.step - 1, m.optimizer.control());
   m.optimizer.measure_update_rms(statistics_due(report.step));
   m.data_parallel.update(report.learning_rate, report.step);
+  changed_ = false;
 }
 
 // Waits for the step in flight and does the books: `state_` is the device's again.

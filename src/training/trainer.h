@@ -36,6 +36,7 @@ struct TrainerParts {
   SignalGuard& signals;
   Injector& injector;
   Ranks& ranks;
+  ObservedDevice* observed;  // the device once more, where something is injected into the state
 };
 
 class Trainer {
@@ -113,9 +114,12 @@ class Trainer {
   TrainResult result(ExitCode code, const std::string& reason);
   TrainResult stop();
 
+  void change_state(int64_t step, const MicroBatch& first);  // what --inject asks for, if anything
+
   const RunConfig& config_;
   const TrainRequest& request_;
   Device& device_;
+  ObservedDevice* observed_;
   const DeviceInfo device_info_;  // asked once: a CPU's clock, hence its stated peak, moves
   const Dataset& data_;
   const Dataset* validation_;
@@ -152,6 +156,7 @@ class Trainer {
   std::optional<StepReport> in_flight_;
   StepReadback readback_;
   double settled_at_ = 0;    // monotonic
+  bool changed_ = false;     // the masters are those of an injected step that has not ended yet
   bool save_asked_ = false;  // a signal's, not yet answered
   std::string failure_;      // why the run has to end
   std::string save_error_;   // of the newest save that failed

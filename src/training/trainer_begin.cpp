@@ -12,6 +12,7 @@ namespace octet {
 void Trainer::begin() {
   const FoundCheckpoint& found = folder_.resume();
   load_validation_windows();
+  require_possible(injector_.of_state(), memory_.model.parameters());
   if (found.folder.empty()) {
     state_ = {};
     look_at(1);

@@ -127,6 +127,8 @@ std::string Trainer::communication() const {
 // After the first step of this process, when matmul has counted what it really ran.
 void Trainer::record_start(const MatmulCounts& counts) {
   started_ = true;
+  Json injected = Json::array();
+  for (const StateInjection& one : injector_.of_state()) injected.push_back(one.text);
   log_.write("start", state_.step - 1,
              {{"time", wall_seconds()},
               {"config_hash", config_hash(config_)},
@@ -135,6 +137,7 @@ void Trainer::record_start(const MatmulCounts& counts) {
               {"device", device_info_.name},
               {"version", version()},
               {"recipe", config_.precision.name},
+              {"inject", injected},
               {"gemm_table", gemm_table(counts)},
               {"parameters", config_.model.parameters()},
               {"memory_bytes", planned_bytes_},

@@ -89,3 +89,19 @@ TEST_CASE("an exponential average over steps forgets by steps, not by values") {
   CHECK(exponential_average(dense, 0.9) == exponential_average(dense, dense_steps, 0.9));
   CHECK(exponential_average(sparse, 0.9).back() == Approx(0.1).epsilon(0.02));  // by values: another number
 }
+
+TEST_CASE("Wilson's interval is that of the literature, and lies within 0 and 1") {
+  // Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+  const auto check = [](int64_t count, int64_t of, double low, double high) {
+    const Share share = wilson_interval(count, of);
+    CHECK(share.low == Approx(low).margin(5e-5));
+    CHECK(share.high == Approx(high).margin(5e-5));
+  };
+  check(81, 263, 0.2553, 0.3662);
+  check(15, 148, 0.0624, 0.1605);
+  check(0, 20, 0.0000, 0.1611);
+  check(1, 29, 0.0061, 0.1718);
+  CHECK(wilson_interval(20, 20).high == 1);
+  CHECK(wilson_interval(20, 20).low == Approx(1 - 0.1611).margin(5e-5));
+  CHECK(wilson_interval(0, 0).high == 1);
+}
