@@ -284,8 +284,7 @@ void Transformer::Implementation::observe_weights() {
   for (size_t i = 0; i < observed_weights.size(); ++i) {
     const Linear* linear = linear_of[observed_weights[i]];
     const Linear::WorkingWeight weight =
-        linear ? linear->working_weight(pass)
-               : Linear::WorkingWeight{table_of(observed_weights[i])->weight.values(), {}};
+        linear ? linear->working_weight(pass) : Linear::WorkingWeight{embedding.weight.values(), {}};
     observations.observe_weight(*device, static_cast<int64_t>(i), weight.values, weight.inverse_scales);
   }
   for (size_t i = 0; i < blocks.size(); ++i) {
