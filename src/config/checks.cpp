@@ -195,6 +195,13 @@ void check_precision(const RunConfig& c, Problems& out) {
                    fmt::format("the recipe is called \"{}\" but its operands are FP8; call it \"fp8\"",
                                escape_control(r.name))});
   }
+  if (c.model.preset.rfind("llama-smooth", 0) == 0 && r.float8() && r.smooth_swiglu == SmoothSwiGLU::None) {
+    out.push_back({"/precision/smooth_swiglu",
+                   {"/precision", "/model/preset"},
+                   fmt::format("found \"none\" with the model preset \"{}\", which is named after it: choose "
+                               "\"dual\", \"token\" or \"channel\", or a preset \"llama\"",
+                               c.model.preset)});
+  }
   if (r.float8() && r.first_blocks_bf16 + r.last_blocks_bf16 == c.model.layers) {
     out.push_back(
         {"/precision/recipe",

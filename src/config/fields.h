@@ -30,7 +30,6 @@ struct Field {
   ValueKind kind;
   Bounds bounds;                     // Integer and Number
   std::vector<std::string> choices;  // Choice
-  std::vector<std::string> planned;  // Choice: names that will exist; refused with that message
   std::string help;
   ChangeClass change = ChangeClass::Recorded;
   bool decides_numbers = true;  // part of config_hash

@@ -18,6 +18,12 @@ Operand transposed(const Tensor& values) {
   return o;
 }
 
+Parameter declare_norm(const Blueprint& blueprint) {
+  if (!blueprint.spec().final_norm) return {};
+  return blueprint.parameters.add("final_norm.gain", ParameterKind::Vector, {blueprint.spec().width},
+                                  Initial{.deviation = 0, .constant = 1});
+}
+
 }  // namespace
 
 TokenTable declare_token_table(const Blueprint& blueprint, const char* name) {
@@ -36,17 +42,17 @@ Head::Head(const Blueprint& blueprint, const TokenTable& embedding)
       tokens_(blueprint.tokens()),
       chunk_(std::min(blueprint.options.head_chunk, blueprint.tokens())),
       z_loss_(static_cast<float>(blueprint.options.z_loss)),
-      norm_(blueprint.parameters.add("final_norm.gain", ParameterKind::Vector, {blueprint.spec().width},
-                                     Initial{.deviation = 0, .constant = 1})),
+      norm_(declare_norm(blueprint)),
       table_(spec_.tied_head ? embedding : declare_token_table(blueprint, "head")) {}
 
 void Head::plan_stored(MemoryPlan& plan) {
   residual_ = plan.add("final_norm.residual", Category::Activations, storage_, {tokens_, spec_.width});
-  rstd_ = plan.add("final_norm.rstd", Category::Activations, DType::F32, {tokens_});
+  if (spec_.final_norm) rstd_ = plan.add("final_norm.rstd", Category::Activations, DType::F32, {tokens_});
 }
 
 void Head::plan_output(MemoryPlan& plan) {
-  output_ = plan.add("final_norm.output", Category::Head, storage_, {tokens_, spec_.width});
+  if (spec_.final_norm)
+    output_ = plan.add("final_norm.output", Category::Head, storage_, {tokens_, spec_.width});
 }
 
 void Head::plan_scratch(MemoryPlan& plan) {
@@ -56,18 +62,20 @@ void Head::plan_scratch(MemoryPlan& plan) {
 
 void Head::normalise(const Pass& pass, const ResidualStream& in) const {
   CastTarget output;
-  output.high = output_;
+  output.high = input();
   pass.device.rmsnorm_forward({.residual = in.residual,
                                .branch = in.branch,
                                .residual_out = residual_,
                                .gain = norm_.master,
                                .rstd = rstd_,
                                .epsilon = static_cast<float>(spec_.norm_epsilon),
-                               .out = output});
+                               .out = output,
+                               .branch_gain = in.branch_gain,
+                               .branch_rstd = in.branch_rstd});
 }
 
 Head::ChunkMatmuls Head::chunk_matmuls(int64_t begin, int64_t count) const {
-  const Tensor x = output_.slice(begin, count), logits = logits_.slice(0, count);
+  const Tensor x = input().slice(begin, count), logits = logits_.slice(0, count);
   ChunkMatmuls chunk;
   chunk.fprop.gemm_class = GemmClass::HeadFprop;
   chunk.fprop.a = operand(x);
@@ -104,6 +112,8 @@ void Head::loss(const Pass& pass, const HeadLoss& loss) const {
 }
 
 void Head::backward(const Pass& pass, const CastTarget& input_gradient) const {
+  if (!spec_.final_norm)
+    return pass.device.cast({.source = output_gradient_, .column_factor = {}, .out = input_gradient});
   pass.device.rmsnorm_backward({.out_gradient = output_gradient_,
                                 .residual = residual_,
                                 .gain = norm_.master,

@@ -1,5 +1,5 @@
-// The end of the model: final norm, projection to the vocabulary, cross-entropy. Logits exist for one chunk
-// of tokens at a time; their gradient takes their place at once.
+// The end of the model: final norm (where the spec has one), projection to the vocabulary, cross-entropy.
+// Logits exist for one chunk of tokens at a time; their gradient takes their place at once.
 #pragma once
 #include <vector>
 
@@ -32,7 +32,7 @@ class Head {
   const TokenTable& table() const { return table_; }
 
   void normalise(const Pass& pass, const ResidualStream& in) const;
-  // Losses and, in a training pass, the gradients of the table and of the norm's output.
+  // Losses and, in a training pass, the gradients of the table and of what it multiplies.
   void loss(const Pass& pass, const HeadLoss& loss) const;
   // The gradient of the stream that `normalise` read.
   void backward(const Pass& pass, const CastTarget& input_gradient) const;
@@ -42,17 +42,18 @@ class Head {
     Matmul fprop, dgrad, wgrad;
   };
   ChunkMatmuls chunk_matmuls(int64_t begin, int64_t count) const;
+  const Tensor& input() const { return spec_.final_norm ? output_ : residual_; }  // of the projection
 
   TransformerSpec spec_;
   DType storage_;
   int64_t tokens_, chunk_;
   float z_loss_;
-  Parameter norm_;  // gain [D]
+  Parameter norm_;  // gain [D]; without tensors when there is no final norm
   TokenTable table_;
   Tensor residual_;         // storage [T, D]: what was normalised
   Tensor rstd_;             // F32 [T]
   Tensor output_;           // storage [T, D]: the norm's output
-  Tensor output_gradient_;  // storage [T, D]
+  Tensor output_gradient_;  // storage [T, D]: of input()
   Tensor logits_;           // storage [chunk, V]: logits, then their gradient
 };
 

@@ -106,14 +106,15 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
   const bool dual = options_.smooth == SmoothSwiGLU::Dual;
   switch (reader) {
     case LastReader::Fprop:
-      if (wgrad_float8()) input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
+      if (wgrad_float8() && !options_.reads_stream)
+        input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (fprop_float8()) input.add(buffers.row, ".row", dtype, {tokens, inputs});
       if (dual) input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
       break;
     case LastReader::Wgrad:
       if (wgrad_float8())
         input.add(buffers.column, ".column", dtype, {inputs, tokens});
-      else
+      else if (!options_.reads_stream)
         input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (dual || options_.smooth == SmoothSwiGLU::Channel)
         input.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32, {inputs});
@@ -231,6 +232,7 @@ Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradi
   matmul.a = as_stored(dgrad_float8() ? grad.row : grad.high);
   matmul.b = dgrad_float8() ? as_stored(weight_column_) : transposed(storage_weight_.values());
   matmul.out = input_gradient;
+  matmul.accumulate = options_.reads_stream;
   return matmul;
 }
 
@@ -301,6 +303,7 @@ std::vector<Matmul> Linear::matmul_shapes(int64_t tokens) const {
   for (LastReader reader : {LastReader::Fprop, LastReader::Wgrad, LastReader::GradCast})
     plan_input(shapes, reader, tokens, input);
   plan_grad(shapes, tokens, grad);
+  if (input.high.empty()) input.high = {nullptr, options_.storage, {tokens, options_.inputs}};
   return {fprop_operands(input, grad.high), dgrad_operands(grad, input.high), wgrad_operands(grad, input)};
 }
 

@@ -37,6 +37,9 @@ struct LinearOptions {
   Cast input, weight, grad;                  // a format that is not FP8 means storage precision
   SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled (down projection)
   FastAccumulation fast_accumulation;        // of the GEMMs that run in FP8
+  // The input is the residual stream itself: its high copy is the block's, and dgrad adds to the stream's
+  // gradient.
+  bool reads_stream = false;
   Initial initial;
 };
 

@@ -22,16 +22,6 @@ uint64_t position_of(MicroStep where) {
   return static_cast<uint64_t>(where.step) * micro_batches_per_step + static_cast<uint64_t>(where.micro);
 }
 
-// What a TransformerSpec has of ParameterKind::Vector.
-std::vector<int64_t> vectors_of(const TransformerSpec& spec) {
-  std::vector<int64_t> vectors{spec.width};  // final_norm
-  for (int64_t i = 0; i < spec.layers; ++i) {
-    vectors.insert(vectors.end(), {spec.width, spec.width});
-    if (spec.qkv_bias) vectors.push_back(spec.qkv_width());
-  }
-  return vectors;
-}
-
 void require_buildable(const TransformerOptions& options) {
   const bool float8 = options.recipe.float8();
   std::string broken;
@@ -105,7 +95,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
     : device(the_device),
       options(the_options),
       parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient), the_options.sharding,
-                 vectors_of(the_options.spec)) {
+                 the_options.spec.vectors()) {
   require_buildable(options);
   rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};
@@ -157,8 +147,10 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
 void Transformer::Implementation::plan_scratch(MemoryPlan& plan) {
   shared = {};
   gradients = {};
-  branch = plan.add("branch", Category::Scratch, embedding.weight.values().dtype,
-                    {tokens.rows(), options.spec.width});
+  branch = {};  // with a post_norm blocks keep their own
+  if (options.spec.post_norm == PostNorm::None)
+    branch = plan.add("branch", Category::Scratch, embedding.weight.values().dtype,
+                      {tokens.rows(), options.spec.width});
   head->plan_output(plan);
   for (const Block& block : blocks) block.plan_residual_gradients(plan, gradients);
   {
@@ -196,7 +188,9 @@ size_t Transformer::Implementation::workspace_bytes() const {
   const DeviceWork work{.matmuls = matmuls,
                         .attentions = {&attention, 1},
                         .tokens = tokens.rows(),
-                        .width = options.spec.width};
+                        .width = options.spec.width,
+                        .qk_norm = options.spec.qk_norm,
+                        .activation = options.spec.activation};
   // A plan without a device is the plan of the one that is always there.
   return device ? device->workspace_bytes(work) : make_cpu_device({})->workspace_bytes(work);
 }
@@ -212,9 +206,11 @@ void Transformer::Implementation::upload(const int32_t* host_tokens, const int32
 }
 
 void Transformer::Implementation::forward(const Pass& pass) {
-  device->embedding_forward(
-      {.out = blocks.front().input(), .tokens = tokens, .table = embedding.weight.values()});
-  ResidualStream stream{blocks.front().input(), {}};
+  device->embedding_forward({.out = blocks.front().input(),
+                             .tokens = tokens,
+                             .table = embedding.weight.values(),
+                             .multiplier = static_cast<float>(options.spec.input_multiplier)});
+  ResidualStream stream{blocks.front().input(), {}, {}, {}};
   for (const Block& block : blocks) stream = block.forward(pass, stream, branch);
   head->normalise(pass, stream);
 }
@@ -236,7 +232,8 @@ void Transformer::Implementation::backward(const Pass& pass, const Transformer::
   tell(first_parameter[0], first_parameter[1]);
   device->embedding_backward({.table_gradient = embedding.parameter.gradient,
                               .tokens = tokens,
-                              .out_gradient = gradients.residual.high});
+                              .out_gradient = gradients.residual.high,
+                              .multiplier = static_cast<float>(options.spec.input_multiplier)});
   tell(0, first_parameter[0]);
 }
 

@@ -61,7 +61,8 @@ double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, Gem
   const double width = static_cast<double>(spec.width), ffn = static_cast<double>(spec.ffn_width);
   const double down = ffn * width;
   const double all = width * static_cast<double>(spec.qkv_width()) +
-                     static_cast<double>(spec.attention_width()) * width + 2 * ffn * width + down;
+                     static_cast<double>(spec.attention_width()) * width +
+                     static_cast<double>(spec.up_width()) * width + down;
   const double of_block = recipe.smooth_swiglu == SmoothSwiGLU::BF16 ? (all - down) / all : 1;
   return of_block * (static_cast<double>(spec.layers) - bf16_blocks) / static_cast<double>(spec.layers);
 }
