@@ -1,7 +1,8 @@
 // The operations of forward and backward: tensors to kernel arguments.
+#include "device/gpu/gpu_device.h"
+
 #include <algorithm>
 
-#include "device/gpu/gpu_device.h"
 #include "device/products.h"
 #include "device/smooth_swiglu.h"
 #include "kernels/activation.h"
