@@ -1,10 +1,11 @@
 // Token embedding: a row look-up; its backward adds the gradients of all tokens to the rows they came from.
 //
-//   forward   out[t] = table[id[t]]                       reads and writes T row bytes: bound by memory,
+//   forward   out[t] = table[id[t]] * multiplier          reads and writes T row bytes: bound by memory,
 //   floor
 //                                                         2 T row bytes / bandwidth (less for repeated
 //                                                         tokens)
-//   backward  table_gradient[id] += sum of out_gradient[t] over the tokens t with that id, in their order
+//   backward  table_gradient[id] += sum of out_gradient[t] * multiplier over the tokens t with that id, in
+//   their order
 //             reads T rows, reads and writes the rows of the table that occur: bound by memory, but the row
 //             of a token that occurs n times is a chain of n additions, 32 bytes (FP32) wide a thread
 //
@@ -17,7 +18,7 @@
 #include "kernels/block.h"
 #include "kernels/gpu.h"
 #include "kernels/grid.h"
-#include "kernels/values.cuh"
+#include "kernels/output.cuh"
 #include "numerics/sums.h"
 
 OCTET_KERNELS_BEGIN
@@ -48,6 +49,27 @@ __global__ void __launch_bounds__(threads) lookup_kernel(Lookup args) {
 #pragma unroll 4
     for (int64_t i = lane; i < args.units; i += 32) gpu::store(out + i, good ? gpu::load(row + i) : Unit{});
     if (!good && lane == 0 && args.bad_token) atomicMax(args.bad_token, static_cast<uint32_t>(t + 1));
+  }
+}
+
+// The same times a number, rounded once.
+template <class T>
+__global__ void __launch_bounds__(threads)
+    scaled_lookup_kernel(EmbeddingForwardArguments args, Access access) {
+  for (int64_t t = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32; t < args.tokens;
+       t += static_cast<int64_t>(gridDim.x) * warps) {
+    const int64_t id = args.ids[t], first = vector_values * static_cast<int64_t>(threadIdx.x % 32);
+    const bool good = id >= 0 && id < args.vocabulary;
+    const T* const row = static_cast<const T*>(args.table) + (good ? id : 0) * args.width;
+    T* const out = static_cast<T*>(args.out) + t * args.width;
+    for (int64_t c = first; c < args.width; c += 32 * vector_values) {
+      float v[8];
+      load_up_to8(access, row + c, args.width - c, v);
+#pragma unroll
+      for (float& x : v) x = good ? x * args.multiplier : 0.0f;
+      store_up_to8(access, out + c, args.width - c, v);
+    }
+    if (!good && first == 0 && args.bad_token) atomicMax(args.bad_token, static_cast<uint32_t>(t + 1));
   }
 }
 
@@ -184,6 +206,7 @@ struct Accumulate {
   const void* out_gradient;
   const uint64_t* order;
   int64_t tokens, vocabulary, width;
+  float multiplier;
 };
 
 template <bool vectors, class T>
@@ -223,7 +246,7 @@ __device__ __forceinline__ void add_run(const Accumulate& args, int64_t begin, u
       for (int k = 0; k < together; ++k) {
         if (j + k < count) {
 #pragma unroll
-          for (int c = 0; c < 8; ++c) sums[c] += v[k][c];
+          for (int c = 0; c < 8; ++c) sums[c] += v[k][c] * args.multiplier;
         }
       }
     }
@@ -259,6 +282,14 @@ int64_t sort_blocks(int64_t tokens) { return (tokens + tile - 1) / tile; }
 
 void embedding_forward(const EmbeddingForwardArguments& args) {
   if (args.tokens <= 0 || args.width <= 0) return;
+  if (args.multiplier != 1.0f) {
+    const Access access = in_vectors(args.width, args.out, args.table) ? Access::Vectors : Access::Single;
+    return with_storage(args.storage, [&](auto storage) {
+      gpu::launch(scaled_lookup_kernel<decltype(storage)>,
+                  {.grid = walking_grid(args.tokens, warps), .block = threads, .stream = args.stream}, args,
+                  access);
+    });
+  }
   const bool wide = args.storage == octet::Format::FP32;
   const int64_t bytes = args.width * (wide ? 4 : 2);
   const bool vectors = bytes % 16 == 0 && is_aligned16(args.out) && is_aligned16(args.table);
@@ -308,7 +339,8 @@ void embedding_backward(const EmbeddingBackwardArguments& args) {
                               .order = pass.from,
                               .tokens = args.tokens,
                               .vocabulary = args.vocabulary,
-                              .width = args.width};
+                              .width = args.width,
+                              .multiplier = args.multiplier};
   const bool vectors = in_vectors(args.width, args.table_gradient, args.out_gradient);
   const int64_t block_entries = warps * window;
   const gpu::Launch launch{

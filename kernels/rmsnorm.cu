@@ -1,14 +1,16 @@
-// RMSNorm with the residual add in front of it, and its backward.  [Zhang & Sennrich 1910.07467]
+// RMSNorm with the residual add in front of it, the norm or scale of the branch in front of that, and its
+// backward. [Zhang & Sennrich 1910.07467]
 //
-//   forward   x = residual + branch (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
-//             out = x * rstd * gain                                                            [T, D]
+//   forward   b = branch, branch * branch_gain, or branch * branch_rstd * branch_gain
+//             x = residual + b (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
+//             out = x * rstd * gain, or x                                                      [T, D]
 //   backward  g = out_gradient * gain
 //             dx = rstd * (g - x * rstd^2 * mean(g * x)) + gradient_in                         [T, D]
 //             gain_gradient[d] += sum_t out_gradient[t, d] * (x[t, d] * rstd[t])               [D]
 //
-// Bytes, BF16: forward 4 TD read, 4 TD written (+ TD of codes): floor 8 TD / bandwidth. Backward 6 TD read, 2
-// TD written for dx and 4 TD read again for the gain's gradient, whose sums run down the columns: floor 12 TD
-// / bandwidth. All bound by memory.
+// Bytes, BF16: forward 4 TD read, 4 TD written (2 without a norm; + TD of codes): floor 8 TD / bandwidth.
+// Backward 6 TD read, 2 TD written for dx and 4 TD read again for the gain's gradient, whose sums run down
+// the columns: floor 12 TD / bandwidth. All bound by memory.
 //
 // A warp has a row, because a row is summed in 256 lanes (numerics/sums.h). What a thread needs again after
 // the sum it keeps in shared memory, where no other thread looks; rows too wide for that are read twice.
@@ -54,7 +56,16 @@ __device__ __forceinline__ void add_products(float (&lanes)[8], const float (&a)
   for (int i = 0; i < 8; ++i) lanes[i] += a[i] * b[i];
 }
 
-template <class T>
+__device__ __forceinline__ float rstd_of(float squares, int64_t width, float epsilon) {
+  const float mean = __fdiv_rn(squares, static_cast<float>(width));
+  return __fdiv_rn(1.0f, __fsqrt_rn(mean + epsilon));
+}
+
+// What happens to the branch before it is added, and whether the sum is normalised.
+enum class Branch : uint8_t { AsIs, Scaled, Normalised };
+enum class Sum : uint8_t { AsIs, Normalised };
+
+template <class T, Branch branched, Sum summed>
 __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArguments args, Shape shape) {
   GPU_DYNAMIC_SHARED(unsigned char, shared);
   OutputWriter out(args.out, args.width, shape.column_bytes ? reinterpret_cast<uint32_t*>(shared) : nullptr);
@@ -64,6 +75,19 @@ __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArgument
     const T* const residual = static_cast<const T*>(args.residual) + row * width;
     const T* const branch = args.branch ? static_cast<const T*>(args.branch) + row * width : nullptr;
     T* const sum = args.sum ? static_cast<T*>(args.sum) + row * width : nullptr;
+    float branch_rstd = 1.0f;
+    if constexpr (branched == Branch::Normalised) {
+      float lanes[8] = {};
+#pragma unroll 4
+      for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
+        float added[8];
+        load_up_to8(shape.access, branch + c, width - c, added);
+        if (kept) store8(kept + c, added);
+        add_products(lanes, added, added);
+      }
+      branch_rstd = rstd_of(sum_of_lanes(lanes), width, args.epsilon);
+      if (lane_in_warp() == 0) args.branch_rstd[row] = branch_rstd;
+    }
     float lanes[8] = {};
 #pragma unroll 4
     for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
@@ -71,30 +95,45 @@ __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArgument
       load_up_to8(shape.access, residual + c, width - c, x);
       if (branch) {
         float added[8];
-        load_up_to8_streaming(shape.access, branch + c, width - c, added);
+        if (branched == Branch::Normalised && kept) {
+          load8(kept + c, added);
+        } else {
+          load_up_to8_streaming(shape.access, branch + c, width - c, added);
+        }
+        if constexpr (branched != Branch::AsIs) {
+          float gain[8];
+          load_up_to8(shape.access, args.branch_gain + c, width - c, gain);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) added[i] = added[i] * branch_rstd * gain[i];
+        }
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = round_to<T>(x[i] + added[i]);
       }
-      if (sum) store_up_to8(shape.access, sum + c, width - c, x);
-      if (kept) store8(kept + c, x);
-      add_products(lanes, x, x);
-    }
-    const float mean = __fdiv_rn(sum_of_lanes(lanes), static_cast<float>(width));
-    const float rstd = __fdiv_rn(1.0f, __fsqrt_rn(mean + args.epsilon));
-    if (lane_in_warp() == 0) args.rstd[row] = rstd;
-    const T* const x_row = sum ? sum : residual;
-#pragma unroll 2
-    for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
-      float x[8], gain[8];
-      if (kept) {
-        load8(kept + c, x);
+      if constexpr (summed == Sum::AsIs) {
+        out.write({row, c, width - c, shape.access}, x);
       } else {
-        load_up_to8(shape.access, x_row + c, width - c, x);
+        if (sum) store_up_to8(shape.access, sum + c, width - c, x);
+        if (kept) store8(kept + c, x);
+        add_products(lanes, x, x);
       }
-      load_up_to8(shape.access, args.gain + c, width - c, gain);
+    }
+    if constexpr (summed == Sum::Normalised) {
+      const float rstd = rstd_of(sum_of_lanes(lanes), width, args.epsilon);
+      if (lane_in_warp() == 0) args.rstd[row] = rstd;
+      const T* const x_row = sum ? sum : residual;
+#pragma unroll 2
+      for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
+        float x[8], gain[8];
+        if (kept) {
+          load8(kept + c, x);
+        } else {
+          load_up_to8(shape.access, x_row + c, width - c, x);
+        }
+        load_up_to8(shape.access, args.gain + c, width - c, gain);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = x[i] * rstd * gain[i];
-      out.write({row, c, width - c, shape.access}, x);
+        for (int i = 0; i < 8; ++i) x[i] = x[i] * rstd * gain[i];
+        out.write({row, c, width - c, shape.access}, x);
+      }
     }
     out.end_row(row);
   }
@@ -114,27 +153,30 @@ __global__ void __launch_bounds__(threads) backward_kernel(RmsNormBackwardArgume
     // Without a gradient to add, zero times x is added: the CPU device's zero has that sign, too.
     const T* const in = args.gradient_in ? static_cast<const T*>(args.gradient_in) + row * width : nullptr;
     const float keep = in ? 1.0f : 0.0f;
-    float lanes[8] = {};
+    float rstd = 1.0f, shrink = 0.0f;
+    if (args.rstd) {
+      float lanes[8] = {};
 #pragma unroll 4
-    for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
-      float gradient[8], x[8], gain[8];
-      load_up_to8(shape.access, out_gradient + c, width - c, gradient);
-      load_up_to8(shape.access, x_row + c, width - c, x);
-      load_up_to8(shape.access, args.gain + c, width - c, gain);
-      if (kept_x) {
-        store8(kept_gradient + c, gradient);
-        store8(kept_x + c, x);
-      }
+      for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
+        float gradient[8], x[8], gain[8];
+        load_up_to8(shape.access, out_gradient + c, width - c, gradient);
+        load_up_to8(shape.access, x_row + c, width - c, x);
+        load_up_to8(shape.access, args.gain + c, width - c, gain);
+        if (kept_x) {
+          store8(kept_gradient + c, gradient);
+          store8(kept_x + c, x);
+        }
 #pragma unroll
-      for (int i = 0; i < 8; ++i) gradient[i] *= gain[i];
-      add_products(lanes, gradient, x);
+        for (int i = 0; i < 8; ++i) gradient[i] *= gain[i];
+        add_products(lanes, gradient, x);
+      }
+      rstd = args.rstd[row];
+      shrink = rstd * rstd * __fdiv_rn(sum_of_lanes(lanes), static_cast<float>(width));
     }
-    const float rstd = args.rstd[row];
-    const float shrink = rstd * rstd * __fdiv_rn(sum_of_lanes(lanes), static_cast<float>(width));
 #pragma unroll 2
     for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
       float gradient[8], x[8], gain[8], added[8];
-      if (kept_x) {
+      if (kept_x && args.rstd) {
         load8(kept_gradient + c, gradient);
         load8(kept_x + c, x);
       } else {
@@ -172,7 +214,7 @@ __global__ void __launch_bounds__(threads) gain_chunks_kernel(RmsNormBackwardArg
     float gradient[8], x[8];
     load_up_to8(access, static_cast<const T*>(args.out_gradient) + t * width + c, width - c, gradient);
     load_up_to8(access, static_cast<const T*>(args.x) + t * width + c, width - c, x);
-    const float rstd = args.rstd[t];
+    const float rstd = args.rstd ? args.rstd[t] : 1.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) sums[i] += gradient[i] * (x[i] * rstd);
   }
@@ -206,15 +248,29 @@ int64_t rmsnorm_partial_elements(int64_t tokens, int64_t width) {
 void rmsnorm_forward(const RmsNormForwardArguments& args) {
   if (args.tokens <= 0 || args.width <= 0) return;
   const RowGrid rows = row_grid(args.out, args.tokens, args.width, warps);
-  const bool vectors =
-      in_vectors(args.width, args.residual, args.branch, args.sum, args.gain, args.out.high, args.out.row);
+  const bool vectors = in_vectors(args.width, args.residual, args.branch, args.branch_gain, args.sum,
+                                  args.gain, args.out.high, args.out.row);
   with_storage(args.storage, [&](auto storage) {
     using T = decltype(storage);
-    const Shape shape = shape_of<T>(rows, args.width, 1, vectors ? Access::Vectors : Access::Single);
-    launch_rows(
-        forward_kernel<T>, rows,
-        {.grid = rows.needed, .block = threads, .shared_bytes = shared_bytes(shape), .stream = args.stream},
-        args, shape);
+    const int64_t kept_rows = args.gain || args.branch_rstd ? 1 : 0;
+    const Shape shape = shape_of<T>(rows, args.width, kept_rows, vectors ? Access::Vectors : Access::Single);
+    const auto launch = [&](auto kernel) {
+      launch_rows(
+          kernel, rows,
+          {.grid = rows.needed, .block = threads, .shared_bytes = shared_bytes(shape), .stream = args.stream},
+          args, shape);
+    };
+    const auto with_branch = [&](auto as_is, auto normalised) { launch(args.gain ? normalised : as_is); };
+    if (args.branch_rstd) {
+      with_branch(forward_kernel<T, Branch::Normalised, Sum::AsIs>,
+                  forward_kernel<T, Branch::Normalised, Sum::Normalised>);
+    } else if (args.branch_gain) {
+      with_branch(forward_kernel<T, Branch::Scaled, Sum::AsIs>,
+                  forward_kernel<T, Branch::Scaled, Sum::Normalised>);
+    } else {
+      with_branch(forward_kernel<T, Branch::AsIs, Sum::AsIs>,
+                  forward_kernel<T, Branch::AsIs, Sum::Normalised>);
+    }
   });
 }
 

@@ -1,5 +1,6 @@
-// RMSNorm with the residual add in front of it, and its backward. Specification and equations:
-// device/cpu/rmsnorm.cpp; order of sums: numerics/sums.h. Results are equal to the bit.
+// RMSNorm with the residual add in front of it, the norm or scale of the branch in front of that, and its
+// backward. Specification and equations: device/cpu/rmsnorm.cpp; order of sums: numerics/sums.h. Results are
+// equal to the bit.
 #pragma once
 #include <cstdint>
 
@@ -10,13 +11,16 @@
 OCTET_KERNELS_BEGIN
 
 // x = residual + branch (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon);  out = x * rstd * gain
+// With branch_gain: residual + branch * branch_rstd * branch_gain, branch_rstd 1 where it is not wanted.
 struct RmsNormForwardArguments {
   octet::Format storage;         // of residual, branch and sum
   const void* residual;          // [tokens, width]
   const void* branch = nullptr;  // [tokens, width] or null
   void* sum = nullptr;           // x is written here (may be `residual`); null: x is residual as it stands
-  const float* gain;             // [width]
-  float* rstd;                   // [tokens], written
+  const float* gain;             // [width]; null: no norm, out.high takes x, `sum` is null or the same
+  float* rstd;                   // [tokens], written; null without gain
+  const float* branch_gain = nullptr;  // [width] or null
+  float* branch_rstd = nullptr;        // [tokens], written, or null: the branch is not normalised
   float epsilon;
   int64_t tokens, width;
   Output out;
@@ -29,7 +33,7 @@ struct RmsNormBackwardArguments {
   const void* out_gradient;  // [tokens, width]
   const void* x;             // [tokens, width]
   const float* gain;
-  const float* rstd;
+  const float* rstd;                  // null: x was only scaled
   const void* gradient_in = nullptr;  // [tokens, width] or null; may be out.high
   void* gain_gradient;                // += [width]
   octet::Format gain_gradient_storage;

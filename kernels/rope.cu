@@ -9,11 +9,12 @@
 // are read once a row, from the caches. All bound by memory.
 //
 // A warp has a row; a thread eight neighbours of the first half of a head and their partners in the second.
+// With a regulariser of queries and keys: query_key_norm.cu.
 #include "kernels/rope.h"
 
 #include "kernels/gpu.h"
 #include "kernels/grid.h"
-#include "kernels/output.cuh"
+#include "kernels/rope.cuh"
 #include "numerics/sums.h"
 
 OCTET_KERNELS_BEGIN
@@ -29,46 +30,12 @@ struct Layout {
   Access access;
 };
 
-// Eight columns of a row and their partners.
-struct Pair {
-  unsigned head;
-  int64_t first, second, count;  // columns; how many of the eight there are
-  int64_t at;                    // in the tables
-};
 __device__ __forceinline__ Pair pair_of(unsigned piece, int64_t row, const Layout& layout,
                                         const RopeShape& shape) {
   const unsigned head = piece / layout.half_pieces, i = piece % layout.half_pieces * vector_values;
   const int64_t first = static_cast<int64_t>(head) * 2 * layout.half + i, left = layout.half - i;
   return {head, first, first + layout.half, left < vector_values ? left : vector_values,
           row % shape.context * layout.half + i};
-}
-
-enum class Turn : uint8_t { Forward, Backward };
-
-template <Turn turn>
-__device__ __forceinline__ void rotate(const Pair& pair, const RopeShape& shape, Access access,
-                                       float (&first)[8], float (&second)[8]) {
-  float cosine[8], sine[8];
-  load_up_to8(access, shape.cosine + pair.at, pair.count, cosine);
-  load_up_to8(access, shape.sine + pair.at, pair.count, sine);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float a = first[i], b = second[i];
-    if (turn == Turn::Forward) {
-      first[i] = a * cosine[i] - b * sine[i];
-      second[i] = b * cosine[i] + a * sine[i];
-    } else {
-      first[i] = a * cosine[i] + b * sine[i];
-      second[i] = b * cosine[i] - a * sine[i];
-    }
-  }
-}
-
-__device__ __forceinline__ void add_bias(Access access, const float* bias, int64_t count, float (&x)[8]) {
-  float added[8];
-  load_up_to8(access, bias, count, added);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] += added[i];
 }
 
 template <class T>
@@ -189,23 +156,7 @@ void add_bias_gradient(const RopeBackwardArguments& args) {
               args.bias_gradient, static_cast<const float*>(args.partial), chunks, width);
 }
 
-}  // namespace
-
-int64_t rope_partial_elements(const RopeShape& shape) { return chunks_of(shape) * row_width(shape); }
-
-void rope_forward(const RopeForwardArguments& args) {
-  if (args.shape.tokens <= 0) return;
-  const Layout layout = layout_of(args.shape, args.bias ? Heads::All : Heads::Rotated,
-                                  access_of(args.shape, args.qkv, args.bias));
-  with_storage(args.storage, [&](auto storage) {
-    gpu::launch(forward_kernel<decltype(storage)>,
-                {.grid = walking_grid(args.shape.tokens, warps), .block = threads, .stream = args.stream},
-                args, layout);
-  });
-}
-
-void rope_backward(const RopeBackwardArguments& args) {
-  if (args.shape.tokens <= 0) return;
+void plain_rope_backward(const RopeBackwardArguments& args) {
   const Output& out = args.out;
   // Value heads stay as they are, so in place there is nothing to do for them.
   const bool asks = out.row || out.amax || out.row_amax || out.column_amax;
@@ -221,6 +172,30 @@ void rope_backward(const RopeBackwardArguments& args) {
         {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, layout, rows.column_bytes);
   });
+}
+
+}  // namespace
+
+int64_t rope_partial_elements(const RopeShape& shape) { return chunks_of(shape) * row_width(shape); }
+
+void rope_forward(const RopeForwardArguments& args) {
+  if (args.shape.tokens <= 0) return;
+  if (args.norm.kind != octet::QkNorm::None) return regularised_rope_forward(args);
+  const Layout layout = layout_of(args.shape, args.bias ? Heads::All : Heads::Rotated,
+                                  access_of(args.shape, args.qkv, args.bias));
+  with_storage(args.storage, [&](auto storage) {
+    gpu::launch(forward_kernel<decltype(storage)>,
+                {.grid = walking_grid(args.shape.tokens, warps), .block = threads, .stream = args.stream},
+                args, layout);
+  });
+}
+
+void rope_backward(const RopeBackwardArguments& args) {
+  if (args.shape.tokens <= 0) return;
+  if (args.norm.kind == octet::QkNorm::None)
+    plain_rope_backward(args);
+  else
+    regularised_rope_backward(args);
   if (args.bias_gradient) add_bias_gradient(args);
 }
 

@@ -101,7 +101,7 @@ void add_gemms(const RunConfig& config, RunPlan& plan) {
   const int64_t tokens = config.batch.micro * s.context;
   plan.gemms = {{"attention.qkv", tokens, s.qkv_width(), s.width, {}},
                 {"attention.out", tokens, s.width, s.attention_width(), {}},
-                {"ffn.gate_up", tokens, 2 * s.ffn_width, s.width, {}},
+                {is_gated(s.activation) ? "ffn.gate_up" : "ffn.up", tokens, s.up_width(), s.width, {}},
                 {"ffn.down", tokens, s.width, s.ffn_width, {}}};
   for (PlannedGemm& gemm : plan.gemms) gemm.expected_gain = expected_gain(std::min({gemm.m, gemm.n, gemm.k}));
   plan.gemms.push_back({"head", tokens, s.vocabulary, s.width,

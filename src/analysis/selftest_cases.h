@@ -18,6 +18,16 @@ void add_memory(std::vector<SelftestCase>& cases);
 // Casts, and the operations that leave their result in a CastTarget.
 void add_casts(std::vector<SelftestCase>& cases);
 void add_producers(std::vector<SelftestCase>& cases);
+void add_layers(std::vector<SelftestCase>& cases);  // the producers that a Llama does not have
+
+// What a producer is asked for: nothing, or codes with one of several scales; with one scale a row and a
+// column.
+size_t producer_variant_count();
+const char* producer_variant_name(size_t variant);
+CastTarget producer_target(Workbench& w, size_t variant, DType storage, int64_t rows, int64_t columns);
+CastTarget dual_target(Workbench& w, DType storage, int64_t rows, int64_t columns);
+void compare_cast(Workbench& w, const CastTarget& out);
+Values rope_table(int64_t context, int64_t half, bool sine);
 void add_ends(std::vector<SelftestCase>& cases, Libraries libraries);  // embedding and cross-entropy
 void add_update(std::vector<SelftestCase>& cases);
 void add_optimizer(std::vector<SelftestCase>& cases);  // AdamW, masters, the mean square of an update

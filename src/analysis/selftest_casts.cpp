@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "analysis/selftest_cases.h"
@@ -222,18 +223,6 @@ void add_norms(std::vector<SelftestCase>& cases) {
   }
 }
 
-Values rope_table(int64_t context, int64_t half, bool sine) {
-  Values table(static_cast<size_t>(context * half));
-  for (int64_t s = 0; s < context; ++s) {
-    for (int64_t i = 0; i < half; ++i) {
-      const double angle =
-          static_cast<double>(s) * std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half));
-      table[static_cast<size_t>(s * half + i)] = static_cast<float>(sine ? std::sin(angle) : std::cos(angle));
-    }
-  }
-  return table;
-}
-
 void add_rope(std::vector<SelftestCase>& cases) {
   constexpr int64_t windows = 2, context = 37, rows = windows * context;
   constexpr int heads = 4, kv_heads = 2;
@@ -333,6 +322,31 @@ void add_swiglu(std::vector<SelftestCase>& cases) {
 }
 
 }  // namespace
+
+size_t producer_variant_count() { return std::size(producer_variants); }
+const char* producer_variant_name(size_t variant) { return producer_variants[variant].name; }
+CastTarget producer_target(Workbench& w, size_t variant, DType storage, int64_t rows, int64_t columns) {
+  return producer_target(w, producer_variants[variant], storage, rows, columns);
+}
+CastTarget dual_target(Workbench& w, DType storage, int64_t rows, int64_t columns) {
+  const CastVariant dual{.name = "dual", .row_scales = true, .column_scales = true};
+  CastTarget out = cast_target(w, dual, Format::E4M3, rows, columns);
+  out.high = w.zeros(storage, {rows, columns});
+  return out;
+}
+void compare_cast(Workbench& w, const CastTarget& out) { compare_target(w, out); }
+
+Values rope_table(int64_t context, int64_t half, bool sine) {
+  Values table(static_cast<size_t>(context * half));
+  for (int64_t s = 0; s < context; ++s) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle =
+          static_cast<double>(s) * std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(half));
+      table[static_cast<size_t>(s * half + i)] = static_cast<float>(sine ? std::sin(angle) : std::cos(angle));
+    }
+  }
+  return table;
+}
 
 void add_producers(std::vector<SelftestCase>& cases) {
   add_norms(cases);

@@ -459,6 +459,7 @@ std::vector<SelftestCase> selftest_operations(Libraries libraries) {
   add_memory(cases);
   add_casts(cases);
   add_producers(cases);
+  add_layers(cases);
   add_ends(cases, libraries);
   add_update(cases);
   add_optimizer(cases);

@@ -206,6 +206,16 @@ void check_head(const RunConfig& c, Problems& out) {
                                c.batch.head_chunk, together)});
 }
 
+void check_preset(const RunConfig& c, Problems& out) {
+  const Recipe& r = c.precision;
+  if (c.model.preset.starts_with("llama-smooth") && r.float8() && r.smooth_swiglu == SmoothSwiGLU::None)
+    out.push_back({"/precision/smooth_swiglu",
+                   {"/precision", "/model/preset"},
+                   fmt::format("found \"none\" with the model preset \"{}\", which is named after it: choose "
+                               "\"dual\", \"token\" or \"channel\", or a preset \"llama\"",
+                               c.model.preset)});
+}
+
 }  // namespace
 
 void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
@@ -219,6 +229,7 @@ void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
   check_overrides(c, out);
   check_blocks(c, out);
   check_head(c, out);
+  check_preset(c, out);
 }
 
 }  // namespace octet

@@ -253,7 +253,6 @@ void add_run(List& list) {
 void add_model(List& list) {
   Field preset = word("/model/preset", AT(model.preset), model_names(),
                       {"a shape by name; the keys beside it override", Free, false});
-  preset.planned = planned_model_names();
   preset.set = [](RunConfig& c, const Json& v) { c.model = make_model(v.get<std::string>()); };
   list.push_back(preset);
   list.push_back(
@@ -290,18 +289,18 @@ void add_model(List& list) {
   list.push_back(integer("/model/rope_scaling/original_context", AT(model.rope_scaling.original_context),
                          {1, 1 << 24}, about("context before scaling", Forbidden)));
   list.push_back(number("/model/init_deviation", AT(model.init_deviation), {0, 10, true, false},
-                        about("standard deviation of initial weights; residual projections: divided by "
-                              "sqrt(2 layers)",
+                        about("standard deviation of initial weights; residual projections without "
+                              "post_norm: divided by sqrt(2 layers)",
                               Recorded)));
   list.push_back(
-      boolean("/model/pre_norm", AT(model.pre_norm), about("normalise before each layer", Forbidden)));
+      boolean("/model/pre_norm", AT(model.pre_norm), about("normalise what each layer reads", Forbidden)));
   list.push_back(
       boolean("/model/final_norm", AT(model.final_norm), about("normalise before the head", Forbidden)));
-  list.push_back(
-      choice("/model/post_norm", AT(model.post_norm),
-             Names<PostNorm>{
-                 {PostNorm::None, "none"}, {PostNorm::RMS, "rms"}, {PostNorm::LayerScale, "layer_scale"}},
-             about("normalisation after each layer", Forbidden)));
+  list.push_back(choice(
+      "/model/post_norm", AT(model.post_norm),
+      Names<PostNorm>{
+          {PostNorm::None, "none"}, {PostNorm::RMS, "rms"}, {PostNorm::LayerScale, "layer_scale"}},
+      about("what each layer leaves, before it is added: as it is, normalised, or times a gain", Forbidden)));
   list.push_back(number("/model/post_norm_initial_gain", AT(model.post_norm_initial_gain), not_negative,
                         about("initial gain of post_norm; 0: 1 / sqrt(layers)", Recorded)));
   list.push_back(choice("/model/qk_norm", AT(model.qk_norm),
@@ -309,9 +308,13 @@ void add_model(List& list) {
                                       {QkNorm::RMS, "rms"},
                                       {QkNorm::RMSFrozen, "rms_frozen"},
                                       {QkNorm::Tanh, "tanh"}},
-                        about("normalisation of queries and keys", Forbidden)));
+                        about("queries and keys, per head, before RoPE: normalised, with trained gains or "
+                              "without, or squashed",
+                              Forbidden)));
   list.push_back(number("/model/softmax_scale", AT(model.softmax_scale), not_negative,
-                        about("factor of the attention logits; 0: 1 / sqrt(head_width)", Forbidden)));
+                        about("factor of the attention logits; 0: 1 / sqrt(head_width), with rms_frozen "
+                              "sqrt(2) / sqrt(head_width)",
+                              Forbidden)));
   list.push_back(number("/model/input_multiplier", AT(model.input_multiplier), positive,
                         about("factor of the embedding", Forbidden)));
   list.push_back(choice("/model/activation", AT(model.activation),

@@ -31,7 +31,6 @@ struct Field {
   ValueKind kind;
   Bounds bounds;                     // Integer and Number
   std::vector<std::string> choices;  // Choice
-  std::vector<std::string> planned;  // Choice: names that will exist; refused with that message
   std::string choices_in_short;      // Choice: said in place of a long list
   std::string help;
   ChangeClass change = ChangeClass::Recorded;

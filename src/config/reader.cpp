@@ -167,19 +167,10 @@ class Reader {
   }
 
   bool check_choice(const Field& field, const Json& value) {
-    const auto has = [](const std::vector<std::string>& list, const std::string& name) {
-      return std::find(list.begin(), list.end(), name) != list.end();
-    };
     std::string near;
     if (value.is_string()) {
       const std::string& name = value.get_ref<const std::string&>();
-      if (has(field.choices, name)) return true;
-      if (has(field.planned, name)) {
-        complain(field.pointer,
-                 fmt::format("found \"{}\", which is planned but not part of this version; allowed: {}", name,
-                             allowed(field)));
-        return false;
-      }
+      if (std::find(field.choices.begin(), field.choices.end(), name) != field.choices.end()) return true;
       near = nearest(name, field.choices);
     }
     complain(field.pointer, fmt::format("found {}; allowed: {}{}", found(value), allowed(field),

@@ -19,6 +19,17 @@ void check(const GradientSquares& op) {
                                                 op.partials.elements(), op.gradient.elements()));
 }
 
+void check(const RmsNormForward& op) {
+  const Tensor& sum = op.residual_out.empty() ? op.residual : op.residual_out;
+  const bool plain = op.gain.empty(), scaled = !op.branch_gain.empty();
+  if (plain ? op.branch.empty() || !op.rstd.empty() || op.out.high.data != sum.data : op.rstd.empty())
+    throw Error(ExitCode::Internal,
+                "rmsnorm: a sum that is not normalised needs a branch, and no other place");
+  if (scaled ? op.branch.empty() : !op.branch_rstd.empty())
+    throw Error(ExitCode::Internal,
+                "rmsnorm: a gain and 1/rms of a branch that is not there, or without the other");
+}
+
 void check(const AddInOrder& op) {
   const DType sum = op.sum.dtype, sources = op.sources.dtype;
   const bool types = sum == DType::F64

@@ -24,6 +24,8 @@
 
 #include "device/observation.h"
 #include "device/scale_table.h"
+#include "numerics/activation.h"
+#include "numerics/query_key_norm.h"
 #include "numerics/recipe.h"
 #include "tensor/parameter.h"
 #include "tensor/tensor.h"
@@ -99,52 +101,72 @@ using MatmulCounts = std::map<MatmulKey, MatmulCount>;
 // ---- operations
 // ------------------------------------------------------------------------------------------------
 
+// out[t] = table[tokens[t]] * multiplier.
 struct EmbeddingForward {
   Tensor out;
   Tensor tokens;
   Tensor table;
+  float multiplier = 1;
 };  // [T, D] storage; I32 [T]; [V, D] storage
+// table_gradient[tokens[t]] += out_gradient[t] * multiplier; each row summed in token order.
 struct EmbeddingBackward {
   Tensor table_gradient;
   Tensor tokens;
   Tensor out_gradient;
-};  // += [V, D]; each row summed in token order
+  float multiplier = 1;
+};  // [V, D]
 
-// residual += branch (when branch is given; rounded to storage); out = residual * rstd * gain.
+// residual += branch (when branch is given; rounded to storage); out = residual * rstd * gain. The branch may
+// be scaled or normalised on its way: residual += branch * branch_rstd * branch_gain, rounded once.
 struct RmsNormForward {
   Tensor residual;      // storage [T, D], in place
   Tensor branch;        // storage [T, D] or empty
   Tensor residual_out;  // storage [T, D] or empty: the sum is written here instead of in place
-  Tensor gain;          // F32 [D]
-  Tensor rstd;          // F32 [T], written
+  Tensor gain;          // F32 [D]; empty: there is a branch, and out is the sum, high in the sum's place
+  Tensor rstd;          // F32 [T], written; empty without gain
   float epsilon = 1e-5f;
-  CastTarget out;  // [T, D]
+  CastTarget out;           // [T, D]
+  Tensor branch_gain = {};  // F32 [D] or empty: the branch is added as it is
+  Tensor branch_rstd = {};  // F32 [T], written, or empty: the branch is scaled, not normalised
 };
+void check(const RmsNormForward& op);  // Error(Internal) when what there is does not go together
 // residual_gradient += d(norm)/d(residual) * out_gradient. The sum is rounded to storage, then cast.
+// Also the backward of what was scaled or normalised before it was added.
 struct RmsNormBackward {
   Tensor out_gradient;           // storage [T, D]
   Tensor residual;               // storage [T, D], as normalised in forward
   Tensor gain;                   // F32 [D]
-  Tensor rstd;                   // F32 [T]
+  Tensor rstd;                   // F32 [T]; empty: scaled by the gain only
   Tensor gain_gradient;          // += [D]
   Tensor residual_gradient_in;   // storage [T, D] or empty (= zero)
   CastTarget residual_gradient;  // [T, D]; .high may be the same memory as residual_gradient_in
 };
 
-// QKV rows are [H query heads | K key heads | K value heads] x Dh. Rotate-half RoPE on query and key heads,
-// in place, after the bias (if any). Position of row t is t % S.
+// The regulariser of query and key heads [numerics/query_key_norm.h]; its statistics come from `kept`.
+struct QueryKeyNorm {
+  QkNorm kind = QkNorm::None;
+  Tensor kept;                  // storage [T, (H+K)Dh]: the heads before it. Forward writes, backward reads
+  Tensor query_gain, key_gain;  // F32: RMS [Dh], Tanh [1] (alpha), else empty
+  float epsilon = 1e-5f;        // of the two RMS
+};
+// QKV rows are [H query heads | K key heads | K value heads] x Dh. In place: the bias (if any), the
+// regulariser (before which heads are rounded to storage), then rotate-half RoPE on query and key heads.
+// Position of row t is t % S.
 struct RopeForward {
   Tensor qkv;
   Tensor bias;
   Tensor cosine, sine;
   int heads, kv_heads, head_width;
+  QueryKeyNorm norm = {};
 };  // storage [T,(H+2K)Dh]; F32 or empty; F32 [S, Dh/2]
 struct RopeBackward {
   Tensor qkv_gradient;   // storage [T, (H+2K)Dh] after rotation: read
   Tensor bias_gradient;  // += F32 [(H+2K)Dh] or empty
   Tensor cosine, sine;
   int heads, kv_heads, head_width;
-  CastTarget out;  // gradient before rotation; .high may be the same memory as qkv_gradient
+  CastTarget out;  // gradient before all of it; .high may be the same memory as qkv_gradient
+  QueryKeyNorm norm = {};
+  Tensor query_gain_gradient = {}, key_gain_gradient = {};  // +=, where there are gains
 };
 
 // Causal softmax(scale * Q K^T) V per context window of S tokens; softmax and sums in FP32.
@@ -177,6 +199,22 @@ struct SwiGluBackward {
   Tensor h_gradient;
   CastTarget out;
 };  // [T, 2F], [T, F] -> [T, 2F]
+
+// h = f(x) for an activation with one input [numerics/activation.h]; `mode` as for SwiGLU.
+struct ActivationForward {
+  Activation activation;
+  Tensor x;                   // storage [T, F]
+  Tensor positive, negative;  // F32 [1]: p and n of xIELU, else empty
+  SmoothSwiGLU mode = SmoothSwiGLU::None;
+  CastTarget out;  // [T, F]
+};
+struct ActivationBackward {
+  Activation activation;
+  Tensor x, h_gradient;  // storage [T, F]
+  Tensor positive, negative;
+  Tensor positive_gradient, negative_gradient;  // += F32 [1]: rows first, then over the tokens
+  CastTarget out;                               // [T, F]
+};
 
 // Softmax cross-entropy with optional z-loss, over a chunk of tokens.  loss = lse - logit[target]; logits
 // become (softmax - onehot + 2 z_loss lse softmax) * gradient_scale when `backward`, rounded to storage.
@@ -377,6 +415,8 @@ void check(const OuterUpdate& op);
   operation(attention_backward, AttentionBackward) \
   operation(swiglu_forward, SwiGluForward) \
   operation(swiglu_backward, SwiGluBackward) \
+  operation(activation_forward, ActivationForward) \
+  operation(activation_backward, ActivationBackward) \
   operation(cross_entropy, CrossEntropy) \
   operation(gradient_squares, GradientSquares) \
   operation(gradient_norm, GradientNorm) \
@@ -402,6 +442,8 @@ struct DeviceWork {
   std::span<const Matmul> matmuls = {};
   std::span<const AttentionForward> attentions = {};  // forward and backward
   int64_t tokens = 0, width = 0;                      // of a micro-batch; of the residual stream
+  QkNorm qk_norm = QkNorm::None;
+  Activation activation = Activation::SwiGLU;
 };
 
 struct DeviceInfo {

@@ -28,8 +28,10 @@ uint64_t least_bytes(const TransposeCodes& op) { return sum({op.codes, op.transp
 uint64_t least_bytes(const EmbeddingForward& op) { return op.tokens.bytes() + 2 * op.out.bytes(); }
 uint64_t least_bytes(const EmbeddingBackward& op) { return sum({op.tokens, op.out_gradient}); }
 uint64_t least_bytes(const RmsNormForward& op) {
-  const uint64_t summed = op.branch.empty() ? 0 : op.branch.bytes() + op.residual.bytes();
-  return op.residual.bytes() + summed + sum({op.gain, op.rstd}) + written(op.out);
+  // Without a norm out.high is the sum.
+  const uint64_t stored = op.branch.empty() || op.gain.empty() ? 0 : op.residual.bytes();
+  return sum({op.residual, op.branch, op.branch_gain, op.branch_rstd, op.gain, op.rstd}) + stored +
+         written(op.out);
 }
 uint64_t least_bytes(const RmsNormBackward& op) {
   return sum({op.out_gradient, op.residual, op.gain, op.rstd, op.residual_gradient_in}) +
@@ -37,13 +39,13 @@ uint64_t least_bytes(const RmsNormBackward& op) {
 }
 uint64_t least_bytes(const RopeForward& op) {
   // Value heads only take the bias.
-  const uint64_t all = 2 * op.qkv.bytes();
-  if (!op.bias.empty()) return all;
+  const uint64_t all = 2 * op.qkv.bytes(), kept = op.norm.kept.bytes();
+  if (!op.bias.empty()) return all + kept;
   const auto rotated = static_cast<uint64_t>(op.heads + op.kv_heads);
-  return all / (rotated + static_cast<uint64_t>(op.kv_heads)) * rotated;
+  return all / (rotated + static_cast<uint64_t>(op.kv_heads)) * rotated + kept;
 }
 uint64_t least_bytes(const RopeBackward& op) {
-  return op.qkv_gradient.bytes() + 2 * op.bias_gradient.bytes() + written(op.out);
+  return op.qkv_gradient.bytes() + op.norm.kept.bytes() + 2 * op.bias_gradient.bytes() + written(op.out);
 }
 uint64_t least_bytes(const AttentionForward& op) { return sum({op.qkv, op.log_sum_exp}) + written(op.out); }
 uint64_t least_bytes(const AttentionBackward& op) {
@@ -51,6 +53,8 @@ uint64_t least_bytes(const AttentionBackward& op) {
 }
 uint64_t least_bytes(const SwiGluForward& op) { return op.gate_up.bytes() + written(op.out); }
 uint64_t least_bytes(const SwiGluBackward& op) { return sum({op.gate_up, op.h_gradient}) + written(op.out); }
+uint64_t least_bytes(const ActivationForward& op) { return op.x.bytes() + written(op.out); }
+uint64_t least_bytes(const ActivationBackward& op) { return sum({op.x, op.h_gradient}) + written(op.out); }
 uint64_t least_bytes(const CrossEntropy& op) {
   return (op.backward ? 2 : 1) * op.logits.bytes() + sum({op.targets, op.loss});
 }

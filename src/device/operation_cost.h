@@ -28,6 +28,8 @@ uint64_t least_bytes(const AttentionForward& operation);
 uint64_t least_bytes(const AttentionBackward& operation);
 uint64_t least_bytes(const SwiGluForward& operation);
 uint64_t least_bytes(const SwiGluBackward& operation);
+uint64_t least_bytes(const ActivationForward& operation);
+uint64_t least_bytes(const ActivationBackward& operation);
 uint64_t least_bytes(const CrossEntropy& operation);
 uint64_t least_bytes(const GradientSquares& operation);
 uint64_t least_bytes(const GradientNorm& operation);

@@ -5,33 +5,43 @@
 
 namespace octet {
 
-// The residual stream between two norms: its value is residual + branch; the next norm makes the sum.
+// The residual stream between two norms: its value is residual + branch; the next norm makes the sum, and on
+// the way scales the branch by a gain, or normalises it too (post_norm).
 struct ResidualStream {
-  Tensor residual;  // storage [T, D]
-  Tensor branch;    // storage [T, D], or empty
+  Tensor residual;     // storage [T, D]
+  Tensor branch;       // storage [T, D], or empty
+  Tensor branch_gain;  // F32 [D], or empty
+  Tensor branch_rstd;  // F32 [T] or empty: where 1/rms of the branch goes
 };
 
-//   r' = r + attention(norm(r)),   r'' = r' + down(h),   h = silu(gate) * up,   [gate | up] =
+//   r' = r + post(attention(norm(r))),   r'' = r' + post(down(h)),   h = f(up(norm(r')))
+//   f, norm and post as the spec says: norm may be left out, and h = silu(gate) * up, [gate | up] =
 //   gate_up(norm(r'))
 struct BlockActivations {
   Tensor residual;               // storage [T, D]: r
   Tensor attention_rstd;         // F32 [T]
-  CastBuffers attention_input;   // norm(r) [T, D]
+  CastBuffers attention_input;   // norm(r) [T, D]; without a norm .high is `residual`
+  Tensor query_keys;             // storage [T, (H + K) Dh], before their regulariser
   Tensor qkv;                    // storage [T, (H + 2 K) Dh], queries and keys rotated
   Tensor log_sum_exp;            // F32 [B, H, S]
   CastBuffers attention_output;  // [T, H Dh], the heads side by side; .high is read by attention's backward
+  Tensor attention_branch;       // storage [T, D]: attention's, where post_norm reads it in backward
+  Tensor attention_branch_rstd;  // F32 [T]
   Tensor middle;                 // storage [T, D]: r'
   Tensor ffn_rstd;               // F32 [T]
-  CastBuffers ffn_input;         // norm(r') [T, D]
-  Tensor gate_up;                // storage [T, 2 F]
+  CastBuffers ffn_input;         // norm(r') [T, D]; without a norm .high is `middle`
+  Tensor up;                     // storage [T, F], or [gate | up] [T, 2 F]
   CastBuffers hidden;            // h [T, F]
+  Tensor ffn_branch;             // storage [T, D]: the feed-forward network's
+  Tensor ffn_branch_rstd;        // F32 [T]; written by whoever adds the branch
 };
 
 // Groups of those fields.
 struct ActivationGroups {
-  bool residual;  // the block's input, and what the cast of the block's output gradient reads
-  bool norms;     // attention_input, ffn_input
-  bool hidden;    // hidden
+  bool
+      residual;  // the block's input, what the cast of the block's output gradient reads, and ffn_branch_rstd
+  bool norms;    // attention_input, ffn_input
+  bool hidden;   // hidden
   bool others;
 };
 
@@ -54,10 +64,11 @@ constexpr ActivationGroups recomputed_groups(Recompute policy) {
 
 // Gradients of the loss, one set for all blocks.
 struct BlockGradients {
-  CastBuffers residual;     // of the residual stream [T, D]; what enters `down` and the attention's `out`
-  Tensor norm;              // of a norm's output: storage [T, D]
-  Tensor hidden;            // of h: storage [T, F]
-  CastBuffers gate_up;      // [T, 2 F]
+  CastBuffers residual;  // of the residual stream [T, D]
+  CastBuffers branch;  // what enters `down` and the attention's `out`: without post_norm the same as residual
+  Tensor norm;         // of a norm's output: storage [T, D]; without a norm the same as residual.high
+  Tensor hidden;       // of h: storage [T, F]
+  CastBuffers up;      // [T, F] or [T, 2 F]
   Tensor attention_output;  // storage [T, H Dh]
   CastBuffers qkv;          // [T, (H + 2 K) Dh]
 };

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
 namespace octet {
 
 namespace {
@@ -18,17 +16,25 @@ LinearShape shape_of(const TransformerSpec& spec, BlockLinear which) {
       return {"attention.qkv", spec.qkv_width(), spec.width};
     case BlockLinear::Out:
       return {"attention.out", spec.width, spec.attention_width()};
-    case BlockLinear::GateUp:
-      return {"ffn.gate_up", 2 * spec.ffn_width, spec.width};
+    case BlockLinear::Up:
+      return {is_gated(spec.activation) ? "ffn.gate_up" : "ffn.up", spec.up_width(), spec.width};
     case BlockLinear::Down:
       break;
   }
   return {"ffn.down", spec.width, spec.ffn_width};
 }
 
-Parameter declare_gain(const Blueprint& blueprint, int block, const char* norm) {
+Parameter declare_pre_norm(const Blueprint& blueprint, int block, const char* norm) {
+  if (!blueprint.spec().pre_norm) return {};
   return blueprint.parameters.add(fmt::format("blocks.{}.{}.gain", block, norm), ParameterKind::Vector,
                                   {blueprint.spec().width}, Initial{.deviation = 0, .constant = 1});
+}
+Parameter declare_post_norm(const Blueprint& blueprint, int block, const char* norm) {
+  const TransformerSpec& spec = blueprint.spec();
+  if (spec.post_norm == PostNorm::None) return {};
+  return blueprint.parameters.add(fmt::format("blocks.{}.{}.gain", block, norm), ParameterKind::Vector,
+                                  {spec.width},
+                                  Initial{.deviation = 0, .constant = spec.post_norm_initial_gain_()});
 }
 
 }  // namespace
@@ -42,10 +48,9 @@ LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear wh
   linear.outputs = shape.outputs;
   linear.inputs = shape.inputs;
   linear.storage = blueprint.storage();
-  linear.initial.deviation = spec.init_deviation;
-  // 2 layers additions to the residual stream: its variance stays that of one.
-  if (which == BlockLinear::Out || which == BlockLinear::Down)
-    linear.initial.deviation /= std::sqrt(2.0 * static_cast<double>(spec.layers));
+  const bool projects_back = which == BlockLinear::Out || which == BlockLinear::Down;
+  linear.initial.deviation = projects_back ? spec.projection_deviation() : spec.init_deviation;
+  linear.reads_stream = !projects_back && !spec.pre_norm;
   linear.formats = formats_of(blueprint.options.recipe, static_cast<int>(spec.layers), block, which);
   return linear;
 }
@@ -56,92 +61,146 @@ Block::Block(const Blueprint& blueprint, int index)
       micro_batch_(blueprint.options.micro_batch),
       storage_(blueprint.storage()),
       recompute_(blueprint.options.recompute),
-      attention_norm_(declare_gain(blueprint, index, "attention_norm")),
+      attention_norm_(declare_pre_norm(blueprint, index, "attention_norm")),
       attention_(blueprint, index),
-      ffn_norm_(declare_gain(blueprint, index, "ffn_norm")),
-      feed_forward_(blueprint, index) {}
+      attention_post_norm_(declare_post_norm(blueprint, index, "attention_post_norm")),
+      ffn_norm_(declare_pre_norm(blueprint, index, "ffn_norm")),
+      feed_forward_(blueprint, index),
+      ffn_post_norm_(declare_post_norm(blueprint, index, "ffn_post_norm")) {}
 
 std::array<const Linear*, 4> Block::linears() const {
-  return {&attention_.qkv(), &attention_.out(), &feed_forward_.gate_up(), &feed_forward_.down()};
+  return {&attention_.qkv(), &attention_.out(), &feed_forward_.up(), &feed_forward_.down()};
 }
 
 // ---- forward and backward
 
-void Block::normalise_input(const Pass& pass, const ResidualStream& in) const {
+ResidualStream Block::after_attention(const Tensor& branch) const {
   const BlockActivations& a = activations_;
-  pass.device.rmsnorm_forward({.residual = in.residual,
-                               .branch = in.branch,
-                               .residual_out = in.branch.empty() ? Tensor{} : a.residual,
-                               .gain = attention_norm_.master,
-                               .rstd = a.attention_rstd,
-                               .epsilon = static_cast<float>(spec_.norm_epsilon),
-                               .out = attention_.qkv().input_target(pass, a.attention_input)});
+  if (!scales_branches()) return {a.residual, branch, {}, {}};
+  return {a.residual, a.attention_branch, attention_post_norm_.master, a.attention_branch_rstd};
 }
 
-void Block::normalise_middle(const Pass& pass, const Tensor& branch) const {
+ResidualStream Block::after_ffn(const Tensor& branch) const {
   const BlockActivations& a = activations_;
-  pass.device.rmsnorm_forward({.residual = branch.empty() ? a.middle : a.residual,
-                               .branch = branch,
-                               .residual_out = branch.empty() ? Tensor{} : a.middle,
-                               .gain = ffn_norm_.master,
-                               .rstd = a.ffn_rstd,
+  if (!scales_branches()) return {a.middle, branch, {}, {}};
+  return {a.middle, a.ffn_branch, ffn_post_norm_.master, a.ffn_branch_rstd};
+}
+
+void Block::add_and_normalise(const Pass& pass, const ResidualStream& in, const PreNorm& norm,
+                              const CastTarget& out) const {
+  if (!spec_.pre_norm && in.branch.empty()) {  // the sum is there, and is what the layer reads
+    if (!out.row.empty() || !out.column.empty())
+      pass.device.cast({.source = in.residual, .column_factor = {}, .out = out});
+    return;
+  }
+  pass.device.rmsnorm_forward({.residual = in.residual,
+                               .branch = in.branch,
+                               .residual_out = in.branch.empty() ? Tensor{} : norm.sum,
+                               .gain = norm.gain.master,
+                               .rstd = norm.rstd,
                                .epsilon = static_cast<float>(spec_.norm_epsilon),
-                               .out = feed_forward_.gate_up().input_target(pass, a.ffn_input)});
+                               .out = out,
+                               .branch_gain = in.branch_gain,
+                               .branch_rstd = in.branch_rstd});
+}
+
+void Block::normalise_input(const Pass& pass, const ResidualStream& in) const {
+  const CastTarget out = attention_.qkv().input_target(pass, activations_.attention_input);
+  add_and_normalise(pass, in, attention_norm(), out);
+}
+
+void Block::normalise_middle(const Pass& pass, const ResidualStream& in) const {
+  const CastTarget out = feed_forward_.up().input_target(pass, activations_.ffn_input);
+  add_and_normalise(pass, in, ffn_norm(), out);
 }
 
 ResidualStream Block::forward(const Pass& pass, const ResidualStream& in, const Tensor& branch) const {
+  const ResidualStream middle = after_attention(branch), out = after_ffn(branch);
   normalise_input(pass, in);
-  attention_.forward(pass, activations_, branch);
-  normalise_middle(pass, branch);
-  feed_forward_.forward(pass, activations_, branch);
-  return {activations_.middle, branch};
+  attention_.forward(pass, activations_, middle.branch);
+  normalise_middle(pass, middle);
+  feed_forward_.forward(pass, activations_, out.branch);
+  return out;
 }
 
 void Block::recompute(const Pass& pass, const Tensor& branch) const {
-  const Tensor nothing;
+  const BlockActivations& a = activations_;
   switch (recompute_) {
     case Recompute::None:
       return;
     case Recompute::NormsAndSwiGLU:
-      normalise_input(pass, {activations_.residual, nothing});
-      normalise_middle(pass, nothing);
-      feed_forward_.activate(pass, activations_);
+      normalise_input(pass, {a.residual, {}, {}, {}});
+      normalise_middle(pass, {a.middle, {}, {}, {}});
+      feed_forward_.activate(pass, a);
       return;
-    case Recompute::Block:
-      normalise_input(pass, {activations_.residual, nothing});
-      attention_.forward(pass, activations_, branch);
-      normalise_middle(pass, branch);
-      feed_forward_.expand(pass, activations_);
-      feed_forward_.activate(pass, activations_);
+    case Recompute::Block: {
+      const ResidualStream middle = after_attention(branch);
+      normalise_input(pass, {a.residual, {}, {}, {}});
+      attention_.forward(pass, a, middle.branch);
+      normalise_middle(pass, middle);
+      feed_forward_.expand(pass, a);
+      feed_forward_.activate(pass, a);
+      if (scales_branches()) feed_forward_.contract(pass, a, a.ffn_branch);
       return;
+    }
   }
 }
 
 CastTarget Block::output_gradient_target(const Pass& pass, const BlockGradients& g) const {
-  return feed_forward_.down().grad_target(pass, g.residual, activations_.hidden);
+  if (!scales_branches()) return feed_forward_.down().grad_target(pass, g.branch, activations_.hidden);
+  CastTarget target;
+  target.high = g.residual.high;
+  return target;
+}
+
+// The gradient of a norm's output becomes that of the stream, to which it is added; without a norm dgrad has
+// added it already.
+void Block::norm_backward(const Pass& pass, const BlockGradients& g, const PreNorm& norm,
+                          const CastTarget& gradient) const {
+  if (!spec_.pre_norm) {
+    if (!gradient.row.empty() || !gradient.column.empty())
+      pass.device.cast({.source = g.residual.high, .column_factor = {}, .out = gradient});
+    return;
+  }
+  pass.device.rmsnorm_backward({.out_gradient = g.norm,
+                                .residual = norm.sum,
+                                .gain = norm.gain.master,
+                                .rstd = norm.rstd,
+                                .gain_gradient = norm.gain.gradient,
+                                .residual_gradient_in = g.residual.high,
+                                .residual_gradient = gradient});
+}
+
+// The gradient of the stream becomes that of a branch before post_norm.
+void Block::branch_backward(const Pass& pass, const BlockGradients& g, const Parameter& gain,
+                            const ResidualStream& stream, const CastTarget& gradient) const {
+  pass.device.rmsnorm_backward({.out_gradient = g.residual.high,
+                                .residual = stream.branch,
+                                .gain = gain.master,
+                                .rstd = stream.branch_rstd,
+                                .gain_gradient = gain.gradient,
+                                .residual_gradient_in = {},
+                                .residual_gradient = gradient});
 }
 
 void Block::backward(const Pass& pass, const BlockGradients& g, const CastTarget& input_gradient,
                      const Tensor& branch) const {
   const BlockActivations& a = activations_;
   recompute(pass.recomputing(), branch);
+  const CastTarget out_gradient = attention_.out().grad_target(pass, g.branch, a.attention_output);
+  CastTarget middle_gradient = out_gradient;
+  if (scales_branches()) {
+    middle_gradient = {};
+    middle_gradient.high = g.residual.high;
+    branch_backward(pass, g, ffn_post_norm_, after_ffn(branch),
+                    feed_forward_.down().grad_target(pass, g.branch, a.hidden));
+  }
   feed_forward_.backward(pass, a, g);
-  pass.device.rmsnorm_backward(
-      {.out_gradient = g.norm,
-       .residual = a.middle,
-       .gain = ffn_norm_.master,
-       .rstd = a.ffn_rstd,
-       .gain_gradient = ffn_norm_.gradient,
-       .residual_gradient_in = g.residual.high,
-       .residual_gradient = attention_.out().grad_target(pass, g.residual, a.attention_output)});
+  norm_backward(pass, g, ffn_norm(), middle_gradient);
+  if (scales_branches())
+    branch_backward(pass, g, attention_post_norm_, after_attention(branch), out_gradient);
   attention_.backward(pass, a, g);
-  pass.device.rmsnorm_backward({.out_gradient = g.norm,
-                                .residual = a.residual,
-                                .gain = attention_norm_.master,
-                                .rstd = a.attention_rstd,
-                                .gain_gradient = attention_norm_.gradient,
-                                .residual_gradient_in = g.residual.high,
-                                .residual_gradient = input_gradient});
+  norm_backward(pass, g, attention_norm(), input_gradient);
 }
 
 }  // namespace octet

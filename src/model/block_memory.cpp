@@ -13,21 +13,29 @@ void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockA
   if (groups.residual) {
     add(a.residual, ".residual", storage_, {tokens, spec_.width});
     feed_forward_.down().plan_input(plan, Reader::GradCast, tokens, a.hidden);
+    if (spec_.post_norm == PostNorm::RMS) add(a.ffn_branch_rstd, ".ffn_branch_rstd", DType::F32, {tokens});
   }
   if (groups.norms) {
     attention_.qkv().plan_input(plan, Reader::Wgrad, tokens, a.attention_input);
-    feed_forward_.gate_up().plan_input(plan, Reader::Wgrad, tokens, a.ffn_input);
+    feed_forward_.up().plan_input(plan, Reader::Wgrad, tokens, a.ffn_input);
   }
   if (groups.hidden) feed_forward_.down().plan_input(plan, Reader::Wgrad, tokens, a.hidden);
   if (groups.others) {
-    add(a.attention_rstd, ".attention_rstd", DType::F32, {tokens});
+    if (spec_.pre_norm) add(a.attention_rstd, ".attention_rstd", DType::F32, {tokens});
+    if (spec_.qk_norm != QkNorm::None)
+      add(a.query_keys, ".attention.query_keys", storage_,
+          {tokens, (spec_.heads + spec_.kv_heads) * spec_.head_width_()});
     add(a.qkv, ".attention.qkv", storage_, {tokens, spec_.qkv_width()});
     add(a.log_sum_exp, ".attention.log_sum_exp", DType::F32, {micro_batch_, spec_.heads, spec_.context});
     add(a.attention_output.high, ".attention.output", storage_, {tokens, spec_.attention_width()});
     attention_.out().plan_input(plan, Reader::Wgrad, tokens, a.attention_output);
+    if (scales_branches()) add(a.attention_branch, ".attention_branch", storage_, {tokens, spec_.width});
+    if (spec_.post_norm == PostNorm::RMS)
+      add(a.attention_branch_rstd, ".attention_branch_rstd", DType::F32, {tokens});
     add(a.middle, ".middle", storage_, {tokens, spec_.width});
-    add(a.ffn_rstd, ".ffn_rstd", DType::F32, {tokens});
-    add(a.gate_up, ".ffn.gate_up", storage_, {tokens, 2 * spec_.ffn_width});
+    if (spec_.pre_norm) add(a.ffn_rstd, ".ffn_rstd", DType::F32, {tokens});
+    add(a.up, is_gated(spec_.activation) ? ".ffn.gate_up" : ".ffn.up", storage_, {tokens, spec_.up_width()});
+    if (scales_branches()) add(a.ffn_branch, ".ffn_branch", storage_, {tokens, spec_.width});
   }
 }
 
@@ -36,7 +44,7 @@ void Block::plan_shared(MemoryPlan& plan, BlockActivations& shared) const {
   plan_groups(plan, recomputed_groups(recompute_), shared);
   attention_.qkv().plan_input(plan, Reader::Fprop, tokens, shared.attention_input);
   attention_.out().plan_input(plan, Reader::Fprop, tokens, shared.attention_output);
-  feed_forward_.gate_up().plan_input(plan, Reader::Fprop, tokens, shared.ffn_input);
+  feed_forward_.up().plan_input(plan, Reader::Fprop, tokens, shared.ffn_input);
   feed_forward_.down().plan_input(plan, Reader::Fprop, tokens, shared.hidden);
 }
 
@@ -47,27 +55,42 @@ void Block::plan_stored(MemoryPlan& plan, const BlockActivations& shared) {
   activations_.residual = own.residual;
   activations_.attention_rstd = either(own.attention_rstd, shared.attention_rstd);
   activations_.attention_input = own.attention_input.or_else(shared.attention_input);
+  activations_.query_keys = either(own.query_keys, shared.query_keys);
   activations_.qkv = either(own.qkv, shared.qkv);
   activations_.log_sum_exp = either(own.log_sum_exp, shared.log_sum_exp);
   activations_.attention_output = own.attention_output.or_else(shared.attention_output);
+  activations_.attention_branch = either(own.attention_branch, shared.attention_branch);
+  activations_.attention_branch_rstd = either(own.attention_branch_rstd, shared.attention_branch_rstd);
   activations_.middle = either(own.middle, shared.middle);
   activations_.ffn_rstd = either(own.ffn_rstd, shared.ffn_rstd);
   activations_.ffn_input = own.ffn_input.or_else(shared.ffn_input);
-  activations_.gate_up = either(own.gate_up, shared.gate_up);
+  activations_.up = either(own.up, shared.up);
   activations_.hidden = own.hidden.or_else(shared.hidden);
+  activations_.ffn_branch = either(own.ffn_branch, shared.ffn_branch);
+  activations_.ffn_branch_rstd = own.ffn_branch_rstd;
+  if (!spec_.pre_norm) {
+    activations_.attention_input.high = activations_.residual;
+    activations_.ffn_input.high = activations_.middle;
+  }
 }
 
 void Block::plan_residual_gradients(MemoryPlan& plan, BlockGradients& g) const {
   const int64_t tokens = micro_batch_ * spec_.context;
-  feed_forward_.down().plan_grad(plan, tokens, g.residual);
-  attention_.out().plan_grad(plan, tokens, g.residual);
-  if (g.norm.empty())
+  // With a post_norm the stream's gradient and that of a branch are two things.
+  if (scales_branches() && g.residual.high.empty())
+    g.residual.high = plan.add("residual.gradient", Category::Activations, storage_, {tokens, spec_.width});
+  feed_forward_.down().plan_grad(plan, tokens, g.branch);
+  attention_.out().plan_grad(plan, tokens, g.branch);
+  if (!scales_branches()) g.residual = g.branch;
+  if (!spec_.pre_norm)
+    g.norm = g.residual.high;
+  else if (g.norm.empty())
     g.norm = plan.add("norm.gradient", Category::Activations, storage_, {tokens, spec_.width});
 }
 
 void Block::plan_ffn_gradients(MemoryPlan& plan, BlockGradients& g) const {
   const int64_t tokens = micro_batch_ * spec_.context;
-  feed_forward_.gate_up().plan_grad(plan, tokens, g.gate_up);
+  feed_forward_.up().plan_grad(plan, tokens, g.up);
   if (g.hidden.empty())
     g.hidden = plan.add("hidden.gradient", Category::Activations, storage_, {tokens, spec_.ffn_width});
 }

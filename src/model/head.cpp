@@ -40,6 +40,12 @@ void cast_chunk(const Pass& pass, CastTarget target, int64_t begin) {
   pass.device.cast({.source = source, .column_factor = {}, .out = std::move(target)});
 }
 
+Parameter declare_norm(const Blueprint& blueprint) {
+  if (!blueprint.spec().final_norm) return {};
+  return blueprint.parameters.add("final_norm.gain", ParameterKind::Vector, {blueprint.spec().width},
+                                  Initial{.deviation = 0, .constant = 1});
+}
+
 }  // namespace
 
 TokenTable declare_token_table(const Blueprint& blueprint, const char* name) {
@@ -58,24 +64,24 @@ Head::Head(const Blueprint& blueprint, const TokenTable& embedding)
       tokens_(blueprint.tokens()),
       chunk_(std::min(blueprint.options.head_chunk, blueprint.tokens())),
       z_loss_(static_cast<float>(blueprint.options.z_loss)),
-      norm_(blueprint.parameters.add("final_norm.gain", ParameterKind::Vector, {blueprint.spec().width},
-                                     Initial{.deviation = 0, .constant = 1})),
+      norm_(declare_norm(blueprint)),
       projection_(make_projection(blueprint, embedding)) {}
 
 void Head::plan_stored(MemoryPlan& plan) {
   residual_ = plan.add("final_norm.residual", Category::Activations, storage_, {tokens_, spec_.width});
-  rstd_ = plan.add("final_norm.rstd", Category::Activations, DType::F32, {tokens_});
+  if (spec_.final_norm) rstd_ = plan.add("final_norm.rstd", Category::Activations, DType::F32, {tokens_});
 }
 
 void Head::plan_output(MemoryPlan& plan) {
-  output_ = plan.add("final_norm.output", Category::Head, storage_, {tokens_, spec_.width});
+  if (spec_.final_norm)
+    output_ = plan.add("final_norm.output", Category::Head, storage_, {tokens_, spec_.width});
 }
 
 void Head::plan_scratch(MemoryPlan& plan) {
   output_gradient_ = plan.add("final_norm.output.gradient", Category::Head, storage_, {tokens_, spec_.width});
   input_ = logits_ = {};
   logits_.high = plan.add("logits", Category::Head, storage_, {chunk_, spec_.vocabulary});
-  input_.high = output_.slice(0, chunk_);
+  input_.high = {nullptr, storage_, {chunk_, spec_.width}};  // a chunk of input(), see loss()
   for (const Linear::LastReader reader : {Linear::LastReader::Fprop, Linear::LastReader::Wgrad})
     projection_.plan_input(plan, reader, chunk_, input_);
   projection_.plan_grad(plan, chunk_, logits_);
@@ -83,14 +89,16 @@ void Head::plan_scratch(MemoryPlan& plan) {
 
 void Head::normalise(const Pass& pass, const ResidualStream& in) const {
   CastTarget output;
-  output.high = output_;
+  output.high = input();
   pass.device.rmsnorm_forward({.residual = in.residual,
                                .branch = in.branch,
                                .residual_out = residual_,
                                .gain = norm_.master,
                                .rstd = rstd_,
                                .epsilon = static_cast<float>(spec_.norm_epsilon),
-                               .out = output});
+                               .out = output,
+                               .branch_gain = in.branch_gain,
+                               .branch_rstd = in.branch_rstd});
 }
 
 void Head::loss(const Pass& pass, const HeadLoss& loss) const {
@@ -98,10 +106,10 @@ void Head::loss(const Pass& pass, const HeadLoss& loss) const {
   for (int64_t begin = 0; begin < tokens_; begin += chunk_) {
     const int64_t count = std::min(chunk_, tokens_ - begin);
     const CastBuffers logits = logits_.first_rows(count);
-    CastBuffers input = input_.first_rows(count);
-    input.high = output_.slice(begin, count);
-    cast_chunk(pass, projection_.input_target(pass, input), begin);
-    projection_.fprop(pass, input, logits.high);
+    CastBuffers chunk = input_.first_rows(count);
+    chunk.high = input().slice(begin, count);
+    cast_chunk(pass, projection_.input_target(pass, chunk), begin);
+    projection_.fprop(pass, chunk, logits.high);
     pass.device.cross_entropy({.logits = logits.high,
                                .targets = loss.targets.slice(begin, count),
                                .loss = loss.losses.slice(begin, count),
@@ -109,13 +117,15 @@ void Head::loss(const Pass& pass, const HeadLoss& loss) const {
                                .z_loss = z_loss_,
                                .backward = training});
     if (!training) continue;
-    cast_chunk(pass, projection_.grad_target(pass, logits, input), begin);
+    cast_chunk(pass, projection_.grad_target(pass, logits, chunk), begin);
     projection_.dgrad(pass, logits, output_gradient_.slice(begin, count));
-    projection_.wgrad(pass, logits, input);
+    projection_.wgrad(pass, logits, chunk);
   }
 }
 
 void Head::backward(const Pass& pass, const CastTarget& input_gradient) const {
+  if (!spec_.final_norm)
+    return pass.device.cast({.source = output_gradient_, .column_factor = {}, .out = input_gradient});
   pass.device.rmsnorm_backward({.out_gradient = output_gradient_,
                                 .residual = residual_,
                                 .gain = norm_.master,

@@ -1,6 +1,6 @@
-// The end of the model: final norm, projection to the vocabulary, cross-entropy. Logits exist for one chunk
-// of tokens at a time; their gradient takes their place at once. In FP8 (Recipe::head) a chunk is what is
-// cast: with current scaling its scales come from its own amaxes.
+// The end of the model: final norm (where the spec has one), projection to the vocabulary, cross-entropy.
+// Logits exist for one chunk of tokens at a time; their gradient takes their place at once. In FP8
+// (Recipe::head) a chunk is what is cast: with current scaling its scales come from its own amaxes.
 #pragma once
 #include <vector>
 
@@ -33,24 +33,26 @@ class Head {
   const Linear& projection() const { return projection_; }  // its weight is the embedding's table when tied
 
   void normalise(const Pass& pass, const ResidualStream& in) const;
-  const Tensor& input() const { return residual_; }  // storage [T, D]: the stream that was normalised
-  // Losses and, in a training pass, the gradients of the table and of the norm's output.
+  const Tensor& stream() const { return residual_; }  // storage [T, D]: after the last block
+  // Losses and, in a training pass, the gradients of the table and of what it multiplies.
   void loss(const Pass& pass, const HeadLoss& loss) const;
   // The gradient of the stream that `normalise` read.
   void backward(const Pass& pass, const CastTarget& input_gradient) const;
 
  private:
+  const Tensor& input() const { return spec_.final_norm ? output_ : residual_; }  // of the projection
+
   TransformerSpec spec_;
   DType storage_;
   int64_t tokens_, chunk_;
   float z_loss_;
-  Parameter norm_;  // gain [D]
+  Parameter norm_;  // gain [D]; without tensors when there is no final norm
   Linear projection_;
   Tensor residual_;         // storage [T, D]: what was normalised
   Tensor rstd_;             // F32 [T]
   Tensor output_;           // storage [T, D]: the norm's output
-  Tensor output_gradient_;  // storage [T, D]
-  CastBuffers input_;       // of a chunk of output_ [chunk, D]; .high is output_'s
+  Tensor output_gradient_;  // storage [T, D]: of input()
+  CastBuffers input_;       // of a chunk of input() [chunk, D]; .high is that
   CastBuffers logits_;      // [chunk, V]; .high: logits, then their gradient
 };
 

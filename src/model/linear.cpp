@@ -154,7 +154,8 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
   const int64_t inputs = options_.inputs;
   switch (reader) {
     case LastReader::Fprop:
-      if (wgrad_float8()) input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
+      if (wgrad_float8() && !options_.reads_stream)
+        input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (fprop_float8()) input.add(buffers.row, ".row", dtype, {tokens, inputs});
       if (scales_input_rows())
         input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
@@ -162,7 +163,7 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
     case LastReader::Wgrad:
       if (wgrad_float8())
         input.add(buffers.column, ".column", dtype, {inputs, tokens});
-      else
+      else if (!options_.reads_stream)
         input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (scales_input_columns())
         input.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32, {inputs});
@@ -309,6 +310,7 @@ Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradi
   matmul.fast_accumulation = f.fast_accumulation.dgrad;
   if (rowwise(f.grad)) matmul.a.granularity = ScaleGranularity::Outer;
   if (rowwise(f.weight)) matmul.b.granularity = ScaleGranularity::Outer;
+  matmul.accumulate = options_.reads_stream;
   return matmul;
 }
 
@@ -405,6 +407,7 @@ std::vector<Matmul> Linear::matmul_shapes(int64_t tokens) const {
   for (LastReader reader : {LastReader::Fprop, LastReader::Wgrad, LastReader::GradCast})
     plan_input(shapes, reader, tokens, input);
   plan_grad(shapes, tokens, grad);
+  if (input.high.empty()) input.high = {nullptr, options_.storage, {tokens, options_.inputs}};
   return {fprop_operands(input, grad.high), dgrad_operands(grad, input.high), wgrad_operands(grad, input)};
 }
 

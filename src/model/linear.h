@@ -38,6 +38,9 @@ struct LinearOptions {
   int64_t outputs = 0, inputs = 0;  // N, K
   DType storage = DType::BF16;
   LinearFormats formats;
+  // The input is the residual stream itself: its high copy is the block's, and dgrad adds to the stream's
+  // gradient.
+  bool reads_stream = false;
   Initial initial;
   ParameterKind kind = ParameterKind::Matrix;
   GemmClass fprop = GemmClass::Fprop, dgrad = GemmClass::Dgrad, wgrad = GemmClass::Wgrad;

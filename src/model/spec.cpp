@@ -28,10 +28,6 @@ class Rules {
     require(value > 0 && std::isfinite(value), key,
             fmt::format("must be a positive finite number, found {}", value));
   }
-  void planned(bool asked_for, const char* key, const char* what) {
-    require(!asked_for, key,
-            fmt::format("{} is planned, not built yet: only Llama-class models exist", what));
-  }
   std::vector<SpecProblem> take() { return std::move(problems_); }
 
  private:
@@ -76,15 +72,17 @@ void check_constants(Rules& rules, const TransformerSpec& s) {
   }
 }
 
-void check_planned(Rules& rules, const TransformerSpec& s) {
-  rules.planned(!s.pre_norm, "pre_norm", "a block without pre-norm");
-  rules.planned(!s.final_norm, "final_norm", "a model without final norm");
-  rules.planned(s.post_norm != PostNorm::None, "post_norm", "a norm after the branch");
-  rules.planned(s.post_norm_initial_gain != 0, "post_norm_initial_gain",
-                "the gain of a norm after the branch");
-  rules.planned(s.qk_norm != QkNorm::None, "qk_norm", "normalisation of queries and keys");
-  rules.planned(s.input_multiplier != 1, "input_multiplier", "a multiplier on the embedding");
-  rules.planned(s.activation != Activation::SwiGLU, "activation", "an activation other than swiglu");
+void check_options(Rules& rules, const TransformerSpec& s) {
+  rules.positive("input_multiplier", s.input_multiplier);
+  rules.require(s.post_norm_initial_gain >= 0 && std::isfinite(s.post_norm_initial_gain),
+                "post_norm_initial_gain",
+                fmt::format("must be positive, or 0 for 1/sqrt(layers), found {}", s.post_norm_initial_gain));
+  rules.require(s.post_norm_initial_gain == 0 || s.post_norm != PostNorm::None, "post_norm_initial_gain",
+                fmt::format("{} is the gain of a post_norm, and there is none", s.post_norm_initial_gain));
+  rules.require(s.qk_norm == QkNorm::None || s.heads <= 0 || s.head_width_() <= widest_regularised_head,
+                "qk_norm",
+                fmt::format("needs heads of at most {}, found {}", widest_regularised_head,
+                            s.heads > 0 ? s.head_width_() : 0));
 }
 
 // Eight-bit GEMMs want 16-byte rows in both orientations.
@@ -108,8 +106,8 @@ int64_t TransformerSpec::linear_elements(BlockLinear which) const {
       return qkv_width() * width;
     case BlockLinear::Out:
       return width * attention_width();
-    case BlockLinear::GateUp:
-      return 2 * ffn_width * width;
+    case BlockLinear::Up:
+      return up_width() * width;
     case BlockLinear::Down:
       break;
   }
@@ -118,8 +116,40 @@ int64_t TransformerSpec::linear_elements(BlockLinear which) const {
 
 int64_t TransformerSpec::parameters() const {
   const int64_t tables = (tied_head ? 1 : 2) * vocabulary * width;
-  const int64_t vectors = 2 * width + (qkv_bias ? qkv_width() : 0);
-  return tables + layers * (block_matrices(*this) + vectors) + width;
+  int64_t sum = tables + layers * block_matrices(*this);
+  for (const int64_t elements : vectors()) sum += elements;
+  return sum;
+}
+
+std::vector<int64_t> TransformerSpec::vectors() const {
+  std::vector<int64_t> block;
+  const int64_t head_gain = qk_norm == QkNorm::RMS ? head_width_() : 1;
+  if (pre_norm) block.insert(block.end(), 2, width);
+  if (post_norm != PostNorm::None) block.insert(block.end(), 2, width);
+  if (qkv_bias) block.push_back(qkv_width());
+  if (is_trained(qk_norm)) block.insert(block.end(), 2, head_gain);
+  if (activation == Activation::XIELU) block.insert(block.end(), 2, 1);
+  std::vector<int64_t> all;
+  for (int64_t i = 0; i < layers; ++i) all.insert(all.end(), block.begin(), block.end());
+  if (final_norm) all.push_back(width);
+  return all;
+}
+
+double TransformerSpec::softmax_scale_() const {
+  if (softmax_scale != 0) return softmax_scale;
+  const double gain = qk_norm == QkNorm::RMSFrozen ? frozen_gain_squared : 1.0;
+  return gain / std::sqrt(static_cast<double>(head_width_()));
+}
+
+double TransformerSpec::post_norm_initial_gain_() const {
+  return post_norm_initial_gain != 0 ? post_norm_initial_gain : 1.0 / std::sqrt(static_cast<double>(layers));
+}
+
+// 2 layers additions to the residual stream: its variance stays that of one. A post_norm says itself how much
+// of a branch is added.
+double TransformerSpec::projection_deviation() const {
+  if (post_norm != PostNorm::None) return init_deviation;
+  return init_deviation / std::sqrt(2.0 * static_cast<double>(layers));
 }
 
 int64_t TransformerSpec::matmul_parameters() const {
@@ -138,7 +168,7 @@ std::vector<SpecProblem> check(const TransformerSpec& spec, bool float8) {
   Rules rules;
   check_sizes(rules, spec);
   check_constants(rules, spec);
-  check_planned(rules, spec);
+  check_options(rules, spec);
   if (float8) check_float8(rules, spec);
   return rules.take();
 }

@@ -1,17 +1,18 @@
-// What a transformer is made of. Llama-class models exist; the other fields are planned (OLMo-2, OP, FOG) and
-// refused with a clear message until they do.
+// What a transformer is made of. Each option is a field of its own; presets (config/presets.h) set several at
+// once: Llama, Qwen3, OLMo-2, OP and FOG are such sets.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "numerics/activation.h"
+#include "numerics/query_key_norm.h"
 #include "numerics/recipe.h"
 
 namespace octet {
 
+// What happens to a branch before it is added to the residual stream: gain * norm(branch) or gain * branch.
 enum class PostNorm : uint8_t { None, RMS, LayerScale };
-enum class QkNorm : uint8_t { None, RMS, RMSFrozen, Tanh };
-enum class Activation : uint8_t { SwiGLU, GELU, ReLU2, XIELU };
 
 struct RopeScaling {  // Llama-3 frequency scaling; factor 1 = off
   double factor = 1, low_frequency_factor = 1, high_frequency_factor = 4;
@@ -27,13 +28,13 @@ struct TransformerSpec {
   bool tied_head = false, qkv_bias = false;
   double norm_epsilon = 1e-5, rope_base = 10000;
   RopeScaling rope_scaling;
-  double init_deviation = 0.02;  // residual projections: divided by sqrt(2 * layers)
+  double init_deviation = 0.02;  // residual projections without post_norm: divided by sqrt(2 * layers)
   bool pre_norm = true, final_norm = true;
   PostNorm post_norm = PostNorm::None;
   double post_norm_initial_gain = 0;  // 0: 1/sqrt(layers)
   QkNorm qk_norm = QkNorm::None;
-  double softmax_scale = 0;  // 0: 1/sqrt(head_width)
-  double input_multiplier = 1;
+  double softmax_scale = 0;     // 0: 1/sqrt(head_width), with frozen gains sqrt(2)/sqrt(head_width)
+  double input_multiplier = 1;  // of the embedding
   Activation activation = Activation::SwiGLU;
   bool operator==(const TransformerSpec&) const = default;
 
@@ -41,8 +42,14 @@ struct TransformerSpec {
   int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_width_(); }
   int64_t attention_width() const { return heads * head_width_(); }
   int64_t linear_elements(BlockLinear which) const;  // of its weight, in one block
-  int64_t parameters() const;                        // exact, tied head counted once
-  int64_t matmul_parameters() const;                 // weights that take part in GEMMs: block linears + head
+  int64_t up_width() const { return (is_gated(activation) ? 2 : 1) * ffn_width; }  // of ffn.gate_up or ffn.up
+  double softmax_scale_() const;
+  double post_norm_initial_gain_() const;
+  double projection_deviation() const;  // initial, of the projections back to the residual stream
+  // Elements of everything that is not a matrix or a table, in no order.
+  std::vector<int64_t> vectors() const;
+  int64_t parameters() const;         // exact, tied head counted once
+  int64_t matmul_parameters() const;  // weights that take part in GEMMs: block linears + head
   // Model FLOPs of one token, forward + backward, at full context: 6 * matmul_parameters + causal attention
   // counted once.
   double flops_per_token() const;

@@ -16,16 +16,6 @@ namespace octet {
 
 namespace {
 
-// What a TransformerSpec has of ParameterKind::Vector.
-std::vector<int64_t> vectors_of(const TransformerSpec& spec) {
-  std::vector<int64_t> vectors{spec.width};  // final_norm
-  for (int64_t i = 0; i < spec.layers; ++i) {
-    vectors.insert(vectors.end(), {spec.width, spec.width});
-    if (spec.qkv_bias) vectors.push_back(spec.qkv_width());
-  }
-  return vectors;
-}
-
 void require_buildable(const TransformerOptions& options) {
   const bool float8 = options.recipe.float8();
   std::string broken;
@@ -129,7 +119,7 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
     : device(the_device),
       options(the_options),
       parameters(plan, masters, dtype_of(the_options.recipe.weight_gradient), the_options.sharding,
-                 vectors_of(the_options.spec), the_options.recipe.master) {
+                 the_options.spec.vectors(), the_options.recipe.master) {
   require_buildable(options);
   rope = plan_rope(options.spec, plan);
   const Blueprint blueprint{options, plan, parameters, scales, rope};
@@ -184,8 +174,10 @@ Transformer::Implementation::Implementation(Device* the_device, const Transforme
 void Transformer::Implementation::plan_scratch(MemoryPlan& plan) {
   shared = {};
   gradients = {};
-  branch = plan.add("branch", Category::Scratch, embedding.weight.values().dtype,
-                    {tokens.rows(), options.spec.width});
+  branch = {};  // with a post_norm blocks keep their own
+  if (options.spec.post_norm == PostNorm::None)
+    branch = plan.add("branch", Category::Scratch, embedding.weight.values().dtype,
+                      {tokens.rows(), options.spec.width});
   head->plan_output(plan);
   for (const Block& block : blocks) block.plan_residual_gradients(plan, gradients);
   {
@@ -233,7 +225,9 @@ size_t Transformer::Implementation::workspace_bytes() const {
   const DeviceWork work{.matmuls = matmuls,
                         .attentions = {&attention, 1},
                         .tokens = tokens.rows(),
-                        .width = options.spec.width};
+                        .width = options.spec.width,
+                        .qk_norm = options.spec.qk_norm,
+                        .activation = options.spec.activation};
   // A plan without a device is the plan of the one that is always there.
   return device ? device->workspace_bytes(work) : make_cpu_device({})->workspace_bytes(work);
 }
@@ -250,9 +244,11 @@ void Transformer::Implementation::upload(const int32_t* host_tokens, const int32
 }
 
 void Transformer::Implementation::forward(const Pass& pass) {
-  device->embedding_forward(
-      {.out = blocks.front().input(), .tokens = tokens, .table = embedding.weight.values()});
-  ResidualStream stream{blocks.front().input(), {}};
+  device->embedding_forward({.out = blocks.front().input(),
+                             .tokens = tokens,
+                             .table = embedding.weight.values(),
+                             .multiplier = static_cast<float>(options.spec.input_multiplier)});
+  ResidualStream stream{blocks.front().input(), {}, {}, {}};
   for (const Block& block : blocks) stream = block.forward(pass, stream, branch);
   head->normalise(pass, stream);
   observe_outputs(pass);
@@ -262,7 +258,7 @@ void Transformer::Implementation::forward(const Pass& pass) {
 void Transformer::Implementation::observe_outputs(const Pass& pass) const {
   for (size_t i = 0; i < blocks.size(); ++i)
     pass.observe(static_cast<int>(i), Observed::BlockOutput,
-                 i + 1 < blocks.size() ? blocks[i + 1].input() : head->input());
+                 i + 1 < blocks.size() ? blocks[i + 1].input() : head->stream());
 }
 
 void Transformer::Implementation::plan_observations(MemoryPlan& plan) {
@@ -287,8 +283,8 @@ void Transformer::Implementation::observe_weights() {
         linear ? linear->working_weight(pass) : Linear::WorkingWeight{embedding.weight.values(), {}};
     observations.observe_weight(*device, static_cast<int64_t>(i), weight.values, weight.inverse_scales);
   }
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const auto gates = blocks[i].linears()[static_cast<size_t>(BlockLinear::GateUp)]->working_weight(pass);
+  for (size_t i = 0; is_gated(options.spec.activation) && i < blocks.size(); ++i) {
+    const auto gates = blocks[i].linears()[static_cast<size_t>(BlockLinear::Up)]->working_weight(pass);
     observations.observe_gates(*device, static_cast<int>(i), gates.values, gates.inverse_scales);
   }
 }
@@ -310,7 +306,8 @@ void Transformer::Implementation::backward(const Pass& pass, const Transformer::
   tell(first_parameter[0], first_parameter[1]);
   device->embedding_backward({.table_gradient = embedding.parameter.gradient,
                               .tokens = tokens,
-                              .out_gradient = gradients.residual.high});
+                              .out_gradient = gradients.residual.high,
+                              .multiplier = static_cast<float>(options.spec.input_multiplier)});
   tell(0, first_parameter[0]);
 }
 

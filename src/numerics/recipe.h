@@ -106,7 +106,7 @@ enum class MasterFormat : uint8_t {
 };
 
 // The four linears of a block.
-enum class BlockLinear : uint8_t { Qkv, Out, GateUp, Down };
+enum class BlockLinear : uint8_t { Qkv, Out, Up, Down };
 inline constexpr int block_linears = 4;
 
 // How one linear layer runs. A format that is not FP8 means storage precision.

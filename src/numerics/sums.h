@@ -5,6 +5,10 @@
 // with eight neighbouring values (one 16-byte load of BF16) a thread; on a CPU it vectorises.
 //
 // A column over tokens is summed in chunks of 64 tokens from zero, and the chunks are added in order.
+//
+// A head of 2 n values, n <= 512, is summed in pairs (i, n + i). Eight neighbouring pairs are a piece, added
+// as a tree: pair l takes pair l + 4, then l + 2, l + 1; then the pieces as a tree over the next power of
+// two. On a GPU a thread has a piece, which is also what RoPE rotates.
 #pragma once
 #include <cstdint>
 
@@ -40,6 +44,10 @@ OCTET_HD void add_values(Lanes<T>& lanes, const float* a, int64_t n) {
     for (int64_t l = 0; l < sum_lanes; ++l) lanes.sums[l] += static_cast<T>(a[i + l]);
   }
   for (int64_t l = 0; i + l < n; ++l) lanes.sums[l] += static_cast<T>(a[i + l]);
+}
+// A piece of a head.
+OCTET_HD float sum_of_pairs(const float (&s)[8]) {
+  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 template <class T>
 OCTET_HD T sum_of(Lanes<T> lanes) {

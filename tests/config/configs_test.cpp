@@ -76,7 +76,7 @@ std::string violates(const Json& schema, const Json& value, const std::string& a
 }  // namespace
 
 TEST_CASE("every shipped configuration is valid and survives its own resolution") {
-  REQUIRE(shipped().size() >= 23);
+  REQUIRE(shipped().size() >= 37);
   for (const fs::path& path : shipped()) {
     INFO(path);
     const RunConfig config = load_config(path.string());

@@ -69,3 +69,24 @@ TEST_CASE("the embedding gradient has the same bits for 1, 2 and 4 threads", "[e
   CHECK(results[0] == results[1]);
   CHECK(results[0] == results[2]);
 }
+
+TEST_CASE("a multiplier scales what is looked up and what comes back, rounded once", "[embedding]") {
+  OpFixture f;
+  const DType dtype = GENERATE(DType::F32, DType::BF16);
+  constexpr float multiplier = 50.3f;
+  const int64_t tokens = 4, width = 70;
+  const Values table = normal_values(7 * width, 1, 0.02, dtype),
+               gradient = normal_values(tokens * width, 2, 1.0, dtype);
+  const std::vector<int32_t> ids = {3, 0, 6, 3};
+  const Tensor out = f.zeros(dtype, {tokens, width}), table_gradient = f.zeros(DType::F32, {7, width});
+  f->embedding_forward({out, f.integers(ids), f.floats(dtype, {7, width}, table), multiplier});
+  f->embedding_backward(
+      {table_gradient, f.integers(ids), f.floats(dtype, {tokens, width}, gradient), multiplier});
+  const Values result = read_floats(out), back = read_floats(table_gradient);
+  for (size_t d = 0; d < static_cast<size_t>(width); ++d) {
+    for (size_t t = 0; t < ids.size(); ++t)
+      CHECK(result[t * 70 + d] == rounded(dtype, table[static_cast<size_t>(ids[t]) * 70 + d] * multiplier));
+    CHECK(back[3 * 70 + d] == gradient[d] * multiplier + gradient[3 * 70 + d] * multiplier);
+    CHECK(back[6 * 70 + d] == gradient[2 * 70 + d] * multiplier);
+  }
+}

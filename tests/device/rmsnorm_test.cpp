@@ -1,3 +1,4 @@
+#include "base/error.h"
 #include "catch.h"
 #include "device/op_fixture.h"
 
@@ -189,4 +190,98 @@ TEST_CASE("RMSNorm's codes are those of a separate cast of its result", "[rmsnor
   f->cast({op.out.high, {}, again});
   CHECK(read_bytes(again.row) == read_bytes(op.out.row));
   CHECK(read_bytes(again.column) == read_bytes(op.out.column));
+}
+
+// ---- a branch that is scaled or normalised before it is added
+
+namespace {
+
+struct Branch {
+  bool normalised, norm_follows;
+};
+
+}  // namespace
+
+TEST_CASE("a branch is normalised or scaled by its gain on its way into the sum, rounded once", "[rmsnorm]") {
+  const auto [tokens, width, storage] = GENERATE(Case{1, 1, DType::F32}, Case{3, 17, DType::F32},
+                                                 Case{5, 1030, DType::F32}, Case{2, 515, DType::BF16});
+  const Branch b =
+      GENERATE(Branch{false, false}, Branch{false, true}, Branch{true, false}, Branch{true, true});
+  OpFixture f;
+  const int64_t n = tokens * width;
+  const Values residual = normal_values(n, 1, 2.0, storage), branch = normal_values(n, 2, 0.3, storage),
+               gain = normal_values(width, 3), branch_gain = normal_values(width, 4);
+  RmsNormForward op;
+  op.residual = f.floats(storage, {tokens, width}, residual);
+  op.branch = f.floats(storage, {tokens, width}, branch);
+  op.residual_out = f.zeros(storage, {tokens, width});
+  op.branch_gain = f.floats(DType::F32, {width}, branch_gain);
+  if (b.normalised) op.branch_rstd = f.zeros(DType::F32, {tokens});
+  op.out.high = op.residual_out;
+  if (b.norm_follows) {
+    op.gain = f.floats(DType::F32, {width}, gain);
+    op.rstd = f.zeros(DType::F32, {tokens});
+    op.out.high = f.zeros(storage, {tokens, width});
+  }
+  op.epsilon = epsilon;
+  f->rmsnorm_forward(op);
+
+  const std::vector<double> normal = normalized(widened(branch), branch_gain, tokens, width);
+  const Values sum = read_floats(op.residual_out);
+  const double error = (static_cast<double>(width) / 16 + 10) * 0x1p-24;  // as above
+  for (size_t i = 0; i < sum.size(); ++i) {
+    const double added = b.normalised ? normal[i]
+                                      : static_cast<double>(branch[i]) *
+                                            static_cast<double>(branch_gain[i % static_cast<size_t>(width)]);
+    const double expected = static_cast<double>(residual[i]) + added;
+    CHECK(std::abs(static_cast<double>(sum[i]) - expected) <=
+          error * std::abs(added) + 0x1p-24 * std::abs(expected) + half_ulp(storage) * std::abs(expected));
+  }
+  CHECK(read_floats(op.residual) == residual);
+  if (!b.norm_follows) return;
+  const std::vector<double> out = normalized(widened(sum), gain, tokens, width);
+  const Values got = read_floats(op.out.high);
+  for (size_t i = 0; i < got.size(); ++i)
+    CHECK(std::abs(static_cast<double>(got[i]) - out[i]) <= (error + half_ulp(storage)) * std::abs(out[i]));
+}
+
+TEST_CASE("without 1/rms the backward is that of a scale", "[rmsnorm]") {
+  const DType storage = GENERATE(DType::F32, DType::BF16);
+  OpFixture f;
+  const int64_t tokens = 70, width = 33, n = tokens * width;
+  const Values x = normal_values(n, 1, 2.0, storage), gradient = normal_values(n, 2, 1.0, storage),
+               gain = normal_values(width, 3);
+  RmsNormBackward op;
+  op.out_gradient = f.floats(storage, {tokens, width}, gradient);
+  op.residual = f.floats(storage, {tokens, width}, x);
+  op.gain = f.floats(DType::F32, {width}, gain);
+  op.gain_gradient = f.zeros(DType::F32, {width});
+  op.residual_gradient.high = f.zeros(storage, {tokens, width});
+  f->rmsnorm_backward(op);
+  const Values dx = read_floats(op.residual_gradient.high), dgain = read_floats(op.gain_gradient);
+  for (size_t i = 0; i < dx.size(); ++i)
+    CHECK(dx[i] == rounded(storage, gradient[i] * gain[i % static_cast<size_t>(width)]));
+  for (size_t d = 0; d < static_cast<size_t>(width); ++d) {
+    float total = 0;
+    for (size_t first = 0; first < static_cast<size_t>(tokens); first += 64) {
+      float sum = 0;
+      for (size_t t = first; t < std::min<size_t>(first + 64, 70); ++t)
+        sum += gradient[t * 33 + d] * x[t * 33 + d];
+      total += sum;
+    }
+    CHECK(dgain[d] == total);
+  }
+}
+
+TEST_CASE("a sum that is not normalised has one place, and a branch's norm a gain", "[rmsnorm]") {
+  OpFixture f;
+  RmsNormForward op;
+  op.residual = f.zeros(DType::F32, {2, 4});
+  op.branch = f.zeros(DType::F32, {2, 4});
+  op.out.high = f.zeros(DType::F32, {2, 4});
+  CHECK_THROWS_AS(f->rmsnorm_forward(op), Error);  // the sum and out are two places
+  op.out.high = op.residual;
+  CHECK_NOTHROW(f->rmsnorm_forward(op));
+  op.branch_rstd = f.zeros(DType::F32, {2});
+  CHECK_THROWS_AS(f->rmsnorm_forward(op), Error);  // 1/rms without a gain
 }

@@ -31,7 +31,8 @@ struct Backward {
   Values values = Values::Wide;
 };
 
-Array by_kernel(const Backward& b, const Array& table, const Array& ids, const Array& out_gradient) {
+Array by_kernel(const Backward& b, const Array& table, const Array& ids, const Array& out_gradient,
+                float multiplier = 1) {
   Array result(table);
   // 256-byte aligned, of exactly the size asked for.
   const auto bytes = static_cast<size_t>(kernels::embedding_scratch_bytes(b.tokens));
@@ -46,6 +47,7 @@ Array by_kernel(const Backward& b, const Array& table, const Array& ids, const A
                                .tokens = b.tokens,
                                .vocabulary = b.vocabulary,
                                .width = b.width,
+                               .multiplier = multiplier,
                                .scratch = scratch.get()});
   return result;
 }
@@ -189,4 +191,57 @@ TEST_CASE(
                 static_cast<size_t>(b.width) * 4);
   }
   CHECK(differences(by_kernel(b, table, reversed_ids, reversed), theirs) > 0);
+}
+
+TEST_CASE("a multiplier on the embedding has the CPU's bits, forward and backward") {
+  constexpr float multiplier = 50.3f;
+  for (const DType type : {DType::F32, DType::BF16}) {
+    for (const int64_t width : {1, 7, 8, 264, 1000}) {
+      for (const size_t misaligned : {0u, 4u}) {
+        const Backward b{type, DType::F32, 60, 11, width, misaligned, Values::Wide};
+        Array table(type, {b.vocabulary, width}, misaligned);
+        randomize(table, Values::Wide, 6);
+        const Array ids = some_ids(b.tokens, b.vocabulary, 5), theirs(type, {b.tokens, width}),
+                    ours(type, {b.tokens, width}, misaligned);
+        kernels::embedding_forward({.storage = format_of(type),
+                                    .out = ours.data(),
+                                    .ids = ids.as<int32_t>(),
+                                    .table = table.data(),
+                                    .tokens = b.tokens,
+                                    .vocabulary = b.vocabulary,
+                                    .width = width,
+                                    .multiplier = multiplier});
+        specification().embedding_forward(
+            {.out = theirs, .tokens = ids, .table = table, .multiplier = multiplier});
+        CHECK(differences(ours, theirs) == 0);
+
+        const Array start = random_table(b), gradient = random_gradient(b), expected(start), once(start);
+        const Array result = by_kernel(b, start, ids, gradient, multiplier);
+        specification().embedding_backward(
+            {.table_gradient = expected, .tokens = ids, .out_gradient = gradient, .multiplier = multiplier});
+        specification().embedding_backward({.table_gradient = once, .tokens = ids, .out_gradient = gradient});
+        CHECK(differences(result, expected) == 0);
+        CHECK(differences(result, once) > 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("a token out of range is a zero row with a multiplier, too") {
+  Array table(DType::F32, {3, 16}), ids(DType::I32, {3}), out(DType::F32, {3, 16});
+  randomize(table, Values::Tame, 6);
+  ids.as<int32_t>()[1] = 3;
+  uint32_t bad_token = 0;
+  kernels::embedding_forward({.storage = Format::FP32,
+                              .out = out.data(),
+                              .ids = ids.as<int32_t>(),
+                              .table = table.data(),
+                              .tokens = 3,
+                              .vocabulary = 3,
+                              .width = 16,
+                              .multiplier = 2,
+                              .bad_token = &bad_token});
+  CHECK(bad_token == 2);
+  CHECK(out.get(16) == 0.0f);
+  CHECK(out.get(0) == 2 * table.get(0));
 }

@@ -191,3 +191,148 @@ TEST_CASE("a sum of squares in another order changes bits of RMSNorm", "[rmsnorm
   }
   CHECK(differences(rstd, other) > 0);
 }
+
+// ---- a branch that is scaled or normalised before it is added, and a sum that is not normalised
+
+namespace {
+
+struct Added {
+  bool normalised, norm_follows;
+};
+
+void check_added(OpFixture& f, const Case& c, const TargetKind& kind, Added added, Hostility hostility) {
+  const Shape shape{c.tokens, c.width};
+  const Tensor gain = f.floats(DType::F32, {c.width}, normal_values(c.width, 33)),
+               branch_gain = f.floats(DType::F32, {c.width}, normal_values(c.width, 34)),
+               branch = f.floats(c.storage, shape, row_values(c, 32, hostility));
+  struct Side {
+    Tensor residual, sum, rstd, branch_rstd;
+    CastTarget out;
+  };
+  Side sides[2];
+  for (Side& side : sides) {
+    side.residual = f.floats(c.storage, shape, normal_values(c.tokens * c.width, 31));
+    side.sum = f.zeros(c.storage, shape);
+    side.rstd = f.zeros(DType::F32, {c.tokens});
+    side.branch_rstd = f.zeros(DType::F32, {c.tokens});
+    side.out = make_target(f, kind, {c.tokens, c.width, c.storage, Copies::Both});
+    if (!added.norm_follows) side.out.high = side.sum;
+  }
+  const Side &expected = sides[0], &run = sides[1];
+  RmsNormForward op;
+  op.residual = expected.residual;
+  op.branch = branch;
+  op.residual_out = expected.sum;
+  if (added.norm_follows) op.gain = gain, op.rstd = expected.rstd;
+  op.branch_gain = branch_gain;
+  if (added.normalised) op.branch_rstd = expected.branch_rstd;
+  op.out = expected.out;
+  f->rmsnorm_forward(op);
+  KernelCast cast(run.out);
+  kernels::rmsnorm_forward({.storage = format_of(c.storage),
+                            .residual = run.residual.data,
+                            .branch = branch.data,
+                            .sum = run.sum.data,
+                            .gain = added.norm_follows ? gain.as<float>() : nullptr,
+                            .rstd = added.norm_follows ? run.rstd.as<float>() : nullptr,
+                            .branch_gain = branch_gain.as<float>(),
+                            .branch_rstd = added.normalised ? run.branch_rstd.as<float>() : nullptr,
+                            .epsilon = 1e-5f,
+                            .tokens = c.tokens,
+                            .width = c.width,
+                            .out = cast.output()});
+  cast.finish();
+  check_same(expected.out, run.out);
+  CHECK(differences(expected.sum, run.sum) == 0);
+  CHECK(differences(expected.rstd, run.rstd) == 0);
+  CHECK(differences(expected.branch_rstd, run.branch_rstd) == 0);
+  CHECK((*run.branch_rstd.as<float>() != 0) == added.normalised);
+}
+constexpr Added ways[] = {{false, false}, {false, true}, {true, false}, {true, true}};
+
+}  // namespace
+
+TEST_CASE("a scaled or normalised branch and its sum have the CPU device's bits", "[rmsnorm]") {
+  for (const Case& c : cases) {
+    size_t turn = 0;
+    for (const TargetKind& kind : producer_kinds()) {
+      OpFixture f(1);
+      INFO(c.tokens << " x " << c.width << " " << name_of(c.storage) << ", " << kind.name);
+      check_added(f, c, kind, ways[turn++ % 4], Hostility::Finite);
+      check_added(f, c, kind, ways[turn % 4], Hostility::Broken);
+    }
+  }
+  for (const Added& way : ways) {
+    OpFixture f(1);
+    check_added(f, wide, target_kind("current"), way, Hostility::Finite);
+  }
+  for (const char* schedule : schedules) {
+    const InterpreterSetting order("SCHEDULE", schedule), threads("THREADS", "3");
+    OpFixture f(1);
+    check_added(f, {20, 264, DType::BF16}, target_kind("dual"), {true, true}, Hostility::Finite);
+  }
+}
+
+TEST_CASE("a sum that is not normalised, of a branch as it is, has the CPU device's bits", "[rmsnorm]") {
+  OpFixture f(1);
+  const Case c{5, 64, DType::BF16};
+  const Tensor branch = f.floats(c.storage, {c.tokens, c.width}, normal_values(c.tokens * c.width, 32));
+  CastTarget targets[2];
+  for (CastTarget& out : targets) {
+    out = make_target(f, target_kind("current"), {c.tokens, c.width, c.storage, Copies::Both});
+    out.high = f.floats(c.storage, {c.tokens, c.width}, normal_values(c.tokens * c.width, 31));
+  }
+  RmsNormForward op;
+  op.residual = targets[0].high;
+  op.branch = branch;
+  op.out = targets[0];
+  f->rmsnorm_forward(op);
+  KernelCast cast(targets[1]);
+  kernels::rmsnorm_forward({.storage = format_of(c.storage),
+                            .residual = targets[1].high.data,
+                            .branch = branch.data,
+                            .sum = targets[1].high.data,
+                            .gain = nullptr,
+                            .rstd = nullptr,
+                            .epsilon = 1e-5f,
+                            .tokens = c.tokens,
+                            .width = c.width,
+                            .out = cast.output()});
+  cast.finish();
+  check_same(targets[0], targets[1]);
+}
+
+TEST_CASE("the backward of a scale has the CPU device's bits", "[rmsnorm]") {
+  for (const Case& c : cases) {
+    OpFixture f(1);
+    const Shape shape{c.tokens, c.width};
+    const Tensor out_gradient =
+                     f.floats(c.storage, shape, hostile_values(c.tokens * c.width, 41, Hostility::Finite)),
+                 x = f.floats(c.storage, shape, row_values(c, 42, Hostility::Broken)),
+                 gain = f.floats(DType::F32, {c.width}, normal_values(c.width, 43));
+    CastTarget targets[2];
+    Tensor gain_gradients[2];
+    for (size_t i = 0; i < 2; ++i) {
+      targets[i] = make_target(f, target_kind("current"), {c.tokens, c.width, c.storage, Copies::Both});
+      gain_gradients[i] = f.floats(DType::F32, {c.width}, normal_values(c.width, 45));
+    }
+    f->rmsnorm_backward({out_gradient, x, gain, {}, gain_gradients[0], {}, targets[0]});
+    std::vector<float> partial(static_cast<size_t>(kernels::rmsnorm_partial_elements(c.tokens, c.width)),
+                               NAN);
+    KernelCast cast(targets[1]);
+    kernels::rmsnorm_backward({.storage = format_of(c.storage),
+                               .out_gradient = out_gradient.data,
+                               .x = x.data,
+                               .gain = gain.as<float>(),
+                               .rstd = nullptr,
+                               .gain_gradient = gain_gradients[1].data,
+                               .gain_gradient_storage = Format::FP32,
+                               .partial = partial.data(),
+                               .tokens = c.tokens,
+                               .width = c.width,
+                               .out = cast.output()});
+    cast.finish();
+    check_same(targets[0], targets[1]);
+    CHECK(differences(gain_gradients[0], gain_gradients[1]) == 0);
+  }
+}

@@ -29,6 +29,24 @@ inline TransformerSpec spec_of(const nlohmann::json& variant) {
   spec.rope_scaling.original_context = s.at("rope_original_context");
   spec.tied_head = s.at("tied_head");
   spec.qkv_bias = s.at("qkv_bias");
+  if (!s.contains("activation")) return spec;
+  const std::map<std::string, PostNorm> post = {
+      {"none", PostNorm::None}, {"rms", PostNorm::RMS}, {"layer_scale", PostNorm::LayerScale}};
+  const std::map<std::string, QkNorm> qk = {{"none", QkNorm::None},
+                                            {"rms", QkNorm::RMS},
+                                            {"rms_frozen", QkNorm::RMSFrozen},
+                                            {"tanh", QkNorm::Tanh}};
+  const std::map<std::string, Activation> activation = {{"swiglu", Activation::SwiGLU},
+                                                        {"gelu", Activation::GELU},
+                                                        {"relu2", Activation::ReLU2},
+                                                        {"xielu", Activation::XIELU}};
+  spec.pre_norm = s.at("pre_norm");
+  spec.final_norm = s.at("final_norm");
+  spec.post_norm = post.at(s.at("post_norm"));
+  spec.qk_norm = qk.at(s.at("qk_norm"));
+  spec.activation = activation.at(s.at("activation"));
+  spec.input_multiplier = s.at("input_multiplier");
+  spec.softmax_scale = s.at("softmax_scale");
   return spec;
 }
 
@@ -40,7 +58,8 @@ struct Result {
 
 class OracleModel {
  public:
-  OracleModel(const nlohmann::json& variant, const Recipe& recipe, const DeviceOptions& device = {true, 1})
+  OracleModel(const nlohmann::json& variant, const Recipe& recipe, const DeviceOptions& device = {true, 1},
+              const std::string& inputs_name = "llama_inputs")
       : device_(make_cpu_device(device)) {
     TransformerOptions options;
     options.spec = spec_of(variant);
@@ -54,7 +73,7 @@ class OracleModel {
     MemoryPlan placed(arena_, measured.peak_bytes());
     model_ = std::make_unique<Transformer>(device_.get(), options, placed);
     model_->initialize();
-    const Fixture inputs("llama_inputs");
+    const Fixture inputs(inputs_name);
     for (Parameter& p : model_->parameters()) masters_[p.name] = inputs.floats(p.name);
     tokens_ = inputs.integers("tokens");
     targets_ = inputs.integers("targets");

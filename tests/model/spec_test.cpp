@@ -1,6 +1,7 @@
 #include "model/spec.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "catch.h"
 #include "model/tiny_model.h"
@@ -93,21 +94,31 @@ TEST_CASE("FP8 wants widths in multiples of 16, other formats do not") {
   CHECK(broken_keys(spec, false).empty());
 }
 
-TEST_CASE("what is planned but not built is refused with a sentence that says so") {
-  const auto refused = [](const char* key, auto change) {
-    TransformerSpec spec = test::tiny("bf16").spec;
-    change(spec);
-    const std::vector<SpecProblem> problems = check(spec, false);
-    REQUIRE(problems.size() == 1);
-    CHECK(problems[0].key == key);
-    CHECK(problems[0].message.find("planned, not built yet") != std::string::npos);
-  };
-  refused("pre_norm", [](TransformerSpec& s) { s.pre_norm = false; });
-  refused("final_norm", [](TransformerSpec& s) { s.final_norm = false; });
-  refused("post_norm", [](TransformerSpec& s) { s.post_norm = PostNorm::RMS; });
-  refused("qk_norm", [](TransformerSpec& s) { s.qk_norm = QkNorm::Tanh; });
-  refused("input_multiplier", [](TransformerSpec& s) { s.input_multiplier = 2; });
-  refused("activation", [](TransformerSpec& s) { s.activation = Activation::XIELU; });
+TEST_CASE("options that do not go together are refused") {
+  TransformerSpec spec = test::tiny("bf16").spec;
+  spec.post_norm_initial_gain = 0.5;
+  CHECK(broken_keys(spec, false) == std::vector<std::string>{"post_norm_initial_gain"});
+  spec.post_norm = PostNorm::LayerScale;
+  CHECK(broken_keys(spec, false).empty());
+  spec.head_width = 1024;
+  CHECK(broken_keys(spec, false).empty());
+  spec.qk_norm = QkNorm::RMSFrozen;
+  CHECK(broken_keys(spec, false) == std::vector<std::string>{"qk_norm"});
+  spec.head_width = 0;
+  spec.input_multiplier = 0;
+  CHECK(broken_keys(spec, false) == std::vector<std::string>{"input_multiplier"});
+}
+
+TEST_CASE("frozen gains are part of the softmax scale: 0.125 at 128") {
+  TransformerSpec spec;
+  spec.width = 1024, spec.heads = 8, spec.kv_heads = 4;
+  CHECK(spec.softmax_scale_() == 1 / std::sqrt(128.0));
+  spec.qk_norm = QkNorm::RMSFrozen;
+  CHECK(std::abs(spec.softmax_scale_() - 0.125) < 1e-16);
+  spec.qk_norm = QkNorm::RMS;
+  CHECK(spec.softmax_scale_() == 1 / std::sqrt(128.0));
+  spec.softmax_scale = 0.3;
+  CHECK(spec.softmax_scale_() == 0.3);
 }
 
 TEST_CASE("a model that breaks a rule is not built, and the error names every key") {

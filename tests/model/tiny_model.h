@@ -82,6 +82,7 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   MemoryPlan plan() const { return MemoryPlan(data_, bytes_); }
+  void* data() const { return data_; }
 
  private:
   Device& device_;
@@ -115,6 +116,13 @@ class TinyModel {
   }
   void evaluate(const Batch& batch) { model->forward(batch.tokens.data(), batch.targets.data()); }
 
+  // What the plan calls `name`.
+  Tensor planned(const std::string& name) const {
+    for (const MemoryPlan::Item& item : items)
+      if (item.name == name)
+        return {static_cast<std::byte*>(arena_->data()) + item.offset, item.dtype, item.shape};
+    throw Error(ExitCode::Internal, "nothing is planned as " + name);
+  }
   const Parameter& parameter(const std::string& name) {
     for (const Parameter& candidate : model->parameters())
       if (candidate.name == name) return candidate;

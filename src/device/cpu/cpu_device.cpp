@@ -1,6 +1,7 @@
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/attention.h"
 #include "device/cpu/embedding.h"
+#include "device/cpu/rope.h"
 
 #include <fmt/format.h>
 #include <omp.h>
@@ -159,8 +160,12 @@ void CpuDevice::accumulate_sum(const Tensor& out, const Tensor& x) {
 // Operations run one after the other, so the workspace is as large as the hungriest.
 size_t CpuDevice::workspace_bytes(const DeviceWork& work) const {
   size_t bytes = std::max(gemm_->workspace_bytes(work.matmuls), embedding_scratch_bytes(work.tokens));
-  for (const AttentionForward& attention : work.attentions)
+  for (const AttentionForward& attention : work.attentions) {
     bytes = std::max(bytes, attention_scratch_bytes(attention, gemm_->threads()));
+    if (is_trained(work.qk_norm))
+      bytes = std::max(bytes, sizeof(float) * static_cast<size_t>(query_key_gain_elements(
+                                                  work.tokens, attention.head_width)));
+  }
   return bytes;
 }
 void CpuDevice::set_workspace(const Tensor& workspace) { gemm_->set_workspace(workspace); }

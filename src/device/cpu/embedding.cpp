@@ -1,4 +1,5 @@
-// Token embedding: a row look-up; its backward adds every token's gradient to the row it came from.
+// Token embedding: a row look-up, times a constant; its backward adds every token's gradient, times the same,
+// to the row it came from.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,11 +25,28 @@ void check_tokens(const Tensor& tokens, int64_t vocabulary) {
   }
 }
 
-OCTET_VECTORIZED void add_row(const float* from, float* sums, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sums[i] += from[i];
+OCTET_VECTORIZED void add_row(const float* from, float multiplier, float* sums, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += from[i] * multiplier;
 }
-OCTET_VECTORIZED void add_row(const BFloat16* from, float* sums, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sums[i] += to_float(from[i]);
+OCTET_VECTORIZED void add_row(const BFloat16* from, float multiplier, float* sums, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += to_float(from[i]) * multiplier;
+}
+OCTET_VECTORIZED void scale_row(const float* from, float multiplier, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i] * multiplier;
+}
+OCTET_VECTORIZED void scale_row(const BFloat16* from, float multiplier, BFloat16* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(to + i, to_float(from[i]) * multiplier);
+}
+
+template <class T>
+void look_up_scaled(const EmbeddingForward& op, int threads) {
+  const int32_t* ids = op.tokens.as<int32_t>();
+  const int64_t tokens = op.tokens.elements(), width = op.table.columns();
+  const T* table = op.table.as<T>();
+  T* out = op.out.as<T>();
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t t = 0; t < tokens; ++t)
+    scale_row(table + ids[t] * width, op.multiplier, out + t * width, width);
 }
 
 constexpr int64_t strip = 64;  // columns of the table one task works on
@@ -46,7 +64,7 @@ void scatter_strip(const EmbeddingBackward& op, const uint64_t* order, int64_t b
     Gradient* row = table + static_cast<int64_t>(id) * width;
     for (int64_t c = 0; c < n; ++c) sums[c] = load(row[c]);
     for (; i < tokens && order[i] >> 32 == id; ++i) {
-      add_row(from + static_cast<int64_t>(order[i] & 0xffffffffu) * width, sums, n);
+      add_row(from + static_cast<int64_t>(order[i] & 0xffffffffu) * width, op.multiplier, sums, n);
     }
     for (int64_t c = 0; c < n; ++c) store(row + c, sums[c]);
   }
@@ -56,6 +74,9 @@ void scatter_strip(const EmbeddingBackward& op, const uint64_t* order, int64_t b
 
 void CpuDevice::embedding_forward(const EmbeddingForward& op) {
   check_tokens(op.tokens, op.table.rows());
+  if (op.multiplier != 1.0f)
+    return op.table.dtype == DType::F32 ? look_up_scaled<float>(op, threads_)
+                                        : look_up_scaled<BFloat16>(op, threads_);
   const int32_t* ids = op.tokens.as<int32_t>();
   const int64_t tokens = op.tokens.elements();
   const size_t row = static_cast<size_t>(op.table.columns()) * size_of(op.table.dtype);

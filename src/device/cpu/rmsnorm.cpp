@@ -1,10 +1,13 @@
-// RMSNorm with the residual add in front of it.  [Zhang & Sennrich 1910.07467]
+// RMSNorm with the residual add in front of it, and the norm or the scale of the branch in front of that.
+// [Zhang & Sennrich 1910.07467; LayerScale: Touvron et al. 2103.17239]
 //
-//   forward   x = residual + branch (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
-//             out = x * rstd * gain
+//   forward   b = branch, branch * branch_gain, or branch * branch_rstd * branch_gain
+//             x = residual + b (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
+//             out = x * rstd * gain, or x
 //   backward  g = out_gradient * gain
 //             dx = rstd * (g - x * rstd^2 * mean(g * x)) + residual_gradient_in
 //             gain_gradient[d] += sum_t out_gradient[t, d] * x[t, d] * rstd[t]
+//   of a scale alone: rstd is 1 and the mean is left out
 //
 // The order of sums: numerics/sums.h.
 #include <algorithm>
@@ -20,31 +23,38 @@ namespace {
 
 constexpr int64_t chunk = 512;  // elements of a row converted at a time
 
+template <class T>
+struct AddedRow {
+  const T *residual, *branch;  // branch: nullptr = none
+  const float* branch_gain;    // nullptr = one
+  float branch_rstd;
+  T* out;  // nullptr = nowhere
+};
 // Writes x = residual + branch to `out` (when there is a branch or another place); the sum of its squares.
 template <class T>
-OCTET_HD float add_row_body(const T* residual, const T* branch, T* out, int64_t n) {
+OCTET_HD float add_row_body(const AddedRow<T>& given, int64_t n) {
+  const AddedRow<T> row = given;  // as in backward_row_body
   Lanes<float> lanes;
   float x[chunk];
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t count = std::min(chunk, n - begin);
-    for (int64_t i = 0; i < count; ++i) x[i] = load(residual[begin + i]);
-    if (branch) {
-      for (int64_t i = 0; i < count; ++i) x[i] += load(branch[begin + i]);
+    for (int64_t i = 0; i < count; ++i) x[i] = load(row.residual[begin + i]);
+    if (row.branch && row.branch_gain) {
+      const float* gain = row.branch_gain + begin;
+      for (int64_t i = 0; i < count; ++i) x[i] += load(row.branch[begin + i]) * row.branch_rstd * gain[i];
+    } else if (row.branch) {
+      for (int64_t i = 0; i < count; ++i) x[i] += load(row.branch[begin + i]);
     }
-    if (out) {
-      for (int64_t i = 0; i < count; ++i) store(out + begin + i, x[i]);
-      for (int64_t i = 0; i < count; ++i) x[i] = load(out[begin + i]);
+    if (row.out) {
+      for (int64_t i = 0; i < count; ++i) store(row.out + begin + i, x[i]);
+      for (int64_t i = 0; i < count; ++i) x[i] = load(row.out[begin + i]);
     }
     add_products(lanes, x, x, count);
   }
   return sum_of(lanes);
 }
-OCTET_VECTORIZED float add_row(const float* residual, const float* branch, float* out, int64_t n) {
-  return add_row_body(residual, branch, out, n);
-}
-OCTET_VECTORIZED float add_row(const BFloat16* residual, const BFloat16* branch, BFloat16* out, int64_t n) {
-  return add_row_body(residual, branch, out, n);
-}
+OCTET_VECTORIZED float add_row(const AddedRow<float>& row, int64_t n) { return add_row_body(row, n); }
+OCTET_VECTORIZED float add_row(const AddedRow<BFloat16>& row, int64_t n) { return add_row_body(row, n); }
 
 template <class T>
 struct NormalizedRow {
@@ -69,7 +79,7 @@ template <class T>
 struct BackwardRow {
   const T *out_gradient, *x, *in;  // in: nullptr = zero
   const float* gain;
-  float rstd;
+  const float* rstd;  // nullptr: one, and nothing was normalised
   T* out;
 };
 template <class T>
@@ -77,7 +87,7 @@ OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
   const BackwardRow<T> row = given;  // a copy that no store can reach, so that the pointers stay in registers
   Lanes<float> lanes;
   float g[chunk], x[chunk];
-  for (int64_t begin = 0; begin < n; begin += chunk) {
+  for (int64_t begin = 0; begin < (row.rstd ? n : 0); begin += chunk) {
     const int64_t count = std::min(chunk, n - begin);
     for (int64_t i = 0; i < count; ++i) {
       g[i] = load(row.out_gradient[begin + i]) * row.gain[begin + i];
@@ -85,7 +95,8 @@ OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
     }
     add_products(lanes, g, x, count);
   }
-  const float rstd = row.rstd, shrink = rstd * rstd * (sum_of(lanes) / static_cast<float>(n));
+  const float rstd = row.rstd ? *row.rstd : 1.0f;
+  const float shrink = row.rstd ? rstd * rstd * (sum_of(lanes) / static_cast<float>(n)) : 0.0f;
   const T* in = row.in ? row.in : row.x;  // any address that may be read
   const float keep = row.in ? 1.0f : 0.0f;
 #pragma GCC ivdep  // `in` and `out` may be the same row, never a shifted one
@@ -109,7 +120,7 @@ template <class T>
 OCTET_HD void add_gain_terms_body(const GainTerms<T>& terms, float* sums, int64_t n) {
   for (int64_t r = 0; r < terms.rows; ++r) {
     const T *out_gradient = terms.out_gradient + r * terms.stride, *x = terms.x + r * terms.stride;
-    const float rstd = terms.rstd[r];
+    const float rstd = terms.rstd ? terms.rstd[r] : 1.0f;
     for (int64_t i = 0; i < n; ++i) sums[i] += load(out_gradient[i]) * (load(x[i]) * rstd);
   }
 }
@@ -124,6 +135,9 @@ template <class T>
 T* pointer_or_null(const Tensor& tensor) {
   return tensor.empty() ? nullptr : tensor.as<T>();
 }
+float rstd_of(float squares, int64_t width, float epsilon) {
+  return 1.0f / std::sqrt(squares / static_cast<float>(width) + epsilon);
+}
 
 template <class T>
 void forward(const RmsNormForward& op, int threads) {
@@ -132,14 +146,20 @@ void forward(const RmsNormForward& op, int threads) {
   const T* branch = pointer_or_null<T>(op.branch);
   T* sum = op.residual_out.empty() ? (branch ? residual : nullptr) : op.residual_out.as<T>();
   T* out = op.out.high.as<T>();
-  float* rstds = op.rstd.as<float>();
-  const float* gain = op.gain.as<float>();
+  float *rstds = pointer_or_null<float>(op.rstd), *branch_rstds = pointer_or_null<float>(op.branch_rstd);
+  const float *gain = pointer_or_null<float>(op.gain), *branch_gain = pointer_or_null<float>(op.branch_gain);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t at = t * width;
-    const float squares =
-        add_row(residual + at, branch ? branch + at : nullptr, sum ? sum + at : nullptr, width);
-    const float rstd = 1.0f / std::sqrt(squares / static_cast<float>(width) + op.epsilon);
+    AddedRow<T> row{residual + at, branch ? branch + at : nullptr, branch_gain, 1.0f,
+                    sum ? sum + at : nullptr};
+    if (branch_rstds) {
+      const float squares = add_row(AddedRow<T>{branch + at, nullptr, nullptr, 1.0f, nullptr}, width);
+      row.branch_rstd = branch_rstds[t] = rstd_of(squares, width, op.epsilon);
+    }
+    const float squares = add_row(row, width);
+    if (!gain) continue;
+    const float rstd = rstd_of(squares, width, op.epsilon);
     rstds[t] = rstd;
     normalize_row(NormalizedRow<T>{(sum ? sum : residual) + at, rstd, gain, out + at}, width);
   }
@@ -150,7 +170,7 @@ void gain_gradient(const RmsNormBackward& op, int threads) {
   constexpr int64_t strip = 64, rows = column_chunk;
   const int64_t tokens = op.residual.rows(), width = op.residual.columns();
   const T *out_gradient = op.out_gradient.as<T>(), *x = op.residual.as<T>();
-  const float* rstd = op.rstd.as<float>();
+  const float* rstd = pointer_or_null<float>(op.rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t begin = 0; begin < width; begin += strip) {
     const int64_t n = std::min(strip, width - begin);
@@ -158,9 +178,9 @@ void gain_gradient(const RmsNormBackward& op, int threads) {
     for (int64_t first = 0; first < tokens; first += rows) {
       float sums[strip] = {};
       const int64_t at = first * width + begin;
-      add_gain_terms(
-          GainTerms<T>{out_gradient + at, x + at, rstd + first, std::min(rows, tokens - first), width}, sums,
-          n);
+      add_gain_terms(GainTerms<T>{out_gradient + at, x + at, rstd ? rstd + first : nullptr,
+                                  std::min(rows, tokens - first), width},
+                     sums, n);
       for (int64_t i = 0; i < n; ++i) total[i] += sums[i];
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -181,11 +201,12 @@ void backward(const RmsNormBackward& op, int threads) {
   const T *out_gradient = op.out_gradient.as<T>(), *x = op.residual.as<T>();
   const T* in = pointer_or_null<T>(op.residual_gradient_in);
   T* out = op.residual_gradient.high.as<T>();
+  const float* rstd = pointer_or_null<float>(op.rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t at = t * width;
-    const BackwardRow<T> row{out_gradient + at,      x + at,  in ? in + at : nullptr, op.gain.as<float>(),
-                             op.rstd.as<float>()[t], out + at};
+    const BackwardRow<T> row{out_gradient + at,         x + at,  in ? in + at : nullptr, op.gain.as<float>(),
+                             rstd ? rstd + t : nullptr, out + at};
     backward_row(row, width);
   }
 }
@@ -193,6 +214,7 @@ void backward(const RmsNormBackward& op, int threads) {
 }  // namespace
 
 void CpuDevice::rmsnorm_forward(const RmsNormForward& op) {
+  check(op);
   op.residual.dtype == DType::F32 ? forward<float>(op, threads_) : forward<BFloat16>(op, threads_);
   finish_cast(op.out);
 }

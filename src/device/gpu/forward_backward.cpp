@@ -1,7 +1,11 @@
 // The operations of forward and backward: tensors to kernel arguments.
 #include "device/gpu/gpu_device.h"
+
+#include <algorithm>
+
 #include "device/products.h"
 #include "device/smooth_swiglu.h"
+#include "kernels/activation.h"
 #include "kernels/cast.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
@@ -20,6 +24,7 @@ void GpuDevice::embedding_forward(const EmbeddingForward& op) {
                               .tokens = op.tokens.elements(),
                               .vocabulary = op.table.rows(),
                               .width = op.table.columns(),
+                              .multiplier = op.multiplier,
                               .bad_token = faults_,
                               .stream = backend_->stream()});
 }
@@ -36,11 +41,20 @@ void GpuDevice::embedding_backward(const EmbeddingBackward& op) {
                                .tokens = tokens,
                                .vocabulary = op.table_gradient.rows(),
                                .width = op.table_gradient.columns(),
+                               .multiplier = op.multiplier,
                                .scratch = memory.take_bytes(bytes),
                                .stream = backend_->stream()});
 }
 
+namespace {
+
+// Null where there is no such tensor.
+float* floats_or_null(const Tensor& tensor) { return tensor.empty() ? nullptr : tensor.as<float>(); }
+
+}  // namespace
+
 void GpuDevice::rmsnorm_forward(const RmsNormForward& op) {
+  check(op);
   Scratch memory = scratch(cast_scratch_bytes(op.out));
   const PendingCast cast = begin_cast(op.out, memory);
   void* sum = op.residual_out.empty() ? nullptr : op.residual_out.data;
@@ -49,8 +63,10 @@ void GpuDevice::rmsnorm_forward(const RmsNormForward& op) {
                             .residual = op.residual.data,
                             .branch = op.branch.empty() ? nullptr : op.branch.data,
                             .sum = sum,
-                            .gain = op.gain.as<float>(),
-                            .rstd = op.rstd.as<float>(),
+                            .gain = floats_or_null(op.gain),
+                            .rstd = floats_or_null(op.rstd),
+                            .branch_gain = floats_or_null(op.branch_gain),
+                            .branch_rstd = floats_or_null(op.branch_rstd),
                             .epsilon = op.epsilon,
                             .tokens = op.residual.rows(),
                             .width = op.residual.columns(),
@@ -69,7 +85,7 @@ void GpuDevice::rmsnorm_backward(const RmsNormBackward& op) {
        .out_gradient = op.out_gradient.data,
        .x = op.residual.data,
        .gain = op.gain.as<float>(),
-       .rstd = op.rstd.as<float>(),
+       .rstd = floats_or_null(op.rstd),
        .gradient_in = op.residual_gradient_in.empty() ? nullptr : op.residual_gradient_in.data,
        .gain_gradient = op.gain_gradient.data,
        .gain_gradient_storage = format_of(op.gain_gradient),
@@ -93,27 +109,40 @@ kernels::RopeShape rope_shape(const Op& op, const Tensor& qkv) {
           .cosine = op.cosine.template as<float>(),
           .sine = op.sine.template as<float>()};
 }
+kernels::RopeNorm rope_norm(const QueryKeyNorm& norm) {
+  return {.kind = norm.kind,
+          .kept = norm.kept.data,
+          .query_gain = floats_or_null(norm.query_gain),
+          .key_gain = floats_or_null(norm.key_gain),
+          .epsilon = norm.epsilon};
+}
 
 }  // namespace
 
 void GpuDevice::rope_forward(const RopeForward& op) {
   kernels::rope_forward({.storage = format_of(op.qkv),
                          .qkv = op.qkv.data,
-                         .bias = op.bias.empty() ? nullptr : op.bias.as<float>(),
+                         .bias = floats_or_null(op.bias),
                          .shape = rope_shape(op, op.qkv),
+                         .norm = rope_norm(op.norm),
                          .stream = backend_->stream()});
 }
 
 void GpuDevice::rope_backward(const RopeBackward& op) {
   const kernels::RopeShape shape = rope_shape(op, op.qkv_gradient);
-  const int64_t partials = op.bias_gradient.empty() ? 0 : kernels::rope_partial_elements(shape);
+  const int64_t partials =
+      std::max(op.bias_gradient.empty() ? 0 : kernels::rope_partial_elements(shape),
+               is_trained(op.norm.kind) ? kernels::gain_partial_elements(shape) : int64_t{0});
   Scratch memory = scratch(cast_scratch_bytes(op.out) + scratch_size<float>(partials));
   const PendingCast cast = begin_cast(op.out, memory);
   kernels::rope_backward({.storage = format_of(op.qkv_gradient),
                           .qkv_gradient = op.qkv_gradient.data,
-                          .bias_gradient = op.bias_gradient.empty() ? nullptr : op.bias_gradient.as<float>(),
+                          .bias_gradient = floats_or_null(op.bias_gradient),
+                          .query_gain_gradient = floats_or_null(op.query_gain_gradient),
+                          .key_gain_gradient = floats_or_null(op.key_gain_gradient),
                           .partial = partials ? memory.take<float>(partials) : nullptr,
                           .shape = shape,
+                          .norm = rope_norm(op.norm),
                           .out = output_of(cast),
                           .stream = backend_->stream()});
   finish_cast(cast, op.out.high);
@@ -142,6 +171,43 @@ void GpuDevice::swiglu_backward(const SwiGluBackward& op) {
                             .width = op.h_gradient.columns(),
                             .out = output_of(cast),
                             .stream = backend_->stream()});
+  finish_cast(cast, op.out.high);
+}
+
+void GpuDevice::activation_forward(const ActivationForward& op) {
+  const CastTarget target = smooth_swiglu_target(op.out, op.mode);
+  Scratch memory = scratch(cast_scratch_bytes(target));
+  const PendingCast cast = begin_cast(target, memory);
+  kernels::activation_forward({.activation = op.activation,
+                               .storage = format_of(op.x),
+                               .x = op.x.data,
+                               .positive = floats_or_null(op.positive),
+                               .negative = floats_or_null(op.negative),
+                               .tokens = op.x.rows(),
+                               .width = op.x.columns(),
+                               .out = output_of(cast),
+                               .stream = backend_->stream()});
+  finish_cast(cast, op.out.high);
+}
+
+void GpuDevice::activation_backward(const ActivationBackward& op) {
+  const int64_t partials =
+      op.activation == Activation::XIELU ? kernels::activation_partial_elements(op.x.rows()) : 0;
+  Scratch memory = scratch(cast_scratch_bytes(op.out) + scratch_size<float>(partials));
+  const PendingCast cast = begin_cast(op.out, memory);
+  kernels::activation_backward({.activation = op.activation,
+                                .storage = format_of(op.x),
+                                .x = op.x.data,
+                                .h_gradient = op.h_gradient.data,
+                                .positive = floats_or_null(op.positive),
+                                .negative = floats_or_null(op.negative),
+                                .positive_gradient = floats_or_null(op.positive_gradient),
+                                .negative_gradient = floats_or_null(op.negative_gradient),
+                                .partial = partials ? memory.take<float>(partials) : nullptr,
+                                .tokens = op.x.rows(),
+                                .width = op.x.columns(),
+                                .out = output_of(cast),
+                                .stream = backend_->stream()});
   finish_cast(cast, op.out.high);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/activation.h"
 #include "kernels/embedding.h"
 #include "kernels/gradient_norm.h"
 #include "kernels/rmsnorm.h"
@@ -38,10 +39,12 @@ size_t scratch_bytes(const DeviceWork& work) {
     rope.kv_heads = a.kv_heads;
     rope.head_width = a.head_width;
   }
-  const size_t partials =
-      std::max(scratch_size<float>(kernels::rmsnorm_partial_elements(work.tokens, row_width)),
-               scratch_size<float>(kernels::rope_partial_elements(rope)));
-  return std::max(cast_bytes(rows, columns) + partials,
+  int64_t partials = std::max(kernels::rmsnorm_partial_elements(work.tokens, row_width),
+                              kernels::rope_partial_elements(rope));
+  if (is_trained(work.qk_norm)) partials = std::max(partials, kernels::gain_partial_elements(rope));
+  if (work.activation == Activation::XIELU)
+    partials = std::max(partials, kernels::activation_partial_elements(work.tokens));
+  return std::max(cast_bytes(rows, columns) + scratch_size<float>(partials),
                   scratch_size<std::byte>(kernels::embedding_scratch_bytes(work.tokens)));
 }
 
