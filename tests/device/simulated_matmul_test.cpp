@@ -5,7 +5,7 @@
 #include "base/error.h"
 #include "catch.h"
 #include "device/cpu/gemm_state.h"
-#include "device/matrices.h"
+#include "device/matmul_problem.h"
 #include "device/products.h"
 #include "numerics/small_float.h"
 
