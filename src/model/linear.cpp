@@ -36,7 +36,7 @@ InverseScales scales_of(const Operand& codes) {
 // What the cast of `source` lost. Ranks share out weights, and count each once.
 void observe_cast(const Pass& pass, int site, const Tensor& source, const Tensor& codes,
                   const InverseScales& scales) {
-  if (!pass.observed() || !pass.scales.count || codes.empty()) return;
+  if (!pass.observed() || !pass.scales.count || codes.empty() || source.elements() == 0) return;
   pass.observations->observe_cast(pass.device, site,
                                   {.source = source, .codes = codes, .inverse_scales = scales});
 }
