@@ -22,5 +22,6 @@ void add_ends(std::vector<SelftestCase>& cases, Libraries libraries);  // embedd
 void add_update(std::vector<SelftestCase>& cases);
 void add_products(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_attention(std::vector<SelftestCase>& cases, Libraries libraries);
+void add_float8_attention(std::vector<SelftestCase>& cases, Libraries libraries);
 
 }  // namespace octet::selftest

@@ -195,6 +195,11 @@ void check_precision(const RunConfig& c, Problems& out) {
                    fmt::format("the recipe is called \"{}\" but its operands are FP8; call it \"fp8\"",
                                escape_control(r.name))});
   }
+  if (r.attention == AttentionFormat::FP8 && !r.float8()) {
+    out.push_back({"/precision/attention", section,
+                   "found \"fp8\" while the linear layers around attention are not FP8; allowed: "
+                   "\"storage\", or an FP8 recipe"});
+  }
   if (r.float8() && r.first_blocks_bf16 + r.last_blocks_bf16 == c.model.layers) {
     out.push_back(
         {"/precision/recipe",

@@ -293,6 +293,10 @@ void add_precision(List& list) {
                          about("first blocks whose linear layers stay in BF16", Recorded)));
   list.push_back(integer("/precision/last_blocks_bf16", AT(precision.last_blocks_bf16), {0, 1024},
                          about("last blocks whose linear layers stay in BF16", Recorded)));
+  list.push_back(
+      choice("/precision/attention", AT(precision.attention),
+             Names<AttentionFormat>{{AttentionFormat::Storage, "storage"}, {AttentionFormat::FP8, "fp8"}},
+             about("products inside attention: in the storage's format, or in FP8", Recorded)));
   list.push_back(choice("/precision/moments/first", AT(precision.moments.first), formats,
                         about("format of Adam's first moment", Forbidden)));
   list.push_back(choice("/precision/moments/second", AT(precision.moments.second), formats,

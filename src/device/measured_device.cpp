@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
+#include "device/products.h"
 
 namespace octet {
 namespace {
@@ -18,6 +19,12 @@ std::string label(std::string name, const Operation&) {
 std::string label(const std::string& name, const Matmul& op) {
   return fmt::format("{} {} {} x {}", name, name_of(op.gemm_class), name_of(op.a.values.dtype),
                      name_of(op.b.values.dtype));
+}
+std::string label(const std::string& name, const AttentionForward& op) {
+  return fmt::format("{} {}", name.substr(0, name.find('_')), in_float8(op) ? "forward F8" : "forward");
+}
+std::string label(const std::string& name, const AttentionBackward& op) {
+  return fmt::format("{} {}", name.substr(0, name.find('_')), in_float8(op) ? "backward F8" : "backward");
 }
 template <class Operation>
 uint64_t flops(const Operation&) {

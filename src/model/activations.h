@@ -20,11 +20,14 @@ struct BlockActivations {
   Tensor qkv;                    // storage [T, (H + 2 K) Dh], queries and keys rotated
   Tensor log_sum_exp;            // F32 [B, H, S]
   CastBuffers attention_output;  // [T, H Dh], the heads side by side; .high is read by attention's backward
-  Tensor middle;                 // storage [T, D]: r'
-  Tensor ffn_rstd;               // F32 [T]
-  CastBuffers ffn_input;         // norm(r') [T, D]
-  Tensor gate_up;                // storage [T, 2 F]
-  CastBuffers hidden;            // h [T, F]
+  // FP8 attention: what its backward reads instead of qkv and attention_output.high. Codes, E4M3.
+  Tensor qkv_codes;       // [T, (H + 2 K) Dh]
+  Tensor output_codes;    // [T, H Dh]
+  Tensor middle;          // storage [T, D]: r'
+  Tensor ffn_rstd;        // F32 [T]
+  CastBuffers ffn_input;  // norm(r') [T, D]
+  Tensor gate_up;         // storage [T, 2 F]
+  CastBuffers hidden;     // h [T, F]
 };
 
 // Groups of those fields.
@@ -60,6 +63,9 @@ struct BlockGradients {
   CastBuffers gate_up;      // [T, 2 F]
   Tensor attention_output;  // storage [T, H Dh]
   CastBuffers qkv;          // [T, (H + 2 K) Dh]
+  // FP8 attention. Codes, E5M2.
+  Tensor attention_output_codes;  // [T, H Dh]
+  Tensor attention_qkv_codes;     // [T, (H + 2 K) Dh]
 };
 
 }  // namespace octet

@@ -24,14 +24,13 @@ Parameter declare_bias(const Blueprint& blueprint, int block) {
 }  // namespace
 
 Attention::Attention(const Blueprint& blueprint, int block)
-    : context_(static_cast<int>(blueprint.spec().context)),
-      heads_(static_cast<int>(blueprint.spec().heads)),
+    : heads_(static_cast<int>(blueprint.spec().heads)),
       kv_heads_(static_cast<int>(blueprint.spec().kv_heads)),
       head_width_(static_cast<int>(blueprint.spec().head_width_())),
-      softmax_scale_(softmax_scale(blueprint.spec())),
       rope_(blueprint.rope),
       qkv_(block_linear(blueprint, block, BlockLinear::Qkv), blueprint),
       bias_(declare_bias(blueprint, block)),
+      core_(blueprint, block, softmax_scale(blueprint.spec())),
       out_(block_linear(blueprint, block, BlockLinear::Out), blueprint) {}
 
 void Attention::forward(const Pass& pass, const BlockActivations& a, const Tensor& branch) const {
@@ -43,30 +42,14 @@ void Attention::forward(const Pass& pass, const BlockActivations& a, const Tenso
                             .heads = heads_,
                             .kv_heads = kv_heads_,
                             .head_width = head_width_});
-  pass.device.attention_forward({.qkv = a.qkv,
-                                 .log_sum_exp = a.log_sum_exp,
-                                 .context = context_,
-                                 .heads = heads_,
-                                 .kv_heads = kv_heads_,
-                                 .head_width = head_width_,
-                                 .softmax_scale = softmax_scale_,
-                                 .out = out_.input_target(pass, a.attention_output)});
+  core_.forward(pass, a, out_.input_target(pass, a.attention_output));
   out_.fprop(pass, a.attention_output, branch);
 }
 
 void Attention::backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const {
   out_.dgrad(pass, g.residual, g.attention_output);
   out_.wgrad(pass, g.residual, a.attention_output);
-  pass.device.attention_backward({.qkv = a.qkv,
-                                  .out = a.attention_output.high,
-                                  .out_gradient = g.attention_output,
-                                  .log_sum_exp = a.log_sum_exp,
-                                  .qkv_gradient = g.qkv.high,
-                                  .context = context_,
-                                  .heads = heads_,
-                                  .kv_heads = kv_heads_,
-                                  .head_width = head_width_,
-                                  .softmax_scale = softmax_scale_});
+  core_.backward(pass, a, g);
   pass.device.rope_backward({.qkv_gradient = g.qkv.high,
                              .bias_gradient = bias_.gradient,
                              .cosine = rope_.cosine,

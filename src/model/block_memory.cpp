@@ -21,9 +21,12 @@ void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockA
   if (groups.hidden) feed_forward_.down().plan_input(plan, Reader::Wgrad, tokens, a.hidden);
   if (groups.others) {
     add(a.attention_rstd, ".attention_rstd", DType::F32, {tokens});
-    add(a.qkv, ".attention.qkv", storage_, {tokens, spec_.qkv_width()});
+    attention_.core().plan_kept(plan, tokens, a);
+    if (attention_.core().backward_reads_storage()) {
+      add(a.qkv, ".attention.qkv", storage_, {tokens, spec_.qkv_width()});
+      add(a.attention_output.high, ".attention.output", storage_, {tokens, spec_.attention_width()});
+    }
     add(a.log_sum_exp, ".attention.log_sum_exp", DType::F32, {micro_batch_, spec_.heads, spec_.context});
-    add(a.attention_output.high, ".attention.output", storage_, {tokens, spec_.attention_width()});
     attention_.out().plan_input(plan, Reader::Wgrad, tokens, a.attention_output);
     add(a.middle, ".middle", storage_, {tokens, spec_.width});
     add(a.ffn_rstd, ".ffn_rstd", DType::F32, {tokens});
@@ -34,6 +37,8 @@ void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockA
 void Block::plan_shared(MemoryPlan& plan, BlockActivations& shared) const {
   const int64_t tokens = micro_batch_ * spec_.context;
   plan_groups(plan, recomputed_groups(recompute_), shared);
+  if (shared.qkv.empty() && !attention_.core().backward_reads_storage())
+    shared.qkv = plan.add("attention.qkv", Category::Activations, storage_, {tokens, spec_.qkv_width()});
   attention_.qkv().plan_input(plan, Reader::Fprop, tokens, shared.attention_input);
   attention_.out().plan_input(plan, Reader::Fprop, tokens, shared.attention_output);
   feed_forward_.gate_up().plan_input(plan, Reader::Fprop, tokens, shared.ffn_input);
@@ -48,6 +53,8 @@ void Block::plan_stored(MemoryPlan& plan, const BlockActivations& shared) {
   activations_.attention_rstd = either(own.attention_rstd, shared.attention_rstd);
   activations_.attention_input = own.attention_input.or_else(shared.attention_input);
   activations_.qkv = either(own.qkv, shared.qkv);
+  activations_.qkv_codes = either(own.qkv_codes, shared.qkv_codes);
+  activations_.output_codes = either(own.output_codes, shared.output_codes);
   activations_.log_sum_exp = either(own.log_sum_exp, shared.log_sum_exp);
   activations_.attention_output = own.attention_output.or_else(shared.attention_output);
   activations_.middle = either(own.middle, shared.middle);
@@ -75,6 +82,7 @@ void Block::plan_ffn_gradients(MemoryPlan& plan, BlockGradients& g) const {
 void Block::plan_attention_gradients(MemoryPlan& plan, BlockGradients& g) const {
   const int64_t tokens = micro_batch_ * spec_.context;
   attention_.qkv().plan_grad(plan, tokens, g.qkv);
+  attention_.core().plan_gradients(plan, tokens, g);
   if (g.attention_output.empty())
     g.attention_output = plan.add("attention_output.gradient", Category::Activations, storage_,
                                   {tokens, spec_.attention_width()});

@@ -49,6 +49,12 @@ std::string format_gemm_table(const MatmulCounts& counts) {
 }
 
 double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, GemmClass gemm_class) {
+  if (gemm_class == GemmClass::Attention) {
+    int blocks = 0;
+    const int layers = static_cast<int>(spec.layers);
+    for (int i = 0; i < layers; ++i) blocks += attention_in_float8(recipe, layers, i) ? 1 : 0;
+    return static_cast<double>(blocks) / layers;
+  }
   const bool input = is_float8(recipe.input.format), weight = is_float8(recipe.weight.format),
              grad = is_float8(recipe.grad.format);
   bool fp8 = false;
@@ -68,7 +74,7 @@ double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, Gem
 
 void require_promised_precision(const MatmulCounts& counts, const TransformerSpec& spec,
                                 const Recipe& recipe) {
-  for (const GemmClass c : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad}) {
+  for (const GemmClass c : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad, GemmClass::Attention}) {
     const double promised = promised_fp8_share(spec, recipe, c);
     double fp8 = 0, all = 0;
     for (const auto& [key, count] : counts) {
@@ -82,8 +88,9 @@ void require_promised_precision(const MatmulCounts& counts, const TransformerSpe
     const bool pure = promised == 0 || promised == 1;
     if (pure ? std::abs(ran - promised) > 1e-9 : ran <= 0 || ran >= 1)
       throw Error(ExitCode::Internal,
-                  fmt::format("recipe '{}' promises {:.2f}% of {} FLOPs in FP8, matmul counted {:.2f}%",
-                              recipe.name, 100 * promised, name_of(c), 100 * ran),
+                  fmt::format("recipe '{}' promises {:.2f}% of {} FLOPs in FP8, {} counted {:.2f}%",
+                              recipe.name, 100 * promised, name_of(c),
+                              c == GemmClass::Attention ? "the device" : "matmul", 100 * ran),
                   "this is a bug: please report it with the configuration");
   }
 }

@@ -15,7 +15,7 @@ double fp8_flop_share(const MatmulCounts& counts);
 Json gemm_table(const MatmulCounts& counts);
 std::string format_gemm_table(const MatmulCounts& counts);
 
-// The share of FP8 FLOPs the recipe promises for one class of block GEMM (0 for the head).
+// The share of FP8 FLOPs the recipe promises for one class of block GEMM or for attention (0 for the head).
 double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, GemmClass gemm_class);
 // Error(Internal) when what was counted is not what the recipe promises.
 void require_promised_precision(const MatmulCounts& counts, const TransformerSpec& spec,

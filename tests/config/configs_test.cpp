@@ -101,7 +101,16 @@ TEST_CASE("shipped twins differ in the precision section only") {
     CHECK(load_config(fp8.string()).precision.float8());
     twins.insert(base);
   }
-  CHECK(twins.size() * 2 + 1 == shipped().size());  // 3b-fp8-24gb.json, below
+  CHECK(twins.size() * 2 + 2 ==
+        shipped().size());  // 3b-fp8-24gb.json and quickstart-fp8-attention.json, below
+}
+
+TEST_CASE("the quickstart with FP8 attention is the quickstart, but for attention") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig attention = load_config((folder / "quickstart-fp8-attention.json").string());
+  CHECK(attention.precision.attention == AttentionFormat::FP8);
+  attention.precision.attention = AttentionFormat::Storage;
+  CHECK(attention == load_config((folder / "quickstart.json").string()));
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {
