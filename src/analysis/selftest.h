@@ -48,6 +48,7 @@ struct SelftestCase {
   double bound = 0;
   std::function<void(Workbench&)> run;
   bool float8_products = false;  // for devices that have them (DeviceInfo) only
+  bool float8_attention = false;
 };
 
 struct SelftestRow {

@@ -34,5 +34,6 @@ void add_optimizer(std::vector<SelftestCase>& cases);  // AdamW, masters, the me
 void add_products(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_attention(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_observation(std::vector<SelftestCase>& cases);  // what the health monitor looks at
+void add_float8_attention(std::vector<SelftestCase>& cases, Libraries libraries);
 
 }  // namespace octet::selftest

@@ -366,64 +366,6 @@ void add_long_sums(std::vector<SelftestCase>& cases, Libraries libraries) {
                      true});
 }
 
-void add_attention(std::vector<SelftestCase>& cases, Libraries libraries) {
-  struct Heads {
-    int context, heads, kv_heads, head_width;
-  };
-  for (const Heads& h : {Heads{64, 4, 4, 64}, Heads{100, 4, 2, 64}, Heads{48, 2, 1, 128}}) {
-    constexpr int windows = 2;
-    const int64_t rows = windows * h.context, width = (h.heads + 2 * h.kv_heads) * h.head_width,
-                  out_width = h.heads * h.head_width;
-    const std::string variant = fmt::format("BF16, context {}, {} heads on {}, width {}", h.context, h.heads,
-                                            h.kv_heads, h.head_width);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(h.head_width));
-    // A library may round probabilities (and in backward the scores' gradients) to BF16 between the products,
-    // half an ulp of at most 2^-8 each; the result is rounded once more on both sides.
-    const double forward = libraries == Libraries::Same ? 0 : 3 * 0x1p-8,
-                 backward = libraries == Libraries::Same ? 0 : 6 * 0x1p-8;
-    cases.push_back({"attention forward", variant, forward, [=](Workbench& w) {
-                       AttentionForward op{};
-                       op.qkv = w.floats(DType::BF16, {rows, width}, normal(rows * width, 1));
-                       op.log_sum_exp = w.zeros(DType::F32, {windows, h.heads, h.context});
-                       op.context = h.context;
-                       op.heads = h.heads;
-                       op.kv_heads = h.kv_heads;
-                       op.head_width = h.head_width;
-                       op.softmax_scale = scale;
-                       op.out.high = w.zeros(DType::BF16, {rows, out_width});
-                       w.device().attention_forward(op);
-                       w.output("out", op.out.high);
-                       w.output("log sum exp", op.log_sum_exp);
-                     }});
-    cases.push_back(
-        {"attention backward", variant, backward, [=](Workbench& w) {
-           AttentionForward forward_op{};
-           forward_op.qkv = w.floats(DType::BF16, {rows, width}, normal(rows * width, 1));
-           forward_op.log_sum_exp = w.zeros(DType::F32, {windows, h.heads, h.context});
-           forward_op.context = h.context;
-           forward_op.heads = h.heads;
-           forward_op.kv_heads = h.kv_heads;
-           forward_op.head_width = h.head_width;
-           forward_op.softmax_scale = scale;
-           forward_op.out.high = w.zeros(DType::BF16, {rows, out_width});
-           w.device().attention_forward(forward_op);
-           AttentionBackward op{};
-           op.qkv = forward_op.qkv;
-           op.out = forward_op.out.high;
-           op.out_gradient = w.floats(DType::BF16, {rows, out_width}, normal(rows * out_width, 2));
-           op.log_sum_exp = forward_op.log_sum_exp;
-           op.qkv_gradient = w.zeros(DType::BF16, {rows, width});
-           op.context = h.context;
-           op.heads = h.heads;
-           op.kv_heads = h.kv_heads;
-           op.head_width = h.head_width;
-           op.softmax_scale = scale;
-           w.device().attention_backward(op);
-           w.output("gradient", op.qkv_gradient);
-         }});
-  }
-}
-
 // ---- the rest
 
 void add_memory(std::vector<SelftestCase>& cases) {
@@ -467,6 +409,7 @@ std::vector<SelftestCase> selftest_operations(Libraries libraries) {
   add_long_sums(cases, libraries);
   add_attention(cases, libraries);
   add_observation(cases);
+  add_float8_attention(cases, libraries);
   return cases;
 }
 

@@ -216,7 +216,8 @@ void print_memory(const RunPlan& plan, const Target& target, const Options& opti
 
 void print(const RunPlan& plan, const RunConfig& config, const Target& target, const Options& options) {
   const TransformerSpec& s = config.model;
-  fmt::print("{}: {}, recipe {}\n\n", config.run.name, s.preset, config.precision.name);
+  fmt::print("{}: {}, recipe {}{}\n\n", config.run.name, s.preset, config.precision.name,
+             config.precision.attention == AttentionFormat::FP8 ? ", attention in FP8" : "");
   fmt::print(
       "Model     {} parameters ({}): {} layers, width {}, {} heads ({} kv), ffn {}, vocabulary {}, context "
       "{}\n",

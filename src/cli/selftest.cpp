@@ -64,11 +64,11 @@ int run(const Options& options) {
   const auto wanted = [&](const std::string& operation) {
     return options.only.empty() || operation.find(as_asked(options.only)) != std::string::npos;
   };
-  const bool float8 = tested->info().float8_products;
+  const DeviceInfo info = tested->info();
   size_t left_out = 0;
   for (const SelftestCase& one : selftest_operations(libraries)) {
     if (!wanted(one.operation)) continue;
-    if (one.float8_products && !float8) {
+    if ((one.float8_products && !info.float8_products) || (one.float8_attention && !info.float8_attention)) {
       ++left_out;
       continue;
     }
@@ -103,8 +103,11 @@ int run(const Options& options) {
       "share "
       "of values that differ.\n",
       passed, rows.size());
-  if (!float8)
+  if (!info.float8_products)
     fmt::print("Left out, for this GPU has no FP8 products: {} of them, and training in FP8.\n", left_out);
+  else if (left_out > 0)
+    fmt::print("Left out: {} in FP8, of which this GPU{} has none.\n", plural(left_out, "attention"),
+               options.fastest ? "" : ", with run.deterministic,");
   return passed == rows.size() ? 0 : static_cast<int>(ExitCode::Hardware);
 }
 

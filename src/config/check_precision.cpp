@@ -206,6 +206,14 @@ void check_head(const RunConfig& c, Problems& out) {
                                c.batch.head_chunk, together)});
 }
 
+void check_attention(const RunConfig& c, Problems& out) {
+  if (c.precision.attention == AttentionFormat::FP8 && !c.precision.float8())
+    out.push_back({"/precision/attention",
+                   {"/precision"},
+                   "found \"fp8\" while the linear layers around attention are not FP8; allowed: "
+                   "\"storage\", or an FP8 recipe"});
+}
+
 void check_preset(const RunConfig& c, Problems& out) {
   const Recipe& r = c.precision;
   if (c.model.preset.starts_with("llama-smooth") && r.float8() && r.smooth_swiglu == SmoothSwiGLU::None)
@@ -229,6 +237,7 @@ void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
   check_overrides(c, out);
   check_blocks(c, out);
   check_head(c, out);
+  check_attention(c, out);
   check_preset(c, out);
 }
 

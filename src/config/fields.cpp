@@ -442,6 +442,10 @@ void add_precision(List& list) {
       choice("/precision/head", AT(precision.head),
              Names<HeadFormat>{{HeadFormat::Storage, "storage"}, {HeadFormat::FP8, "fp8"}},
              about("products of the head: in storage precision, or by the roles above", Recorded)));
+  list.push_back(
+      choice("/precision/attention", AT(precision.attention),
+             Names<AttentionFormat>{{AttentionFormat::Storage, "storage"}, {AttentionFormat::FP8, "fp8"}},
+             about("products inside attention: in the storage's format, or in FP8", Recorded)));
   list.push_back(choice("/precision/moments/first", AT(precision.moments.first), moment_formats,
                         about("format of Adam's first moment", Forbidden)));
   list.push_back(choice("/precision/moments/second", AT(precision.moments.second), moment_formats,

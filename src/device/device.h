@@ -169,20 +169,45 @@ struct RopeBackward {
   Tensor query_gain_gradient = {}, key_gain_gradient = {};  // +=, where there are gains
 };
 
+// Codes that are made with a scale that is known beforehand, straight from FP32: nothing of them was in
+// storage. The scale is the site's; without history (0) that of a start which the operation states
+// [numerics/float8_attention.h]. The cast is delayed and rounds to nearest. The site's inverse scale is
+// written: NaN if a value was not finite.
+struct CodesBeforehand {
+  Tensor codes;  // empty where they do not leave the operation
+  Cast cast;
+  Site site;
+};
+
 // Causal softmax(scale * Q K^T) V per context window of S tokens; softmax and sums in FP32.
+//
+// In FP8 when qkv is codes: S = Q K^T and O = P' V are products of codes, accumulated in FP32, with
+//   P' = E4M3(exp(scale * S - log_sum_exp) * 256) / 256.
+// O becomes codes (start: the largest of V); out.high is what these decode to, and `out` is cast from that.
 struct AttentionForward {
-  Tensor qkv;          // storage [T, (H+2K)Dh]
+  Tensor qkv;          // storage, or E4M3 codes [T, (H+2K)Dh]
   Tensor log_sum_exp;  // F32 [B, H, S], natural log of the softmax sum, written
   int context, heads, kv_heads, head_width;
   float softmax_scale;
   CastTarget out;  // [T, H*Dh]
+  // FP8 only:
+  const float* qkv_inverse_scale = nullptr;
+  CodesBeforehand out_codes = {};  // E4M3 [T, H*Dh]
 };
+// In FP8 when qkv is codes; then all six products are of codes, with P' as in forward and
+//   dP = dO V^T   dS = P (dP - sum(dO O)) scale   dS' = E5M2(dS)   dQ = dS' K   dK = dS'^T Q   dV = P'^T dO.
+// qkv_gradient is what the codes of dQ, dK and dV decode to.
 struct AttentionBackward {
-  Tensor qkv, out, out_gradient;  // storage
+  Tensor qkv, out, out_gradient;  // storage, or E4M3, E4M3 and E5M2 codes
   Tensor log_sum_exp;
   Tensor qkv_gradient;  // storage [T, (H+2K)Dh], written
   int context, heads, kv_heads, head_width;
   float softmax_scale;
+  // FP8 only:
+  const float *qkv_inverse_scale = nullptr, *out_inverse_scale = nullptr,
+              *out_gradient_inverse_scale = nullptr;
+  CodesBeforehand score_gradient = {};      // of dS; its codes stay inside
+  CodesBeforehand qkv_gradient_codes = {};  // E5M2 [T, (H+2K)Dh]
 };
 
 // gate_up rows are [F gate | F up]; h = silu(gate) * up. `mode` says which scales `out` gets:
@@ -454,6 +479,7 @@ struct DeviceInfo {
   std::string identity;           // of the hardware, where two processes should not share it; else empty
   bool asynchronous = false;      // operations are enqueued: the host runs ahead of them
   bool float8_products = true;    // multiplies FP8 codes (NVIDIA GPUs: from Ada on)
+  bool float8_attention = true;   // attention on codes (NVIDIA GPUs: Hopper and data-centre Blackwell)
 };
 
 struct DeviceOptions {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
+#include "device/products.h"
 
 namespace octet {
 namespace {
@@ -19,6 +20,12 @@ std::string label(const std::string& name, const Matmul& op) {
   const MatmulKey key{op.gemm_class, op.a.values.dtype, op.b.values.dtype, op.out.dtype, op.simulate};
   return fmt::format("{} {} {} x {}", name, name_of(op.gemm_class), operand_name(key, key.a),
                      operand_name(key, key.b));
+}
+std::string label(const std::string& name, const AttentionForward& op) {
+  return fmt::format("{} {}", name.substr(0, name.find('_')), in_float8(op) ? "forward F8" : "forward");
+}
+std::string label(const std::string& name, const AttentionBackward& op) {
+  return fmt::format("{} {}", name.substr(0, name.find('_')), in_float8(op) ? "backward F8" : "backward");
 }
 template <class Operation>
 uint64_t flops(const Operation&) {

@@ -47,9 +47,11 @@ uint64_t least_bytes(const RopeForward& op) {
 uint64_t least_bytes(const RopeBackward& op) {
   return op.qkv_gradient.bytes() + op.norm.kept.bytes() + 2 * op.bias_gradient.bytes() + written(op.out);
 }
-uint64_t least_bytes(const AttentionForward& op) { return sum({op.qkv, op.log_sum_exp}) + written(op.out); }
+uint64_t least_bytes(const AttentionForward& op) {
+  return sum({op.qkv, op.log_sum_exp, op.out_codes.codes}) + written(op.out);
+}
 uint64_t least_bytes(const AttentionBackward& op) {
-  return sum({op.qkv, op.out, op.out_gradient, op.log_sum_exp, op.qkv_gradient});
+  return sum({op.qkv, op.out, op.out_gradient, op.log_sum_exp, op.qkv_gradient, op.qkv_gradient_codes.codes});
 }
 uint64_t least_bytes(const SwiGluForward& op) { return op.gate_up.bytes() + written(op.out); }
 uint64_t least_bytes(const SwiGluBackward& op) { return sum({op.gate_up, op.h_gradient}) + written(op.out); }
@@ -91,11 +93,7 @@ uint64_t least_bytes(const RowCosines& op) { return op.x.bytes(); }
 uint64_t least_bytes(const CastError& op) { return sum({op.source, op.codes}); }
 
 uint64_t flops(const Matmul& op) { return matmul_flops(op); }
-uint64_t flops(const AttentionForward& op) {
-  return attention_flops({op.context, op.heads, op.kv_heads, op.head_width}, op.qkv.rows(), 2);
-}
-uint64_t flops(const AttentionBackward& op) {
-  return attention_flops({op.context, op.heads, op.kv_heads, op.head_width}, op.qkv.rows(), 5);
-}
+uint64_t flops(const AttentionForward& op) { return attention_flops(shape_of(op), op.qkv.rows(), 2); }
+uint64_t flops(const AttentionBackward& op) { return attention_flops(shape_of(op), op.qkv.rows(), 5); }
 
 }  // namespace octet

@@ -12,10 +12,8 @@ int64_t inner_size(const Operand& x) { return x.transposed ? x.values.rows() : x
 
 namespace {
 
-bool is_code(DType t) { return t == DType::E4M3 || t == DType::E5M2; }
-
 bool allowed(DType a, DType b) {
-  if (is_code(a) && is_code(b)) return a == DType::E4M3 || b == DType::E4M3;
+  if (is_float8(a) && is_float8(b)) return a == DType::E4M3 || b == DType::E4M3;
   return a == b && (a == DType::F32 || a == DType::BF16);
 }
 
@@ -32,7 +30,7 @@ std::string describe(const Operand& x) {
 }
 
 void check_operand(const Matmul& m, const Operand& x) {
-  const bool code = is_code(x.values.dtype);
+  const bool code = is_float8(x.values.dtype);
   if (code && x.transposed) refuse(m, "codes must be stored [outer, inner]");
   if (code && !x.inverse_scale) refuse(m, "codes without an inverse scale");
   if (!code && x.inverse_scale) refuse(m, "an inverse scale on values that are not codes");
@@ -85,6 +83,74 @@ uint64_t attention_flops(const AttentionShape& s, int64_t tokens, int products) 
   const uint64_t windows = static_cast<uint64_t>(tokens / s.context), context = s.context;
   return windows * static_cast<uint64_t>(s.heads) * context * (context + 1) / 2 * 2 *
          static_cast<uint64_t>(s.head_width) * static_cast<uint64_t>(products);
+}
+
+namespace {
+
+void add(MatmulCounts& counts, const MatmulKey& key, uint64_t flops, const std::string& implementation) {
+  MatmulCount& count = counts[key];
+  ++count.calls;
+  count.flops += flops;
+  count.implementation = implementation;
+}
+
+[[noreturn]] void refuse_attention(const char* direction, const std::string& why) {
+  throw Error(ExitCode::Internal, fmt::format("attention {} in FP8: {}", direction, why),
+              "report this as a bug with the run's configuration");
+}
+void require_codes(const char* direction, const char* what, const Tensor& tensor, DType type,
+                   const float* inverse_scale) {
+  if (tensor.dtype != type || inverse_scale == nullptr)
+    refuse_attention(direction,
+                     fmt::format("{} is {} {} an inverse scale, it needs {} with one", what,
+                                 name_of(tensor.dtype), inverse_scale ? "with" : "without", name_of(type)));
+}
+void require_codes(const char* direction, const char* what, const CodesBeforehand& made, const Shape& shape,
+                   Format format) {
+  if (made.cast.format != format || made.codes.dtype != dtype_of(format) || !(made.codes.shape == shape))
+    refuse_attention(
+        direction, fmt::format("{} is {} {}", what, name_of(made.codes.dtype), to_string(made.codes.shape)));
+}
+
+}  // namespace
+
+void check(const AttentionForward& a) {
+  if (!in_float8(a)) return;
+  require_codes("forward", "qkv", a.qkv, DType::E4M3, a.qkv_inverse_scale);
+  require_codes("forward", "out", a.out_codes, {a.qkv.rows(), static_cast<int64_t>(a.heads) * a.head_width},
+                Format::E4M3);
+}
+
+void check(const AttentionBackward& a) {
+  if (!in_float8(a)) {
+    if (is_float8(a.out.dtype) || is_float8(a.out_gradient.dtype))
+      refuse_attention("backward", "out or its gradient is codes, qkv is not");
+    return;
+  }
+  require_codes("backward", "qkv", a.qkv, DType::E4M3, a.qkv_inverse_scale);
+  require_codes("backward", "out", a.out, DType::E4M3, a.out_inverse_scale);
+  require_codes("backward", "the gradient of out", a.out_gradient, DType::E5M2, a.out_gradient_inverse_scale);
+  require_codes("backward", "the gradient of qkv", a.qkv_gradient_codes, a.qkv.shape, Format::E5M2);
+  if (a.score_gradient.cast.format != Format::E5M2)
+    refuse_attention("backward", "the gradient of the scores is not E5M2");
+}
+
+void count_products(const AttentionForward& a, const std::string& implementation, MatmulCounts& counts) {
+  const DType operand = a.qkv.dtype, out = in_float8(a) ? a.out_codes.codes.dtype : a.out.high.dtype;
+  add(counts, {GemmClass::Attention, operand, operand, out}, attention_flops(shape_of(a), a.qkv.rows(), 2),
+      implementation);
+}
+
+// In FP8: S once more, then dP, dQ, dK and dV, each with one operand that is a gradient.
+void count_products(const AttentionBackward& a, const std::string& implementation, MatmulCounts& counts) {
+  const auto flops = [&](int products) { return attention_flops(shape_of(a), a.qkv.rows(), products); };
+  const DType operand = a.qkv.dtype;
+  if (!in_float8(a))
+    return add(counts, {GemmClass::Attention, operand, operand, a.qkv_gradient.dtype}, flops(5),
+               implementation);
+  const DType gradient = a.out_gradient.dtype, out = a.qkv_gradient_codes.codes.dtype;
+  add(counts, {GemmClass::Attention, operand, operand, out}, flops(1), implementation);
+  add(counts, {GemmClass::Attention, gradient, operand, out}, flops(4), implementation);
 }
 
 }  // namespace octet

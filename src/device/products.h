@@ -24,7 +24,24 @@ uint64_t matmul_flops(const Matmul& matmul);  // 2 M N K
 struct AttentionShape {
   int context, heads, kv_heads, head_width;
 };
+template <class Attention>
+AttentionShape shape_of(const Attention& a) {
+  return {a.context, a.heads, a.kv_heads, a.head_width};
+}
+inline bool is_float8(DType type) { return type == DType::E4M3 || type == DType::E5M2; }
+// Whether its products are of codes.
+inline bool in_float8(const AttentionForward& attention) { return is_float8(attention.qkv.dtype); }
+inline bool in_float8(const AttentionBackward& attention) { return is_float8(attention.qkv.dtype); }
+// Types and scales; Error(Internal) when they are neither all storage nor those of FP8.
+void check(const AttentionForward& attention);
+void check(const AttentionBackward& attention);
 // 2 * head_width for each (query, visible key) pair of each product: 2 products forward, 5 backward.
 uint64_t attention_flops(const AttentionShape& shape, int64_t tokens, int products);
+
+// Counts the products of an attention that `implementation` ran, by the operands that each had.
+void count_products(const AttentionForward& attention, const std::string& implementation,
+                    MatmulCounts& counts);
+void count_products(const AttentionBackward& attention, const std::string& implementation,
+                    MatmulCounts& counts);
 
 }  // namespace octet

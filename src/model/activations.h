@@ -25,6 +25,9 @@ struct BlockActivations {
   Tensor qkv;                    // storage [T, (H + 2 K) Dh], queries and keys rotated
   Tensor log_sum_exp;            // F32 [B, H, S]
   CastBuffers attention_output;  // [T, H Dh], the heads side by side; .high is read by attention's backward
+  // FP8 attention: what its backward reads instead of qkv and attention_output.high. Codes, E4M3.
+  Tensor qkv_codes;              // [T, (H + 2 K) Dh]
+  Tensor output_codes;           // [T, H Dh]
   Tensor attention_branch;       // storage [T, D]: attention's, where post_norm reads it in backward
   Tensor attention_branch_rstd;  // F32 [T]
   Tensor middle;                 // storage [T, D]: r'
@@ -71,6 +74,9 @@ struct BlockGradients {
   CastBuffers up;      // [T, F] or [T, 2 F]
   Tensor attention_output;  // storage [T, H Dh]
   CastBuffers qkv;          // [T, (H + 2 K) Dh]
+  // FP8 attention. Codes, E5M2.
+  Tensor attention_output_codes;  // [T, H Dh]
+  Tensor attention_qkv_codes;     // [T, (H + 2 K) Dh]
 };
 
 }  // namespace octet

@@ -29,16 +29,15 @@ Attention::Attention(const Blueprint& blueprint, int block)
     : block_(block),
       norm_(blueprint.spec().qk_norm),
       norm_epsilon_(static_cast<float>(blueprint.spec().norm_epsilon)),
-      context_(static_cast<int>(blueprint.spec().context)),
       heads_(static_cast<int>(blueprint.spec().heads)),
       kv_heads_(static_cast<int>(blueprint.spec().kv_heads)),
       head_width_(static_cast<int>(blueprint.spec().head_width_())),
-      softmax_scale_(static_cast<float>(blueprint.spec().softmax_scale_())),
       rope_(blueprint.rope),
       qkv_(block_linear(blueprint, block, BlockLinear::Qkv), blueprint),
       bias_(declare_bias(blueprint, block)),
       query_gain_(declare_gain(blueprint, block, "query")),
       key_gain_(declare_gain(blueprint, block, "key")),
+      core_(blueprint, block, static_cast<float>(blueprint.spec().softmax_scale_())),
       out_(block_linear(blueprint, block, BlockLinear::Out), blueprint) {}
 
 QueryKeyNorm Attention::query_key_norm(const BlockActivations& a) const {
@@ -64,14 +63,7 @@ void Attention::forward(const Pass& pass, const BlockActivations& a, const Tenso
   const int64_t query_columns = heads_ * head_width_, key_columns = kv_heads_ * head_width_;
   pass.observe(block_, Observed::Query, a.qkv, {0, query_columns});
   pass.observe(block_, Observed::Key, a.qkv, {query_columns, key_columns});
-  pass.device.attention_forward({.qkv = a.qkv,
-                                 .log_sum_exp = a.log_sum_exp,
-                                 .context = context_,
-                                 .heads = heads_,
-                                 .kv_heads = kv_heads_,
-                                 .head_width = head_width_,
-                                 .softmax_scale = softmax_scale_,
-                                 .out = out_.input_target(pass, a.attention_output)});
+  core_.forward(pass, a, out_.input_target(pass, a.attention_output));
   pass.observe(block_, Observed::LogSumExp, a.log_sum_exp);
   out_.fprop(pass, a.attention_output, branch);
 }
@@ -79,16 +71,7 @@ void Attention::forward(const Pass& pass, const BlockActivations& a, const Tenso
 void Attention::backward(const Pass& pass, const BlockActivations& a, const BlockGradients& g) const {
   out_.dgrad(pass, g.branch, g.attention_output);
   out_.wgrad(pass, g.branch, a.attention_output);
-  pass.device.attention_backward({.qkv = a.qkv,
-                                  .out = a.attention_output.high,
-                                  .out_gradient = g.attention_output,
-                                  .log_sum_exp = a.log_sum_exp,
-                                  .qkv_gradient = g.qkv.high,
-                                  .context = context_,
-                                  .heads = heads_,
-                                  .kv_heads = kv_heads_,
-                                  .head_width = head_width_,
-                                  .softmax_scale = softmax_scale_});
+  core_.backward(pass, a, g);
   pass.device.rope_backward({.qkv_gradient = g.qkv.high,
                              .bias_gradient = bias_.gradient,
                              .cosine = rope_.cosine,

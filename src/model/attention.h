@@ -3,8 +3,7 @@
 #pragma once
 #include <vector>
 
-#include "model/activations.h"
-#include "model/blueprint.h"
+#include "model/attention_core.h"
 
 namespace octet {
 
@@ -14,6 +13,7 @@ class Attention {
 
   const Linear& qkv() const { return qkv_; }
   const Linear& out() const { return out_; }
+  const AttentionCore& core() const { return core_; }
 
   // Reads a.attention_input; leaves a.query_keys, a.qkv, a.log_sum_exp, a.attention_output and branch [T, D].
   void forward(const Pass& pass, const BlockActivations& a, const Tensor& branch) const;
@@ -26,12 +26,12 @@ class Attention {
   int block_;
   QkNorm norm_;
   float norm_epsilon_;
-  int context_, heads_, kv_heads_, head_width_;
-  float softmax_scale_;
+  int heads_, kv_heads_, head_width_;
   RopeTable rope_;
   Linear qkv_;
   Parameter bias_;                   // [(H + 2 K) Dh]; tensors empty when the model has none
   Parameter query_gain_, key_gain_;  // [Dh] or [1]; the same
+  AttentionCore core_;
   Linear out_;
 };
 

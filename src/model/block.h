@@ -16,6 +16,7 @@ class Block {
   Block(const Blueprint& blueprint, int index);
 
   std::array<const Linear*, 4> linears() const;
+  const AttentionCore& attention_core() const { return attention_.core(); }
 
   // ---- memory. `shared` is what all blocks use in turn; each block adds what it lacks.
   void plan_shared(MemoryPlan& plan, BlockActivations& shared) const;

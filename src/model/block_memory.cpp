@@ -25,9 +25,12 @@ void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockA
     if (spec_.qk_norm != QkNorm::None)
       add(a.query_keys, ".attention.query_keys", storage_,
           {tokens, (spec_.heads + spec_.kv_heads) * spec_.head_width_()});
-    add(a.qkv, ".attention.qkv", storage_, {tokens, spec_.qkv_width()});
+    attention_.core().plan_kept(plan, tokens, a);
+    if (attention_.core().backward_reads_storage()) {
+      add(a.qkv, ".attention.qkv", storage_, {tokens, spec_.qkv_width()});
+      add(a.attention_output.high, ".attention.output", storage_, {tokens, spec_.attention_width()});
+    }
     add(a.log_sum_exp, ".attention.log_sum_exp", DType::F32, {micro_batch_, spec_.heads, spec_.context});
-    add(a.attention_output.high, ".attention.output", storage_, {tokens, spec_.attention_width()});
     attention_.out().plan_input(plan, Reader::Wgrad, tokens, a.attention_output);
     if (scales_branches()) add(a.attention_branch, ".attention_branch", storage_, {tokens, spec_.width});
     if (spec_.post_norm == PostNorm::RMS)
@@ -42,6 +45,8 @@ void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockA
 void Block::plan_shared(MemoryPlan& plan, BlockActivations& shared) const {
   const int64_t tokens = micro_batch_ * spec_.context;
   plan_groups(plan, recomputed_groups(recompute_), shared);
+  if (shared.qkv.empty() && !attention_.core().backward_reads_storage())
+    shared.qkv = plan.add("attention.qkv", Category::Activations, storage_, {tokens, spec_.qkv_width()});
   attention_.qkv().plan_input(plan, Reader::Fprop, tokens, shared.attention_input);
   attention_.out().plan_input(plan, Reader::Fprop, tokens, shared.attention_output);
   feed_forward_.up().plan_input(plan, Reader::Fprop, tokens, shared.ffn_input);
@@ -57,6 +62,8 @@ void Block::plan_stored(MemoryPlan& plan, const BlockActivations& shared) {
   activations_.attention_input = own.attention_input.or_else(shared.attention_input);
   activations_.query_keys = either(own.query_keys, shared.query_keys);
   activations_.qkv = either(own.qkv, shared.qkv);
+  activations_.qkv_codes = either(own.qkv_codes, shared.qkv_codes);
+  activations_.output_codes = either(own.output_codes, shared.output_codes);
   activations_.log_sum_exp = either(own.log_sum_exp, shared.log_sum_exp);
   activations_.attention_output = own.attention_output.or_else(shared.attention_output);
   activations_.attention_branch = either(own.attention_branch, shared.attention_branch);
@@ -98,6 +105,7 @@ void Block::plan_ffn_gradients(MemoryPlan& plan, BlockGradients& g) const {
 void Block::plan_attention_gradients(MemoryPlan& plan, BlockGradients& g) const {
   const int64_t tokens = micro_batch_ * spec_.context;
   attention_.qkv().plan_grad(plan, tokens, g.qkv);
+  attention_.core().plan_gradients(plan, tokens, g);
   if (g.attention_output.empty())
     g.attention_output = plan.add("attention_output.gradient", Category::Activations, storage_,
                                   {tokens, spec_.attention_width()});

@@ -216,14 +216,15 @@ size_t Transformer::Implementation::workspace_bytes() const {
   for (const Block& block : blocks)
     for (const Linear* linear : block.linears())
       for (const Matmul& matmul : linear->matmul_shapes(tokens.rows())) matmuls.push_back(matmul);
-  AttentionForward attention{};
-  attention.qkv = {nullptr, embedding.weight.values().dtype, {tokens.rows(), options.spec.qkv_width()}};
-  attention.context = static_cast<int>(options.spec.context);
-  attention.heads = static_cast<int>(options.spec.heads);
-  attention.kv_heads = static_cast<int>(options.spec.kv_heads);
-  attention.head_width = static_cast<int>(options.spec.head_width_());
+  // One of each precision: blocks differ in nothing else.
+  std::vector<AttentionForward> attentions;
+  for (const Block& block : blocks) {
+    const AttentionForward shape = block.attention_core().shape(tokens.rows());
+    const auto same = [&](const AttentionForward& other) { return other.qkv.dtype == shape.qkv.dtype; };
+    if (std::none_of(attentions.begin(), attentions.end(), same)) attentions.push_back(shape);
+  }
   const DeviceWork work{.matmuls = matmuls,
-                        .attentions = {&attention, 1},
+                        .attentions = attentions,
                         .tokens = tokens.rows(),
                         .width = options.spec.width,
                         .qk_norm = options.spec.qk_norm,

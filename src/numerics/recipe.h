@@ -156,6 +156,11 @@ struct Override {
 
 enum class HeadFormat : uint8_t { Storage, FP8 };
 
+// The two products of the attention core and their four gradients. FP8: Q, K, V, P and O in E4M3, their
+// gradients in E5M2; softmax in FP32; scaling and rule of what is cast before the core are input's and grad's
+// (docs/numerics.md, "FP8 attention").  [Hernandez-Cano et al. 2505.20524, FP8DPA]
+enum class AttentionFormat : uint8_t { Storage, FP8 };
+
 struct Recipe {
   std::string name = "bf16";
   Format storage = Format::BF16;  // activations between operations: FP32 or BF16
@@ -171,6 +176,7 @@ struct Recipe {
   HeadFormat head = HeadFormat::Storage;            // FP8: by the roles above
   Moments moments;
   MasterFormat master = MasterFormat::FP32;
+  AttentionFormat attention = AttentionFormat::Storage;
   bool operator==(const Recipe&) const = default;
 
   bool float8() const { return is_float8(input.format) && is_float8(weight.format); }
@@ -203,6 +209,12 @@ inline LinearFormats formats_of(const Recipe& recipe, int layers, int block, Blo
     formats.smooth = SmoothSwiGLU::Dual;
   if (!formats.fprop_float8() && !formats.wgrad_float8()) formats.smooth = SmoothSwiGLU::None;
   return formats;
+}
+
+// Whether the attention core of a block runs in FP8: where the linears around it do.
+inline bool attention_in_float8(const Recipe& recipe, int layers, int block) {
+  return recipe.attention == AttentionFormat::FP8 && block >= recipe.first_blocks_bf16 &&
+         block < layers - recipe.last_blocks_bf16;
 }
 
 // Named recipes: numerics/recipes.h.

@@ -70,6 +70,9 @@ bool runs_in_fp8(const LinearFormats& formats, GemmClass gemm_class) {
   }
 }
 
+bool in_block_linear(GemmClass c) {
+  return c == GemmClass::Fprop || c == GemmClass::Dgrad || c == GemmClass::Wgrad;
+}
 bool of_head(GemmClass c) {
   return c == GemmClass::HeadFprop || c == GemmClass::HeadDgrad || c == GemmClass::HeadWgrad;
 }
@@ -107,14 +110,21 @@ void require_share(const MatmulCounts& counts, GemmClass gemm_class, const Recip
   const bool pure = promise.share == 0 || promise.share == 1;
   if (pure ? std::abs(ran - promise.share) > 1e-9 : ran <= 0 || ran >= 1)
     throw Error(ExitCode::Internal,
-                fmt::format("recipe '{}' promises {:.2f}% of {} FLOPs {}, matmul counted {:.2f}%",
-                            recipe.name, 100 * promise.share, name_of(gemm_class), promise.what, 100 * ran),
+                fmt::format("recipe '{}' promises {:.2f}% of {} FLOPs {}, {} counted {:.2f}%", recipe.name,
+                            100 * promise.share, name_of(gemm_class), promise.what,
+                            gemm_class == GemmClass::Attention ? "the device" : "matmul", 100 * ran),
                 "this is a bug: please report it with the configuration");
 }
 
 }  // namespace
 
 double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, GemmClass gemm_class) {
+  if (gemm_class == GemmClass::Attention) {
+    int blocks = 0;
+    const int layers = static_cast<int>(spec.layers);
+    for (int i = 0; i < layers; ++i) blocks += attention_in_float8(recipe, layers, i) ? 1 : 0;
+    return static_cast<double>(blocks) / layers;
+  }
   if (of_head(gemm_class)) return runs_in_fp8(head_formats(recipe), gemm_class) ? 1 : 0;
   return block_share(spec, recipe,
                      [&](const LinearFormats& formats) { return runs_in_fp8(formats, gemm_class); });
@@ -125,9 +135,9 @@ void require_promised_precision(const MatmulCounts& counts, const TransformerSpe
   const double simulated =
       block_share(spec, recipe, [](const LinearFormats& formats) { return formats.simulate.reduces(); });
   for (const GemmClass c : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad, GemmClass::HeadFprop,
-                            GemmClass::HeadDgrad, GemmClass::HeadWgrad}) {
+                            GemmClass::HeadDgrad, GemmClass::HeadWgrad, GemmClass::Attention}) {
     require_share(counts, c, recipe, {"in FP8", promised_fp8_share(spec, recipe, c)}, ran_in_fp8);
-    require_share(counts, c, recipe, {"on reduced operands", of_head(c) ? 0 : simulated},
+    require_share(counts, c, recipe, {"on reduced operands", in_block_linear(c) ? simulated : 0},
                   [](const MatmulKey& key) { return key.simulate.reduces(); });
   }
 }

@@ -16,7 +16,8 @@ double fp8_flop_share(const MatmulCounts& counts);
 Json gemm_table(const MatmulCounts& counts);
 std::string format_gemm_table(const MatmulCounts& counts);
 
-// The share of FP8 FLOPs the recipe promises for one class of GEMM, of the blocks or of the head.
+// The share of FP8 FLOPs the recipe promises for one class of GEMM, of the blocks or of the head, or for
+// attention.
 double promised_fp8_share(const TransformerSpec& spec, const Recipe& recipe, GemmClass gemm_class);
 // Error(Internal) when what was counted is not what the recipe promises: the share of FP8, and that operands
 // of the blocks, and no others, were reduced as a simulation says.

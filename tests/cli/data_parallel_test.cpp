@@ -136,6 +136,25 @@ TEST_CASE("masters in every format and clipped updates have the same bits on 1, 
   }
 }
 
+TEST_CASE("FP8 attention: 1, 2 and 4 ranks have the same scales and the same bits") {
+  const SharedRun place("fp8");
+  const std::string settings =
+      "--set precision.attention=fp8 --set precision.scaling=delayed --set parallel.zero=2 ";
+  for (const char* ranks : {"1", "2", "4"})
+    REQUIRE(place.train(std::string("on") + ranks, settings + "--ranks " + ranks).code == 0);
+  CHECK(place.same_run("on1", "on2"));
+  CHECK(place.same_run("on1", "on4"));
+  const std::vector<Json> health = place.records("on1", "health");
+  REQUIRE(!health.empty());
+  size_t cores = 0;
+  for (const Json& site : health.back()["sites"])
+    if (site["name"].get<std::string>().find(".core.") != std::string::npos) {
+      ++cores;
+      CHECK(site["amax"].get<double>() > 0);
+    }
+  CHECK(cores == 5);
+}
+
 TEST_CASE("with one micro-batch a rank, gradients in shards or whole are the same sums") {
   const SharedRun place;
   for (const char* zero : {"0", "1", "2"})

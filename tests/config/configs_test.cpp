@@ -104,7 +104,7 @@ TEST_CASE("shipped twins differ in the precision section only") {
     twins.insert(base);
   }
   // Neither: 3b-fp8-24gb.json and the quickstart with one thing changed, below.
-  CHECK(twins.size() * 2 + 5 == shipped().size());
+  CHECK(twins.size() * 2 + 6 == shipped().size());
 }
 
 TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
@@ -128,6 +128,14 @@ TEST_CASE("the recipes of configs/recipes are the quickstart with another sectio
            !config.precision.overrides.empty()));
   }
   CHECK(found >= 3);
+}
+
+TEST_CASE("the quickstart with FP8 attention is the quickstart, but for attention") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig attention = load_config((folder / "quickstart-fp8-attention.json").string());
+  CHECK(attention.precision.attention == AttentionFormat::FP8);
+  attention.precision.attention = AttentionFormat::Storage;
+  CHECK(attention == load_config((folder / "quickstart.json").string()));
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {

@@ -356,6 +356,17 @@ TEST_CASE("a recipe cannot claim a precision its operands do not have") {
     CHECK(complaint_of(good).what.empty());
 }
 
+TEST_CASE("FP8 attention is chosen by a key, and only where the linear layers around it are FP8") {
+  CHECK(parse_config("{}", "t").precision.attention == AttentionFormat::Storage);
+  CHECK(parse_config(R"({"precision": {"recipe": "fp8"}})", "t").precision.attention ==
+        AttentionFormat::Storage);
+  CHECK(parse_config(R"({"precision": {"recipe": "fp8", "attention": "fp8"}})", "t").precision.attention ==
+        AttentionFormat::FP8);
+  const auto alone = complaint_of(R"({"precision": {"recipe": "bf16", "attention": "fp8"}})");
+  CHECK(alone.has("/precision/attention"));
+  CHECK(alone.has("the linear layers around attention are not FP8"));
+}
+
 TEST_CASE("overrides are JSON or bare strings, and complaints name them") {
   const RunConfig c = parse_config(R"({"run": {"steps": 5}})", "t",
                                    {"run.steps=9", "run.name=nine", "schedule.learning_rate=1e-4",

@@ -115,6 +115,49 @@ TEST_CASE("cuDNN compiles attention of short contexts, as octet selftest has the
   build_all(h100, 2, 128, 192);
 }
 
+namespace {
+
+// In FP8, grouped and not. What the plans take is what `octet plan` counts with.
+void build_float8(const Gpu& gpu, int64_t head_width, std::initializer_list<Pass> passes, int64_t context) {
+  const Cudnn* library = cudnn();
+  if (library == nullptr) return;
+  for (const int64_t kv_heads : {8, 2})
+    for (const Pass pass : passes) {
+      AttentionKey key = key_of(pass, kv_heads, head_width, context);
+      key.float8 = true;
+      INFO(gpu.name << ", " << to_string(key));
+      check_estimate(key, gpu.capability, build(*library, gpu, key));
+    }
+}
+
+}  // namespace
+
+TEST_CASE("cuDNN compiles FP8 attention and its gradients, of codes, for a Hopper (slow)") {
+  build_float8(h100, 128, {Pass::Forward, Pass::Backward}, 1024);
+}
+
+TEST_CASE("cuDNN compiles FP8 attention for a data-centre Blackwell, and for ragged contexts", "[.long]") {
+  for (const int64_t width : {64, 128})
+    build_float8(b200, width, {Pass::Forward, Pass::Backward, Pass::DeterministicBackward}, 1024);
+  build_float8(h100, 128, {Pass::Forward, Pass::Backward}, 200);
+}
+
+TEST_CASE("FP8 attention that cuDNN does not have is refused before it is asked, with the alternatives") {
+  const Cudnn* library = cudnn();
+  if (library == nullptr) return;
+  AttentionKey key = key_of(Pass::Forward, 8, 64);
+  key.float8 = true;
+  for (const Gpu& gpu : {l40s, h100, rtx5090}) {
+    try {
+      build(*library, gpu, key);
+      FAIL("a plan was built");
+    } catch (const Error& error) {
+      CHECK(error.code() == ExitCode::Hardware);
+      CHECK_THAT(error.hint(), contains_text("precision.attention to storage"));
+    }
+  }
+}
+
 TEST_CASE("what cuDNN has no engine for is an error with the whole key") {
   const Cudnn* library = cudnn();
   if (library == nullptr) return;

@@ -56,3 +56,34 @@ TEST_CASE("scratch of the backward pass: a number a row, and query gradients in 
   CHECK(backward.query_accumulator == 2 * 8 * 128 * 64 * 4);
   CHECK(attention_scratch(backward_of(forward, {.deterministic = true})).query_accumulator == 0);
 }
+
+TEST_CASE("FP8 attention: codes of a byte, no scratch of ours, and a refusal where cuDNN has none") {
+  const AttentionKey forward = attention_key(attention(DType::E4M3, 8, 2, 128));
+  CHECK(forward.float8);
+  CHECK(to_string(backward_of(forward, {})) == "attention backward FP8 batch 2 context 128 heads 8:2 x 128");
+  CHECK(packed_offsets(forward).key == 8 * 128);
+  CHECK(packed_offsets(forward).value == (8 + 2) * 128);
+  CHECK(attention_scratch(backward_of(forward, {})).query_accumulator == 0);
+  CHECK_THROWS_AS(attention_key(attention(DType::E5M2, 8, 2, 128)), Error);
+
+  const auto obstacle = [&](int width, int capability, bool deterministic = false) {
+    return float8_attention_obstacle(
+        backward_of(attention_key(attention(DType::E4M3, 8, 2, width)), {.deterministic = deterministic}),
+        capability);
+  };
+  for (const int capability : {90, 100, 103}) CHECK(obstacle(128, capability).empty());
+  for (const int capability : {80, 89, 120}) {
+    CHECK_THAT(obstacle(128, capability), contains_text("no FP8 attention, forward and backward"));
+  }
+  CHECK_THAT(obstacle(64, 90), contains_text("9.0 has heads of 128, not 64"));
+  CHECK(obstacle(64, 100).empty());
+  CHECK_THAT(obstacle(72, 100), contains_text("10.0 has heads of 64 to 128 in steps of 16, not 72"));
+  CHECK_THAT(obstacle(128, 90, true), contains_text("no backward pass whose sums have one order"));
+  CHECK(obstacle(128, 100, true).empty());
+
+  const Error error = error_of([&] { require_float8_attention(forward, 89); });
+  CHECK(error.code() == ExitCode::Hardware);
+  for (const char* remedy : {"precision.attention to storage", "model.head_width to 128", "--device cpu"})
+    CHECK_THAT(error.hint(), contains_text(remedy));
+  CHECK_NOTHROW(require_float8_attention(attention_key(attention(DType::BF16, 8, 2, 64)), 80));
+}

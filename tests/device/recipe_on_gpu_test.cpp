@@ -45,3 +45,18 @@ TEST_CASE("what differs between generations is said for each") {
   CHECK(notes(on("fp8", 89), "keeps 2 x batch"));
   CHECK_FALSE(notes(on("bf16", 90), "Smooth-SwiGLU"));
 }
+
+TEST_CASE(
+    "a recipe with FP8 attention trains on Hopper and data-centre Blackwell only, and says why elsewhere") {
+  Recipe recipe = make_recipe("fp8");
+  recipe.attention = AttentionFormat::FP8;
+  for (const int capability : {90, 100, 103})
+    CHECK(recipe_on_gpu(recipe, {.capability = capability}).obstacle.empty());
+  for (const int capability : {89, 120})
+    CHECK_THAT(recipe_on_gpu(recipe, {.capability = capability}).obstacle,
+               contains_text("precision.attention must be storage"));
+  CHECK(notes(on("fp8", 90), "precision.attention fp8: heads 128 wide only"));
+  CHECK(notes(on("fp8", 100), "precision.attention fp8: heads 64 to 128 wide"));
+  CHECK(notes(on("fp8", 89), "precision.attention fp8 is refused"));
+  CHECK_FALSE(notes(on("bf16", 90), "precision.attention"));
+}

@@ -34,6 +34,21 @@ TEST_CASE("cuDNN takes every operation of the graphs, without a GPU") {
   }
 }
 
+TEST_CASE("cuDNN takes every operation of the FP8 graphs, without a GPU") {
+  const auto library = installed(open_cudnn);
+  if (!library) return;
+  for (const int kv_heads : {8, 2}) {
+    const AttentionKey forward = attention_key(attention(DType::E4M3, 8, kv_heads, 128));
+    // As in BF16, and: two factors on the scores, the probabilities' amax and scale, four on the result.
+    CHECK(attention_graph(*library, forward)->operations() == 14 + 2 + 2 + 4);
+    const int64_t sums = kv_heads == 8 ? 0 : 2;
+    // dO O: 4; scores: 8; P: 2; dV: a scale, a transpose and 5; dP: 8; dQ: a view and 5; dK: a transpose
+    // and 5.
+    CHECK(attention_graph(*library, backward_of(forward, {}))->operations() ==
+          4 + 8 + 2 + 7 + 8 + 6 + 6 + sums);
+  }
+}
+
 TEST_CASE("cuDNN refuses an operation that makes no sense, with its reason") {
   const auto library = installed(open_cudnn);
   if (!library) return;

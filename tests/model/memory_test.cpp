@@ -147,3 +147,13 @@ TEST_CASE("what is planned without a device is what the default CPU device gets"
   const Transformer model_with(device.get(), options, with);
   CHECK(without.peak_bytes() == with.peak_bytes());
 }
+
+TEST_CASE("FP8 attention keeps queries, keys, values and its output as codes: a byte instead of two") {
+  const auto stored = [](AttentionFormat attention) {
+    TransformerOptions options = roomy(make_recipe("fp8"));
+    options.recipe.attention = attention;
+    return bytes_in(items_of(options), Category::Activations, "blocks.1.");
+  };
+  const Sizes n(roomy(make_recipe("fp8")));
+  CHECK(stored(AttentionFormat::Storage) - stored(AttentionFormat::FP8) == n.tokens * (n.qkv + n.attention));
+}

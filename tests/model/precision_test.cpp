@@ -195,3 +195,34 @@ TEST_CASE("fast accumulation is asked for by the products the recipe names, and 
   options.recipe.first_blocks_bf16 = 1;
   CHECK(fast_products(options) == std::array{0, 0, 0});
 }
+
+TEST_CASE("with FP8 attention every product of every block reads FP8 codes, attention's six included") {
+  TransformerOptions options = test::tiny("fp8");
+  options.recipe.attention = AttentionFormat::FP8;
+  const auto layers = static_cast<uint64_t>(options.spec.layers);
+  const auto product = [&](int64_t blocks) {  // one of attention's, over the causal half
+    const TransformerSpec& s = options.spec;
+    return static_cast<uint64_t>(blocks * options.micro_batch * s.heads * s.context * (s.context + 1) *
+                                 s.head_width_());
+  };
+  const MatmulCounts counts = counts_of(options);
+  const Total forward = total(counts, GemmClass::Attention, DType::E4M3, DType::E4M3),
+              gradients = total(counts, GemmClass::Attention, DType::E5M2, DType::E4M3);
+  CHECK(forward.calls == 2 * layers);  // Q K^T and P V; Q K^T once more in backward
+  CHECK(forward.flops == 3 * product(options.spec.layers));
+  CHECK(gradients.calls == layers);
+  CHECK(gradients.flops == 4 * product(options.spec.layers));
+  CHECK(total(counts, GemmClass::Attention, DType::BF16, DType::BF16).calls == 0);
+  for (const auto& [key, count] : counts) {
+    INFO(octet::name_of(key.gemm_class) << " " << octet::name_of(key.a) << " x " << octet::name_of(key.b));
+    const bool head = key.gemm_class == GemmClass::HeadFprop || key.gemm_class == GemmClass::HeadDgrad ||
+                      key.gemm_class == GemmClass::HeadWgrad;
+    CHECK((float8(key.a) && float8(key.b)) == !head);
+  }
+  // A block that stays in BF16 keeps its attention there.
+  options.recipe.first_blocks_bf16 = 1;
+  const MatmulCounts mixed = counts_of(options);
+  CHECK(total(mixed, GemmClass::Attention, DType::BF16, DType::BF16).flops == 7 * product(1));
+  CHECK(total(mixed, GemmClass::Attention, DType::E4M3, DType::E4M3).flops ==
+        3 * product(options.spec.layers - 1));
+}

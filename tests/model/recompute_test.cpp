@@ -55,6 +55,18 @@ void same_bits_under_every_policy(const Recipe& recipe) {
 
 }  // namespace
 
+TEST_CASE("recomputation gives the same bits with FP8 attention") {
+  for (const Scaling scaling : {Scaling::Current, Scaling::Delayed}) {
+    Recipe recipe = test::fp8(SmoothSwiGLU::Dual, scaling);
+    recipe.attention = AttentionFormat::FP8;
+    same_bits_under_every_policy(recipe);
+  }
+  Recipe mixed = test::fp8(SmoothSwiGLU::Dual);  // one block's core in BF16 beside one in FP8
+  mixed.attention = AttentionFormat::FP8;
+  mixed.first_blocks_bf16 = 1;
+  same_bits_under_every_policy(mixed);
+}
+
 TEST_CASE("recomputation gives the same bits in fp32 and bf16") {
   same_bits_under_every_policy(make_recipe("fp32"));
   same_bits_under_every_policy(make_recipe("bf16"));

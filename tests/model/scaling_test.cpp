@@ -21,7 +21,8 @@ void finish_step(TinyModel& tiny, int64_t step) {
 }  // namespace
 
 TEST_CASE("delayed scales of a step depend on earlier steps only") {
-  const TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::None, Scaling::Delayed));
+  TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::None, Scaling::Delayed));
+  options.recipe.attention = AttentionFormat::FP8;
   TinyModel a(options), b(options);
   for (TinyModel* tiny : {&a, &b}) {
     tiny->train(test::random_batch(options, 0), {0, 0});
@@ -45,7 +46,8 @@ TEST_CASE("delayed scales of a step depend on earlier steps only") {
 }
 
 TEST_CASE("a delayed scale is the rule's scale of the largest amax in the window") {
-  const TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::None, Scaling::Delayed));
+  TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::None, Scaling::Delayed));
+  options.recipe.attention = AttentionFormat::FP8;
   TinyModel tiny(options);
   const ScaleTable& table = tiny.model->scales();
   std::vector<double> largest(table.sites.size(), 0.0);
@@ -60,6 +62,30 @@ TEST_CASE("a delayed scale is the rule's scale of the largest amax in the window
       CHECK(scale[i] == static_cast<double>(power_of_two_scale(static_cast<float>(largest[i]),
                                                                max_of(table.sites[i].cast.format))));
     }
+  }
+}
+
+TEST_CASE(
+    "FP8 attention has five sites a block, delayed where a fused kernel needs their scales beforehand") {
+  for (const Scaling scaling : {Scaling::Current, Scaling::Delayed}) {
+    TransformerOptions options = test::tiny(test::fp8(SmoothSwiGLU::Dual, scaling));
+    options.recipe.attention = AttentionFormat::FP8;
+    options.recipe.last_blocks_bf16 = 1;
+    MemoryPlan plan;
+    Transformer model(nullptr, options, plan);
+    std::map<std::string, Cast> cores;
+    for (const SiteInfo& site : model.scales().sites)
+      if (site.name.find(".core.") != std::string::npos) cores[site.name] = site.cast;
+    const auto is = [&](const char* what, Format format, Scaling expected) {
+      const Cast cast = cores.at(std::string("blocks.0.attention.core.") + what);
+      CHECK(cast == Cast{format, expected, ScaleRule::PowerOfTwo, Rounding::Nearest});
+    };
+    CHECK(cores.size() == 5);  // none in the last block
+    is("qkv", Format::E4M3, scaling);
+    is("output", Format::E4M3, Scaling::Delayed);
+    is("output_grad", Format::E5M2, scaling);
+    is("score_grad", Format::E5M2, Scaling::Delayed);
+    is("qkv_grad", Format::E5M2, Scaling::Delayed);
   }
 }
 

@@ -1,6 +1,10 @@
 // Steps that must not count: NaN, spikes, and the proof of what precision ran.
 #include <cmath>
 
+#include "device/measured_device.h"
+#include "model/transformer.h"
+#include "numerics/bfloat16.h"
+#include "numerics/float8.h"
 #include "numerics/recipes.h"
 #include "training/precision_proof.h"
 #include "training/tiny_run.h"
@@ -182,4 +186,92 @@ TEST_CASE("a recipe that claims FP8 while matmul counted BF16 is a bug, and name
   CHECK(fp8_flop_share(wide) == 0.5);
   CHECK_FALSE(
       error_of([&] { require_promised_precision(wide, spec, fp8); }).empty());  // a part is not enough
+}
+
+namespace {
+
+// Runs attention in BF16 although it was given codes; what it leaves looks right.
+enum class Attention : uint8_t { Honest, Lying };
+struct LyingDevice : MeasuredDevice {
+  LyingDevice(Device& honest, Attention attention)
+      : MeasuredDevice(honest), honest_(honest), attention_(attention) {}
+  void attention_forward(const AttentionForward& op) override {
+    if (attention_ == Attention::Honest) return honest_.attention_forward(op);
+    const Tensor wide = in_bfloat16(op.qkv, *op.qkv_inverse_scale);
+    AttentionForward storage = op;
+    storage.qkv = wide;
+    storage.qkv_inverse_scale = nullptr;
+    storage.out_codes = {};
+    honest_.attention_forward(storage);
+    CastOperation encode;
+    encode.source = op.out.high;
+    encode.out.row = op.out_codes.codes;
+    encode.out.cast = op.out_codes.cast;
+    encode.out.site = op.out_codes.site;
+    honest_.cast(encode);
+    honest_.free(wide.data);
+  }
+
+ private:
+  Tensor in_bfloat16(const Tensor& codes, float inverse_scale) const {
+    Tensor wide{nullptr, DType::BF16, codes.shape};
+    wide.data = honest_.allocate(wide.bytes());
+    for (int64_t i = 0; i < codes.elements(); ++i)
+      wide.as<BFloat16>()[i] = to_bfloat16(decode_e4m3(codes.as<uint8_t>()[i]) * inverse_scale);
+    return wide;
+  }
+  Device& honest_;
+  Attention attention_;
+};
+
+}  // namespace
+
+TEST_CASE("a recipe that claims FP8 attention stops a run whose device runs it in BF16") {
+  TransformerOptions options;
+  options.spec.layers = 2;
+  options.spec.width = 32;
+  options.spec.heads = 2;
+  options.spec.kv_heads = 1;
+  options.spec.ffn_width = 48;
+  options.spec.context = 16;
+  options.spec.vocabulary = 64;
+  options.micro_batch = 1;
+  options.recipe = make_recipe("fp8");
+  options.recipe.attention = AttentionFormat::FP8;
+  const std::vector<int32_t> ids(16, 3);
+  const auto found = [&](Attention attention) {
+    const auto honest = make_cpu_device({.deterministic = true, .threads = 1});
+    LyingDevice device(*honest, attention);
+    MemoryPlan measured;
+    { const Transformer sizes(&device, options, measured); }
+    void* const arena = device.allocate(measured.peak_bytes());
+    MemoryPlan placed(arena, measured.peak_bytes());
+    std::string error;
+    {
+      Transformer model(&device, options, placed);
+      model.initialize();
+      model.zero_gradients();
+      model.forward_backward(ids.data(), ids.data(), 1.0f / 16, {});
+      // What Trainer::record() asks after every step.
+      error =
+          error_of([&] { require_promised_precision(device.matmul_counts(), options.spec, options.recipe); });
+    }
+    device.free(arena);
+    return error;
+  };
+  CHECK(found(Attention::Honest).empty());
+  const std::string error = found(Attention::Lying);
+  CHECK_THAT(error, contains_text("promises 100.00% of attention FLOPs in FP8, the device counted 71.43%"));
+  // And the other way round: FP8 that nobody asked for.
+  Recipe plain = options.recipe;
+  plain.attention = AttentionFormat::Storage;
+  CHECK(promised_fp8_share(options.spec, plain, GemmClass::Attention) == 0);
+  MatmulCounts counts;
+  counts[{GemmClass::Attention, DType::E4M3, DType::E4M3, DType::E4M3}] = {1, 1000, "test"};
+  for (const GemmClass c : {GemmClass::Fprop, GemmClass::Dgrad, GemmClass::Wgrad})
+    counts[{c, DType::E4M3, DType::E4M3, DType::BF16}] = {1, 1000, "test"};
+  CHECK_FALSE(error_of([&] { require_promised_precision(counts, options.spec, plain); }).empty());
+  CHECK_NOTHROW(require_promised_precision(counts, options.spec, options.recipe));
+  options.recipe.first_blocks_bf16 = 1;
+  CHECK(promised_fp8_share(options.spec, options.recipe, GemmClass::Attention) == 0.5);
 }

@@ -12,6 +12,8 @@ const std::vector<std::vector<std::string>> recipes = {
     {"precision.recipe=fp8"},
     {"precision.recipe=fp8", "precision.scaling=delayed", "precision.weight.scaling=delayed",
      "precision.grad.rounding=stochastic"},
+    {"precision.recipe=fp8", "precision.attention=fp8"},
+    {"precision.recipe=fp8", "precision.scaling=delayed", "precision.attention=fp8"},
 };
 }
 
@@ -130,8 +132,9 @@ TEST_CASE("a finished run is not trained again") {
 TEST_CASE("the loss goes down, and twins see the same batches from the same weights") {
   const TinyData data;
   TinyRun fp8(data, {"run.steps=40", "evaluation.every=20"}),
-      bf16(data, {"run.steps=40", "evaluation.every=20", "precision.recipe=bf16"});
-  for (TinyRun* run : {&fp8, &bf16}) {
+      bf16(data, {"run.steps=40", "evaluation.every=20", "precision.recipe=bf16"}),
+      attention(data, {"run.steps=40", "evaluation.every=20", "precision.attention=fp8"});
+  for (TinyRun* run : {&fp8, &bf16, &attention}) {
     run->go();
     const auto steps = run->records("step");
     REQUIRE(steps.size() == 40);
@@ -146,6 +149,7 @@ TEST_CASE("the loss goes down, and twins see the same batches from the same weig
   for (size_t i = 0; i < 40; ++i)
     CHECK(fp8.records("step")[i]["data/batch_hash"] == bf16.records("step")[i]["data/batch_hash"]);
   CHECK(fp8.records("step")[0]["train/loss"] != bf16.records("step")[0]["train/loss"]);
+  CHECK(fp8.records("step")[0]["train/loss"] != attention.records("step")[0]["train/loss"]);
 }
 
 TEST_CASE("a mixture logs the loss of each source, and resumes exactly") {

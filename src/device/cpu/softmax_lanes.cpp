@@ -99,6 +99,26 @@ OCTET_VECTORIZED void softmax_gradient(const ScoreBlock& block, const SoftmaxGra
   }
 }
 
+OCTET_VECTORIZED void softmax_probabilities(const ScoreBlock& block, const float* log_sum_exp) {
+  for (int half = 0; half < halves; ++half) {
+    const Lanes subtracted = load(log_sum_exp + half * 16);
+    for (int64_t k = 0; k < block.keys; ++k)
+      store(block.scores + k * query_lanes + half * 16,
+            exponential(masked_score(block, k, half) - subtracted));
+  }
+}
+
+OCTET_VECTORIZED void probability_gradient(const ProbabilityGradient& g) {
+  for (int half = 0; half < halves; ++half) {
+    const Lanes delta = load(g.delta + half * 16);
+    for (int64_t k = 0; k < g.keys; ++k) {
+      const int64_t at = k * query_lanes + half * 16;
+      store(g.gradient + at,
+            load(g.probabilities + at) * (load(g.gradient + at) * g.factor - delta) * g.scale);
+    }
+  }
+}
+
 OCTET_VECTORIZED void multiply_lanes(float* x, const float* factor, int64_t rows) {
   for (int half = 0; half < halves; ++half) {
     const Lanes f = load(factor + half * 16);

@@ -33,6 +33,18 @@ struct SoftmaxGradient {
 };
 void softmax_gradient(const ScoreBlock& block, const SoftmaxGradient& g);
 
+// p = exp(scale * s - log_sum_exp), in place.
+void softmax_probabilities(const ScoreBlock& block, const float* log_sum_exp);
+// gradient (dO V^T in codes' units) = p * (factor * gradient - delta) * scale.
+struct ProbabilityGradient {
+  const float* probabilities;  // [keys, 32]
+  float* gradient;             // [keys, 32]
+  const float* delta;          // [32]
+  int64_t keys;
+  float factor, scale;
+};
+void probability_gradient(const ProbabilityGradient& g);
+
 // x[row][lane] *= factor[lane];  x[row][lane] /= divisor[lane].
 void multiply_lanes(float* x, const float* factor, int64_t rows);
 void divide_lanes(float* x, const float* divisor, int64_t rows);

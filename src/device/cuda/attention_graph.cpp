@@ -1,11 +1,14 @@
 #include "device/cuda/attention_graph.h"
 
+#include <vector>
+
 namespace octet {
 
 namespace {
 
 constexpr cudnnDataType_t bf16 = CUDNN_DATA_BFLOAT16, f32 = CUDNN_DATA_FLOAT, i32 = CUDNN_DATA_INT32,
-                          boolean = CUDNN_DATA_BOOLEAN;
+                          boolean = CUDNN_DATA_BOOLEAN, e4m3 = CUDNN_DATA_FP8_E4M3,
+                          e5m2 = CUDNN_DATA_FP8_E5M2;
 
 int64_t qkv_width(const AttentionKey& key) { return (key.heads + 2 * key.kv_heads) * key.head_width; }
 
@@ -26,6 +29,8 @@ class Attention {
 
   std::unique_ptr<CudnnGraph> forward();
   std::unique_ptr<CudnnGraph> backward();
+  std::unique_ptr<CudnnGraph> float8_forward();
+  std::unique_ptr<CudnnGraph> float8_backward();
 
  private:
   // A part of the packed rows with this many heads.
@@ -76,7 +81,49 @@ class Attention {
     graph_->reduce(CUDNN_REDUCE_TENSOR_ADD, all_heads, out);
   }
 
+  // ---- in FP8
+
+  Id device_number(AttentionTensor tensor) {
+    for (const auto& known : numbers_)
+      if (known == tensor) return id(tensor);
+    numbers_.push_back(tensor);
+    return graph_->device_number(id(tensor));
+  }
+  Id times(Id x, AttentionTensor factor, Id out) {
+    return graph_->pointwise({.mode = CUDNN_POINTWISE_MUL, .x = x, .b = device_number(factor)}, out);
+  }
+  void amax(Id x, AttentionTensor of) { graph_->reduce(CUDNN_REDUCE_TENSOR_AMAX, x, device_number(of)); }
+  // A product of codes with its scales: where it goes, and what goes to its place.
+  struct CodeProduct {
+    Id a, b;
+    AttentionTensor a_inverse, b_inverse, scale, amax, out;
+    GraphShape out_shape;
+    cudnnDataType_t type;
+  };
+  void code_product(const CodeProduct& p) {
+    const bool sum = p.out_shape.sizes[1] != h_;  // over the query heads that share a key head
+    const GraphShape shape = packed(p.out_shape.sizes);
+    Id x = graph_->matmul(p.a, p.b, graph_->virtual_tensor(whole_heads()));
+    if (sum) x = graph_->reduce(CUDNN_REDUCE_TENSOR_ADD, x, graph_->virtual_tensor(shape));
+    x = times(x, p.a_inverse, graph_->virtual_tensor(shape));
+    x = times(x, p.b_inverse, graph_->virtual_tensor(shape));
+    times(x, p.scale, memory(p.out, p.out_shape, p.type));
+    amax(x, p.amax);
+  }
+  // scale Q K^T, masked.
+  Id float8_scores(Id query, Id key, Id scale) {
+    Id x = graph_->matmul(query, key, scores());
+    x = score_map(CUDNN_POINTWISE_MUL, x, scale);
+    x = times(x, AttentionTensor::QueryInverse, scores());
+    return causal(times(x, AttentionTensor::KeyInverse, scores()));
+  }
+  Id turned(Id score, cudnnDataType_t type) {
+    return graph_->reshape(score,
+                           graph_->virtual_tensor({scores_.sizes, {h_ * s_ * s_, s_ * s_, 1, s_}}, type));
+  }
+
   std::unique_ptr<CudnnGraph> graph_;
+  std::vector<AttentionTensor> numbers_;
   AttentionKey key_;
   int64_t b_, h_, s_;
   GraphShape scores_, rows_;
@@ -150,10 +197,99 @@ std::unique_ptr<CudnnGraph> Attention::backward() {
   return std::move(graph_);
 }
 
+// The operations and their order are those by which cuDNN recognises FP8 flash attention.
+// [cudnn-frontend 1.2x, SDPAFP8Node, SDPAFP8BackwardNode, MatmulFP8Node]
+std::unique_ptr<CudnnGraph> Attention::float8_forward() {
+  const Id query = memory(AttentionTensor::Query, part(h_), e4m3);
+  const Id key = memory(AttentionTensor::Key, transposed(part(key_.kv_heads)), e4m3);
+  const Id value = memory(AttentionTensor::Value, part(key_.kv_heads), e4m3);
+  const Id log_sum_exp = memory(AttentionTensor::LogSumExp, rows_, f32);
+
+  Id x = float8_scores(query, key, number(AttentionTensor::SoftmaxScale));
+  const Id largest = graph_->reduce(CUDNN_REDUCE_TENSOR_MAX, x, rows());
+  x = score_map(CUDNN_POINTWISE_SUB, x, largest);
+  x = score_map(CUDNN_POINTWISE_EXP, x);
+  const Id sum = graph_->reduce(CUDNN_REDUCE_TENSOR_ADD, x, rows());
+  const Id log = graph_->pointwise({.mode = CUDNN_POINTWISE_LOG, .x = sum}, rows());
+  graph_->pointwise({.mode = CUDNN_POINTWISE_ADD, .x = largest, .b = log}, log_sum_exp);
+  const Id probability = score_map(CUDNN_POINTWISE_DIV, x, sum);
+  amax(probability, AttentionTensor::ProbabilityAmax);
+  code_product({.a = times(probability, AttentionTensor::ProbabilityScale, scores(e4m3)),
+                .b = value,
+                .a_inverse = AttentionTensor::ProbabilityInverse,
+                .b_inverse = AttentionTensor::ValueInverse,
+                .scale = AttentionTensor::OutScale,
+                .amax = AttentionTensor::OutAmax,
+                .out = AttentionTensor::Out,
+                .out_shape = out_shape(),
+                .type = e4m3});
+  return std::move(graph_);
+}
+
+std::unique_ptr<CudnnGraph> Attention::float8_backward() {
+  using T = AttentionTensor;
+  const GraphShape of_queries = part(h_), of_keys = part(key_.kv_heads);
+  const Id query = memory(T::Query, of_queries, e4m3);
+  const Id key = memory(T::Key, transposed(of_keys), e4m3);
+  const Id value = memory(T::Value, transposed(of_keys), e4m3);
+  const Id out = memory(T::Out, out_shape(), e4m3);
+  const Id out_gradient = memory(T::OutGradient, out_shape(), e5m2);
+  const Id log_sum_exp = memory(T::LogSumExp, rows_, f32);
+  const Id scale = number(T::SoftmaxScale);
+
+  const Id product = graph_->pointwise({.mode = CUDNN_POINTWISE_MUL, .x = out_gradient, .b = out},
+                                       graph_->virtual_tensor(packed(out_shape().sizes)));
+  Id products = graph_->reduce(CUDNN_REDUCE_TENSOR_ADD, product, rows());
+  products = times(products, T::OutGradientInverse, rows());
+  products = times(products, T::OutInverse, rows());
+
+  Id x = float8_scores(query, key, scale);
+  x = score_map(CUDNN_POINTWISE_SUB, x, log_sum_exp);
+  const Id probability = score_map(CUDNN_POINTWISE_EXP, x);
+  code_product({.a = turned(times(probability, T::ProbabilityScale, scores(e4m3)), e4m3),
+                .b = out_gradient,
+                .a_inverse = T::ProbabilityInverse,
+                .b_inverse = T::OutGradientInverse,
+                .scale = T::ValueGradientScale,
+                .amax = T::ValueGradientAmax,
+                .out = T::ValueGradient,
+                .out_shape = of_keys,
+                .type = e5m2});
+
+  x = graph_->matmul(out_gradient, value, scores());
+  x = times(x, T::OutGradientInverse, scores());
+  x = times(x, T::ValueInverse, scores());
+  x = score_map(CUDNN_POINTWISE_SUB, x, products);
+  x = score_map(CUDNN_POINTWISE_MUL, x, probability);
+  x = score_map(CUDNN_POINTWISE_MUL, x, scale);
+  amax(x, T::ScoreGradientAmax);
+  const Id score_gradient = times(x, T::ScoreGradientScale, scores(e5m2));
+  CodeProduct by_scores{.a = score_gradient,
+                        .b = graph_->reshape(key, graph_->virtual_tensor(of_keys, e4m3)),
+                        .a_inverse = T::ScoreGradientInverse,
+                        .b_inverse = T::KeyInverse,
+                        .scale = T::QueryGradientScale,
+                        .amax = T::QueryGradientAmax,
+                        .out = T::QueryGradient,
+                        .out_shape = of_queries,
+                        .type = e5m2};
+  code_product(by_scores);
+  by_scores.a = turned(score_gradient, e5m2);
+  by_scores.b = query;
+  by_scores.b_inverse = T::QueryInverse;
+  by_scores.scale = T::KeyGradientScale;
+  by_scores.amax = T::KeyGradientAmax;
+  by_scores.out = T::KeyGradient;
+  by_scores.out_shape = of_keys;
+  code_product(by_scores);
+  return std::move(graph_);
+}
+
 }  // namespace
 
 std::unique_ptr<CudnnGraph> attention_graph(const Cudnn& library, const AttentionKey& key) {
   Attention attention(library, key);
+  if (key.float8) return key.backward ? attention.float8_backward() : attention.float8_forward();
   return key.backward ? attention.backward() : attention.forward();
 }
 

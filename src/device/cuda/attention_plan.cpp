@@ -107,6 +107,7 @@ std::vector<CudnnDescriptor> configurations(const Cudnn& library, const CudnnDes
 }  // namespace
 
 CudnnDescriptor attention_plan(const Cudnn& library, const AttentionKey& key, const PlanTarget& target) {
+  require_float8_attention(key, target.capability);
   std::string why = "it has no engine for it";
   try {
     const std::unique_ptr<CudnnGraph> graph = attention_graph(library, key);

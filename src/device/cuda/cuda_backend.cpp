@@ -5,10 +5,20 @@
 namespace octet {
 
 CudaBackend::CudaBackend(const DeviceOptions& options)
-    : gpu_(open_gpu(options.local_rank)),
+    : options_(options),
+      gpu_(open_gpu(options.local_rank)),
       scratch_(stream_),
       matmul_(gpu_, options, stream_, scratch_),
       attention_(gpu_, options, stream_, scratch_) {}
+
+DeviceInfo CudaBackend::info() const {
+  DeviceInfo info = device_info(gpu_);
+  AttentionKey key;
+  key.head_width = 128;
+  key.float8 = true;
+  info.float8_attention = float8_attention_obstacle(backward_of(key, options_), gpu_.capability).empty();
+  return info;
+}
 
 void* CudaBackend::allocate(size_t bytes) {
   void* const data = allocate_on_device(std::max<size_t>(bytes, 1));

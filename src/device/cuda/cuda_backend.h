@@ -14,7 +14,7 @@ class CudaBackend final : public GpuBackend {
  public:
   explicit CudaBackend(const DeviceOptions& options);
 
-  DeviceInfo info() const override { return device_info(gpu_); }
+  DeviceInfo info() const override;
   void* stream() const override { return stream_.get(); }
   void* cuda_stream() const override { return stream_.get(); }
 
@@ -49,6 +49,7 @@ class CudaBackend final : public GpuBackend {
  private:
   cudaStream_t lane(Device::Lane lane) const;
 
+  const DeviceOptions options_;
   GpuFacts gpu_;  // opened first: everything below needs a device
   CudaStream stream_;
   CudaStream in_, out_;

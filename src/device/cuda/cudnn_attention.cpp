@@ -7,12 +7,14 @@
 
 #include "base/error.h"
 #include "device/nvidia/library_scratch.h"
+#include "device/products.h"
+#include "numerics/float8_attention.h"
 
 namespace octet {
 
 namespace {
 
-constexpr const char* implementation = "cudnn-bf16";
+constexpr const char *implementation = "cudnn-bf16", *float8_implementation = "cudnn-fp8";
 
 }  // namespace
 
@@ -27,7 +29,12 @@ CudnnAttention::CudnnAttention(const GpuFacts& gpu, const DeviceOptions& options
   check_cudnn(library_, library_.cudnnCreate(&handle_), fmt::format("starting cuDNN ({})", library_.file));
   try {
     check_cudnn(library_, library_.cudnnSetStream(handle_, stream.get()), "giving cuDNN its stream");
+    const ProbabilityNumbers numbers{probability_scale, 1 / probability_scale, 0};
+    probability_ = static_cast<ProbabilityNumbers*>(allocate_on_device(sizeof numbers));
+    check_cuda(cudaMemcpy(probability_, &numbers, sizeof numbers, cudaMemcpyHostToDevice),
+               "copying to the GPU");
   } catch (...) {
+    cudaFree(probability_);
     library_.cudnnDestroy(handle_);
     throw;
   }
@@ -35,6 +42,7 @@ CudnnAttention::CudnnAttention(const GpuFacts& gpu, const DeviceOptions& options
 
 CudnnAttention::~CudnnAttention() {
   plans_.clear();
+  cudaFree(probability_);
   library_.cudnnDestroy(handle_);
 }
 
@@ -80,6 +88,7 @@ void CudnnAttention::execute(const Plan& plan, std::span<const Address> addresse
 }
 
 std::string CudnnAttention::forward(const AttentionForward& a) {
+  if (in_float8(a)) return float8_forward(a);
   const AttentionKey key = attention_key(a);
   const Plan& chosen = planned(key);
   std::byte* const workspace = scratch_.reserve(chosen.bytes());
@@ -98,6 +107,7 @@ std::string CudnnAttention::forward(const AttentionForward& a) {
 }
 
 std::string CudnnAttention::backward(const AttentionBackward& a) {
+  if (in_float8(a)) return float8_backward(a);
   const AttentionKey key = attention_key(a, options_);
   const Plan& chosen = planned(key);
   std::byte* const workspace = scratch_.reserve(chosen.bytes());
@@ -123,6 +133,82 @@ std::string CudnnAttention::backward(const AttentionBackward& a) {
   if (!key.deterministic) addresses.push_back({AttentionTensor::QueryAccumulator, accumulator});
   execute(chosen, addresses, workspace);
   return implementation;
+}
+
+namespace {
+
+// An address that is only read, as cuDNN takes it.
+void* input(const float* number) { return const_cast<float*>(number); }
+
+}  // namespace
+
+std::string CudnnAttention::float8_forward(const AttentionForward& a) {
+  using T = AttentionTensor;
+  const AttentionKey key = attention_key(a);
+  const Plan& chosen = planned(key);
+  std::byte* const workspace = scratch_.reserve(chosen.bytes());
+  auto* const qkv = static_cast<std::byte*>(a.qkv.data);
+  const PackedOffsets offsets = packed_offsets(key);
+  const Site& site = a.out_codes.site;
+  float scale = a.softmax_scale;
+  const Address addresses[] = {{T::Query, qkv},
+                               {T::Key, qkv + offsets.key},
+                               {T::Value, qkv + offsets.value},
+                               {T::Out, a.out_codes.codes.data},
+                               {T::LogSumExp, a.log_sum_exp.data},
+                               {T::SoftmaxScale, &scale},
+                               {T::Masked, &float8_masked_},
+                               {T::QueryInverse, input(a.qkv_inverse_scale)},
+                               {T::KeyInverse, input(a.qkv_inverse_scale)},
+                               {T::ValueInverse, input(a.qkv_inverse_scale)},
+                               {T::ProbabilityInverse, &probability_->inverse_scale},
+                               {T::ProbabilityScale, &probability_->scale},
+                               {T::ProbabilityAmax, &probability_->amax},
+                               {T::OutScale, site.scale},
+                               {T::OutAmax, site.amax}};
+  execute(chosen, addresses, workspace);
+  return float8_implementation;
+}
+
+std::string CudnnAttention::float8_backward(const AttentionBackward& a) {
+  using T = AttentionTensor;
+  const AttentionKey key = attention_key(a, options_);
+  const Plan& chosen = planned(key);
+  std::byte* const workspace = scratch_.reserve(chosen.bytes());
+  auto* const qkv = static_cast<std::byte*>(a.qkv.data);
+  auto* const gradient = static_cast<std::byte*>(a.qkv_gradient_codes.codes.data);
+  const PackedOffsets offsets = packed_offsets(key);
+  const Site &score = a.score_gradient.site, &result = a.qkv_gradient_codes.site;
+  float scale = a.softmax_scale;
+  const Address addresses[] = {{T::Query, qkv},
+                               {T::Key, qkv + offsets.key},
+                               {T::Value, qkv + offsets.value},
+                               {T::Out, a.out.data},
+                               {T::OutGradient, a.out_gradient.data},
+                               {T::LogSumExp, a.log_sum_exp.data},
+                               {T::SoftmaxScale, &scale},
+                               {T::Masked, &float8_masked_},
+                               {T::QueryGradient, gradient},
+                               {T::KeyGradient, gradient + offsets.key},
+                               {T::ValueGradient, gradient + offsets.value},
+                               {T::QueryInverse, input(a.qkv_inverse_scale)},
+                               {T::KeyInverse, input(a.qkv_inverse_scale)},
+                               {T::ValueInverse, input(a.qkv_inverse_scale)},
+                               {T::OutInverse, input(a.out_inverse_scale)},
+                               {T::OutGradientInverse, input(a.out_gradient_inverse_scale)},
+                               {T::ProbabilityInverse, &probability_->inverse_scale},
+                               {T::ScoreGradientInverse, score.inverse_scale},
+                               {T::ProbabilityScale, &probability_->scale},
+                               {T::ScoreGradientScale, score.scale},
+                               {T::QueryGradientScale, result.scale},
+                               {T::KeyGradientScale, result.scale},
+                               {T::ValueGradientScale, result.scale},
+                               {T::ScoreGradientAmax, score.amax},
+                               {T::QueryGradientAmax, result.amax},
+                               {T::KeyGradientAmax, result.amax + 1},
+                               {T::ValueGradientAmax, result.amax + 2}};
+  execute(chosen, addresses, workspace);
+  return float8_implementation;
 }
 
 }  // namespace octet

@@ -40,6 +40,8 @@ class CudnnAttention {
   };
   const Plan& plan(const AttentionKey& key);
   const Plan& planned(const AttentionKey& key);
+  std::string float8_forward(const AttentionForward& attention);
+  std::string float8_backward(const AttentionBackward& attention);
   void execute(const Plan& plan, std::span<const Address> addresses, std::byte* workspace);
 
   const Cudnn library_;
@@ -50,6 +52,13 @@ class CudnnAttention {
   std::map<AttentionKey, Plan> plans_;
   // Numbers that a plan reads from host memory, through pointers to what is not const.
   float masked_ = -std::numeric_limits<float>::infinity(), one_ = 1;
+  // In FP8 a masked score stays finite, as cuDNN's own graphs have it.
+  float float8_masked_ = std::numeric_limits<float>::lowest();
+  // Device memory: what does not change of FP8's numbers, and what nobody asks for.
+  struct ProbabilityNumbers {
+    float scale, inverse_scale, amax;
+  };
+  ProbabilityNumbers* probability_ = nullptr;
 };
 
 }  // namespace octet

@@ -59,9 +59,9 @@ GraphShape transposed(const GraphShape& shape) {
   return other;
 }
 
+// Alignment in bytes; an attention head begins at a multiple of eight BF16, or of sixteen codes.
 CudnnGraph::TensorId CudnnGraph::add_tensor(CudnnDescriptor&& tensor, TensorId id, const GraphShape& shape,
-                                            cudnnDataType_t type) {
-  constexpr int64_t alignment = 16;  // bytes; an attention head begins at a multiple of eight BF16
+                                            cudnnDataType_t type, int64_t alignment) {
   tensor.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, id);
   tensor.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
   tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, alignment);
@@ -79,6 +79,11 @@ CudnnGraph::TensorId CudnnGraph::number(TensorId id) {
   CudnnDescriptor tensor(library_, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
   tensor.set_flag(CUDNN_ATTR_TENSOR_IS_BY_VALUE);
   return add_tensor(std::move(tensor), id, packed({1, 1, 1, 1}), CUDNN_DATA_FLOAT);
+}
+CudnnGraph::TensorId CudnnGraph::device_number(TensorId id) {
+  constexpr int64_t alignment = sizeof(float);  // many lie side by side
+  return add_tensor({library_, CUDNN_BACKEND_TENSOR_DESCRIPTOR}, id, packed({1, 1, 1, 1}), CUDNN_DATA_FLOAT,
+                    alignment);
 }
 CudnnGraph::TensorId CudnnGraph::virtual_tensor(const GraphShape& shape, cudnnDataType_t type) {
   CudnnDescriptor tensor(library_, CUDNN_BACKEND_TENSOR_DESCRIPTOR);

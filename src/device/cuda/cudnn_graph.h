@@ -68,6 +68,8 @@ class CudnnGraph {
   TensorId memory(TensorId id, const GraphShape& shape, cudnnDataType_t type);
   // An FP32 number in host memory, given at execution.
   TensorId number(TensorId id);
+  // The same in device memory.
+  TensorId device_number(TensorId id);
   TensorId virtual_tensor(const GraphShape& shape, cudnnDataType_t type = CUDNN_DATA_FLOAT);
 
   // All of these return `out`.
@@ -91,7 +93,8 @@ class CudnnGraph {
   static constexpr TensorId first_virtual = 100;
 
  private:
-  TensorId add_tensor(CudnnDescriptor&& tensor, TensorId id, const GraphShape& shape, cudnnDataType_t type);
+  TensorId add_tensor(CudnnDescriptor&& tensor, TensorId id, const GraphShape& shape, cudnnDataType_t type,
+                      int64_t alignment = 16);
   const CudnnDescriptor& at(TensorId id) const;
   void add(CudnnDescriptor&& operation, const char* what);
 

@@ -44,7 +44,11 @@ class GpuBackend {
   virtual size_t workspace_bytes(const DeviceWork& work) const = 0;
   virtual void set_workspace(const Tensor& workspace) = 0;
 
-  // Each returns the implementation's name for the proof of precision. Attention leaves codes to the caller.
+  // Each returns the implementation's name for the proof of precision. Attention leaves the casts of its
+  // results to the caller. In FP8 it leaves codes only, made with the scales that the sites have (never 0;
+  // the score gradient's inverse is there too), and writes each site's amax, which is 0 before; of dQ, dK and
+  // dV there are three one after the other, of which the first may be the largest of all. Counters: if it
+  // can.
   virtual std::string matmul(const Matmul&) = 0;
   virtual std::string attention_forward(const AttentionForward&) = 0;
   virtual std::string attention_backward(const AttentionBackward&) = 0;

@@ -225,33 +225,5 @@ void GpuDevice::cross_entropy(const CrossEntropy& op) {
                           .stream = backend_->stream()});
 }
 
-// Attention is the library's; its output's codes are ours.
-void GpuDevice::attention_forward(const AttentionForward& op) {
-  MatmulCount& count = counts_[{GemmClass::Attention, op.qkv.dtype, op.qkv.dtype, op.out.high.dtype}];
-  count.implementation = backend_->attention_forward(op);
-  ++count.calls;
-  count.flops += attention_flops({op.context, op.heads, op.kv_heads, op.head_width}, op.qkv.rows(), 2);
-  Scratch memory = scratch(cast_scratch_bytes(op.out));
-  PendingCast cast = begin_cast(op.out, memory);
-  if (!cast.wanted()) return;
-  cast.encode = nullptr;
-  kernels::measure({.source = {.values = op.out.high.data,
-                               .storage = format_of(op.out.high),
-                               .rows = op.out.high.rows(),
-                               .columns = op.out.high.columns()},
-                    .amax = cast.amax,
-                    .row_amax = cast.row_amax,
-                    .column_amax = cast.column_amax,
-                    .stream = backend_->stream()});
-  finish_cast(cast, op.out.high);
-}
-
-void GpuDevice::attention_backward(const AttentionBackward& op) {
-  MatmulCount& count = counts_[{GemmClass::Attention, op.qkv.dtype, op.qkv.dtype, op.qkv_gradient.dtype}];
-  count.implementation = backend_->attention_backward(op);
-  ++count.calls;
-  count.flops += attention_flops({op.context, op.heads, op.kv_heads, op.head_width}, op.qkv.rows(), 5);
-}
-
 }  // namespace OCTET_GPU
 }  // namespace octet

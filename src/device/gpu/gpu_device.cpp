@@ -19,11 +19,13 @@ inline namespace OCTET_GPU {
 GpuDevice::GpuDevice(std::unique_ptr<GpuBackend> backend, const DeviceOptions& options)
     : backend_(std::move(backend)), graphs_(options.graphs) {
   faults_ = static_cast<uint32_t*>(backend_->allocate(sizeof(Faults)));
+  float8_numbers_ = static_cast<Float8Numbers*>(backend_->allocate(sizeof(Float8Numbers)));
   seen_faults_ = static_cast<Faults*>(backend_->allocate_host(marks * sizeof(Faults)));
 }
 
 GpuDevice::~GpuDevice() {
   backend_->free(faults_);
+  backend_->free(float8_numbers_);
   backend_->free_host(seen_faults_);
   if (own_) backend_->free(own_);
 }

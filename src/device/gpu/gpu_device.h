@@ -73,8 +73,8 @@ class GpuDevice final : public Device {
   size_t workspace_bytes(const DeviceWork& work) const override;
   void set_workspace(const Tensor& workspace) override;
 
-  // Each in the file of its family: forward_backward.cpp, cast.cpp, update.cpp; products and attention, which
-  // are the backend's, in gpu_device.cpp.
+  // Each in the file of its family: forward_backward.cpp, attention.cpp, cast.cpp, update.cpp; products,
+  // which are the backend's, in gpu_device.cpp.
 #define OCTET_OVERRIDE(name, Arguments) void name(const Arguments&) override;
   OCTET_DEVICE_OPERATIONS(OCTET_OVERRIDE)
 #undef OCTET_OVERRIDE
@@ -86,6 +86,8 @@ class GpuDevice final : public Device {
   void finish_cast(const PendingCast& cast, const Tensor& source, const Tensor& column_factor = {});
   void cast_with_amax(const CastOperation& op);
   Matmul reduce_operands(const Matmul& m);
+  void float8_attention_forward(const AttentionForward& op);
+  void float8_attention_backward(const AttentionBackward& op);
   // Row codes a producer may write before it knows the amax.
   bool known_scale(const CastTarget& target) const;
   Scratch scratch(size_t bytes_without_plan);
@@ -94,17 +96,26 @@ class GpuDevice final : public Device {
   };
   void require_none(const Faults& faults);
 
+  // What FP8 attention's library calls read and leave. Beside the workspace, which is the library's
+  // meanwhile.
+  struct Float8Numbers {
+    float scale, inverse_scale, amaxes[3];  // of O; or of dQ, dK and dV, whose scale is one
+    float score_scale, score_inverse_scale, score_amax;
+  };
+
   std::unique_ptr<GpuBackend> backend_;
   bool graphs_;
-  uint32_t* faults_ = nullptr;     // device memory: Faults
-  Faults* seen_faults_ = nullptr;  // host memory [marks]: as they were at the mark
-  uint64_t next_mark_ = 1;         // a backend's first mark is 1
-  Tensor workspace_;               // U8; empty: own_ grows as operations ask
+  Float8Numbers* float8_numbers_ = nullptr;  // device memory
+  uint32_t* faults_ = nullptr;               // device memory: Faults
+  Faults* seen_faults_ = nullptr;            // host memory [marks]: as they were at the mark
+  uint64_t next_mark_ = 1;                   // a backend's first mark is 1
+  Tensor workspace_;                         // U8; empty: own_ grows as operations ask
   void* own_ = nullptr;
   size_t own_bytes_ = 0;
 };
 
-octet::Format format_of(const Tensor& tensor);  // F32, BF16, F16, E4M3 or E5M2; anything else is Error(Internal)
+octet::Format format_of(
+    const Tensor& tensor);  // F32, BF16, F16, E4M3 or E5M2; anything else is Error(Internal)
 
 }  // namespace OCTET_GPU
 }  // namespace octet

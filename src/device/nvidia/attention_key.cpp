@@ -8,8 +8,6 @@ namespace octet {
 
 namespace {
 
-constexpr int64_t bytes_bf16 = 2;
-
 // What both operations say about themselves.
 struct Request {
   const Tensor& qkv;
@@ -18,7 +16,8 @@ struct Request {
 
 AttentionKey checked_key(const Request& r) {
   const int64_t tokens = r.qkv.rows();
-  if (r.qkv.dtype != DType::BF16)
+  const bool float8 = r.qkv.dtype == DType::E4M3;
+  if (r.qkv.dtype != DType::BF16 && !float8)
     throw Error(ExitCode::Usage,
                 fmt::format("attention on the GPU reads and writes BF16, this run stores activations in {}",
                             name_of(r.qkv.dtype)),
@@ -38,16 +37,17 @@ AttentionKey checked_key(const Request& r) {
   key.heads = r.heads;
   key.kv_heads = r.kv_heads;
   key.head_width = r.head_width;
+  key.float8 = float8;
   return key;
 }
 
 }  // namespace
 
 std::string to_string(const AttentionKey& key) {
-  return fmt::format("{}{} batch {} context {} heads {}:{} x {}",
+  return fmt::format("{}{}{} batch {} context {} heads {}:{} x {}",
                      key.backward ? "attention backward" : "attention forward",
-                     key.deterministic ? " deterministic" : "", key.batch, key.context, key.heads,
-                     key.kv_heads, key.head_width);
+                     key.deterministic ? " deterministic" : "", key.float8 ? " FP8" : "", key.batch,
+                     key.context, key.heads, key.kv_heads, key.head_width);
 }
 
 AttentionKey attention_key(const AttentionForward& a) {
@@ -62,8 +62,35 @@ AttentionKey backward_of(AttentionKey key, const DeviceOptions& options) {
   return key;
 }
 
+std::string float8_attention_obstacle(const AttentionKey& key, int capability) {
+  const std::string on = fmt::format("on compute capability {}.{}", capability / 10, capability % 10);
+  const bool hopper = capability / 10 == 9, blackwell = capability / 10 == 10;
+  if (!hopper && !blackwell) return fmt::format("cuDNN has no FP8 attention, forward and backward, {}", on);
+  const bool width = hopper ? key.head_width == 128
+                            : key.head_width >= 64 && key.head_width <= 128 && key.head_width % 16 == 0;
+  if (!width)
+    return fmt::format("cuDNN's FP8 attention {} has heads of {}, not {}", on,
+                       hopper ? "128" : "64 to 128 in steps of 16", key.head_width);
+  // One engine, whichever is asked for: its query gradients are sums in the order blocks finish.
+  if (hopper && key.backward && key.deterministic)
+    return fmt::format("cuDNN's FP8 attention {} has no backward pass whose sums have one order", on);
+  return {};
+}
+
+void require_float8_attention(const AttentionKey& key, int capability) {
+  if (!key.float8) return;
+  if (const std::string obstacle = float8_attention_obstacle(key, capability); !obstacle.empty())
+    throw Error(
+        ExitCode::Hardware, obstacle,
+        fmt::format("set precision.attention to storage (the linear layers stay in FP8), or {}, or run "
+                    "with --device cpu",
+                    key.deterministic && key.head_width == 128
+                        ? "run.deterministic to false"
+                        : "model.head_width to 128 on a Hopper or data-centre Blackwell"));
+}
+
 AttentionScratch attention_scratch(const AttentionKey& key) {
-  if (!key.backward) return {};
+  if (!key.backward || key.float8) return {};
   const auto rows = static_cast<size_t>(key.batch * key.heads * key.context);
   AttentionScratch scratch;
   scratch.out_products = rows * sizeof(float);
@@ -73,8 +100,8 @@ AttentionScratch attention_scratch(const AttentionKey& key) {
 }
 
 PackedOffsets packed_offsets(const AttentionKey& key) {
-  const int64_t k = key.heads * key.head_width * bytes_bf16;
-  return {k, k + key.kv_heads * key.head_width * bytes_bf16};
+  const int64_t bytes = key.float8 ? 1 : 2, k = key.heads * key.head_width * bytes;
+  return {k, k + key.kv_heads * key.head_width * bytes};
 }
 
 }  // namespace octet

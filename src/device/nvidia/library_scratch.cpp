@@ -30,6 +30,7 @@ size_t products_scratch_bound(std::span<const Matmul> matmuls, const GemmCapabil
 }
 
 AttentionScratchEstimate attention_scratch_estimate(const AttentionKey& key, int capability) {
+  require_float8_attention(key, capability);
   const bool hopper = capability / 10 == 9, blackwell = capability / 10 == 10;
   if (key.head_width > 128 && !hopper)
     throw Error(
@@ -43,6 +44,12 @@ AttentionScratchEstimate attention_scratch_estimate(const AttentionKey& key, int
 
   AttentionScratchEstimate estimate;
   estimate.forward = counters;
+  if (key.float8) {
+    const size_t rows = static_cast<size_t>(key.batch * key.heads * key.context) * sizeof(float);
+    const size_t queries = key.deterministic ? rows : fp32;
+    estimate.backward = align_workspace(queries + 2 * shared_keys + rows + counters);
+    return estimate;
+  }
   size_t cudnn = shared_keys + counters;
   if (key.deterministic && blackwell) {
     cudnn += shared_keys;

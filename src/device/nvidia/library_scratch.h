@@ -27,6 +27,8 @@ size_t products_scratch_bound(std::span<const Matmul> matmuls, const GemmCapabil
 //   backward, deterministic 2 B H S^2, S in whole blocks of 64, and the 4 n of shared keys; data-centre
 //   Blackwell: 8 n
 //                           for shared keys alone
+//   FP8                     forward nothing; backward 4 n, 8 n more where heads share keys, and a number a
+//   row; deterministic (data-centre Blackwell alone) a number a row instead of the first 4 n
 // Error(Hardware) for a head width that this generation has no backward pass for.
 struct AttentionScratchEstimate {
   size_t forward = 0, backward = 0;  // everything

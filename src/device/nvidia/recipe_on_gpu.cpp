@@ -20,13 +20,14 @@ Matmul product_of(const Recipe& recipe) {
   return m;
 }
 
-AttentionKey backward(int64_t head_width, bool deterministic) {
+AttentionKey backward(int64_t head_width, bool deterministic, bool float8 = false) {
   AttentionKey key;
   key.batch = key.heads = key.kv_heads = 1;
   key.context = 64;
   key.head_width = head_width;
   key.backward = true;
   key.deterministic = deterministic;
+  key.float8 = float8;
   return key;
 }
 
@@ -62,6 +63,11 @@ RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
     found.obstacle = error.what();
     return found;
   }
+  const std::string no_float8_attention = float8_attention_obstacle(backward(128, false, true), c);
+  if (recipe.attention == AttentionFormat::FP8 && !no_float8_attention.empty()) {
+    found.obstacle = no_float8_attention + ": precision.attention must be storage";
+    return found;
+  }
   int64_t widest = 64;
   for (int64_t width = widest; width <= 256; width += 8)
     if (has_backward(width, c)) widest = width;
@@ -77,6 +83,11 @@ RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
   found.notes.push_back(outer == OuterScales::Library
                             ? fmt::format("{} ride in cuBLASLt's products", scales)
                             : fmt::format("{} are applied by a kernel after the product", scales));
+  found.notes.push_back(!no_float8_attention.empty()
+                            ? "precision.attention fp8 is refused: cuDNN has none here"
+                        : float8_attention_obstacle(backward(64, false, true), c).empty()
+                            ? "precision.attention fp8: heads 64 to 128 wide"
+                            : "precision.attention fp8: heads 128 wide only");
   found.notes.push_back(c == 89 || c == 90 ? "precision.fast_accumulation has an effect"
                                            : "precision.fast_accumulation has no effect");
   return found;

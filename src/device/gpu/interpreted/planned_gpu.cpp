@@ -31,11 +31,11 @@ PlannedGpu plan_gpu(const GpuModel& gpu, const DeviceOptions& options) {
       workspace->operands = std::max(workspace->operands, reduced_operand_bytes(m));
     workspace->products = products_scratch_bound(work.matmuls, gemm);
     for (const AttentionForward& attention : work.attentions) {
-      const auto estimate = [&](const DeviceOptions& of) {
-        return attention_scratch_estimate(backward_of(attention_key(attention), of), gpu.capability);
-      };
-      take_larger(workspace->attention, estimate(options));
-      take_larger(workspace->deterministic, estimate({.deterministic = true}));
+      take_larger(workspace->attention,
+                  attention_scratch_estimate(backward_of(attention_key(attention), options), gpu.capability));
+      const AttentionKey ordered = backward_of(attention_key(attention), {.deterministic = true});
+      if (!ordered.float8 || float8_attention_obstacle(ordered, gpu.capability).empty())
+        take_larger(workspace->deterministic, attention_scratch_estimate(ordered, gpu.capability));
     }
     return std::max(workspace->products, workspace->attention.bytes());
   };
