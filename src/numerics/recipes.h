@@ -10,7 +10,17 @@
 namespace octet {
 
 inline std::vector<std::string> recipe_names() {
-  return {"fp32", "bf16", "fp8", "fishman", "torchao-rowwise", "torchao-rowwise-gw-hp", "switchback"};
+  return {"fp32",
+          "bf16",
+          "fp8",
+          "fishman",
+          "torchao-rowwise",
+          "torchao-rowwise-gw-hp",
+          "switchback",
+          "nanotron",
+          "fp8-lm",
+          "coat-states",
+          "fog"};
 }
 
 inline void set_formats(Recipe& recipe, Format grad) {
@@ -54,6 +64,29 @@ inline Recipe make_recipe(const std::string& name) {
     recipe.input.scaling = recipe.grad.scaling = Scaling::Rowwise;
     recipe.gemms.wgrad = GemmFormat::Storage;
     recipe.moments.first = recipe.moments.second = Format::FP32;
+  } else if (name == "nanotron") {
+    set_formats(recipe, Format::E5M2);
+    recipe.input.scaling = recipe.grad.scaling = Scaling::Delayed;
+    recipe.delayed = {.window = 16};
+    recipe.fast_accumulation = {false, false, false};
+    recipe.first_blocks_bf16 = recipe.last_blocks_bf16 = 1;
+    recipe.moments = {.first = Format::E4M3, .second = Format::E4M3, .block = 0};
+    recipe.master = MasterFormat::FP16Scaled;
+  } else if (name == "fp8-lm") {
+    set_formats(recipe, Format::E5M2);
+    recipe.moments = {.first = Format::E4M3, .second = Format::FP16, .block = 0};
+    recipe.master = MasterFormat::FP16Scaled;
+  } else if (name == "coat-states") {
+    set_formats(recipe, Format::E5M2);
+    recipe.moments = {.first = Format::E4M3, .second = Format::E4M3, .block = 128, .range_expansion = true};
+  } else if (name == "fog") {
+    set_formats(recipe, Format::E5M2);
+    recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Delayed;
+    recipe.delayed = {.window = 1024};
+    recipe.attention = AttentionFormat::FP8;
+    recipe.weight_gradient = Format::BF16;
+    recipe.moments.first = recipe.moments.second = Format::FP16;
+    recipe.master = MasterFormat::FP16Scaled;
   } else {
     std::string known;
     for (const std::string& candidate : recipe_names()) known += (known.empty() ? "" : ", ") + candidate;

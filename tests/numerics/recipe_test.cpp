@@ -28,6 +28,31 @@ TEST_CASE("an unknown recipe is refused with the known ones and the nearest") {
   }
 }
 
+TEST_CASE("recipes named after a source have its formats of states and operands") {
+  const Recipe nanotron = make_recipe("nanotron"), fp8_lm = make_recipe("fp8-lm"),
+               coat = make_recipe("coat-states"), fog = make_recipe("fog");
+  for (const Recipe& recipe : {nanotron, fp8_lm, coat, fog}) {
+    INFO(recipe.name);
+    CHECK(recipe.input.format == Format::E4M3);
+    CHECK(recipe.weight.format == Format::E4M3);
+    CHECK(recipe.grad.format == Format::E5M2);
+    CHECK(recipe.moments.first == (recipe == fog ? Format::FP16 : Format::E4M3));
+    CHECK((recipe.master == MasterFormat::FP16Scaled) == !(recipe == coat));
+    CHECK((recipe.attention == AttentionFormat::FP8) == (recipe == fog));
+    CHECK(recipe.moments.range_expansion == (recipe == coat));
+  }
+  CHECK(nanotron.moments.second == Format::E4M3);
+  CHECK(fp8_lm.moments.second == Format::FP16);
+  CHECK(nanotron.delayed.window == 16);
+  CHECK(nanotron.weight.scaling == Scaling::Current);
+  CHECK(fog.delayed.window == 1024);
+  CHECK(fog.weight.scaling == Scaling::Delayed);
+  // Nanotron's first and last decoder layer stay out of FP8.
+  CHECK_FALSE(formats_of(nanotron, 4, 0, BlockLinear::Qkv).float8());
+  CHECK_FALSE(formats_of(nanotron, 4, 3, BlockLinear::Down).float8());
+  CHECK(formats_of(nanotron, 4, 1, BlockLinear::Down).float8());
+}
+
 TEST_CASE("a block's linears run as the recipe, its BF16 blocks and its overrides say, in this order") {
   Recipe recipe = make_recipe("fp8");
   const auto of = [&](int block, BlockLinear which) { return formats_of(recipe, 6, block, which); };
