@@ -51,7 +51,7 @@ uint64_t position_of(MicroStep where) {
 std::string master_problem(const Recipe& recipe) {
   if (recipe.master == MasterFormat::FP32) return {};
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read FP32 masters";
-  if (recipe.float8() && recipe.smooth_swiglu == SmoothSwiGLU::Channel)
+  if (folds_scales(recipe))
     return "smooth_swiglu \"channel\" multiplies the down projection's FP32 master in every micro-batch";
   return {};
 }
