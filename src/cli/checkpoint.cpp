@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "cli/command.h"
 #include "numerics/bfloat16.h"
+#include "numerics/float16.h"
 #include "numerics/float8.h"
 #include "tensor/safetensors.h"
 #include "training/checkpoint.h"
@@ -116,6 +117,16 @@ double value_at(DType type, const char* data, int64_t i) {
       BFloat16 x;
       std::memcpy(&x, data + 2 * i, 2);
       return static_cast<double>(to_float(x));
+    }
+    case DType::F16: {
+      Float16 x;
+      std::memcpy(&x, data + 2 * i, 2);
+      return static_cast<double>(to_float(x));
+    }
+    case DType::U16: {
+      uint16_t x;
+      std::memcpy(&x, data + 2 * i, 2);
+      return static_cast<double>(x);
     }
     case DType::E4M3:
       return static_cast<double>(decode_e4m3(static_cast<uint8_t>(data[i])));

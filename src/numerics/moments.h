@@ -18,7 +18,9 @@ namespace octet {
 
 enum class Moment : uint8_t { First, Second };
 
-constexpr bool is_coded_moment(Format f) { return is_float8(f) || f == Format::FP16; }
+OCTET_HD bool is_coded_moment(Format f) {
+  return f == Format::FP16 || f == Format::E4M3 || f == Format::E5M2;
+}
 
 struct MomentScale {
   float scale, inverse;  // MAX / amax and amax / MAX, each correctly rounded; both normal numbers
