@@ -26,9 +26,12 @@ std::vector<CheckpointEntry> checkpoints_at(const fs::path& path) {
 RunConfig config_of(const Manifest& manifest, const fs::path& checkpoint,
                     const std::vector<std::string>& overrides) {
   const std::string text = manifest.config.dump(), source = (checkpoint / manifest_file).string();
-  RunConfig config = parse_config(text, source, overrides);
-  config.precision.moments = parse_config(text, source).precision.moments;
-  return config;
+  const Json own = Json::parse(to_json(parse_config(text, source)));
+  Json config = Json::parse(to_json(parse_config(text, source, overrides)));
+  // As they are stored, whatever another recipe would make of them.
+  for (const char* state : {"moments", "master"})
+    if (own.at("precision").contains(state)) config["precision"][state] = own.at("precision").at(state);
+  return parse_config(config.dump(), source);
 }
 
 // Memory of the three kinds, given back together.
@@ -60,6 +63,7 @@ struct LoadedModel::Arenas {
 
 LoadedModel::LoadedModel(Device& device, const RunConfig& config) : device_(device), config_(config) {
   config_.evaluation.every = 0;  // no validation windows
+  config_.parallel = {};         // one rank
   arenas_ = std::make_unique<Arenas>(device, measure_memory(&device, config_));
   memory_ = std::make_unique<RunMemory>(
       &device, config_, RunMemory::Plans{arenas_->device_plan, arenas_->host_plan, arenas_->offload_plan});

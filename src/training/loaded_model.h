@@ -16,8 +16,8 @@ namespace octet {
 // when there are none.
 std::vector<CheckpointEntry> checkpoints_at(const std::filesystem::path& path);
 
-// What the checkpoint's run was configured to be, with overrides on top. The moments keep their format, which
-// a forward and a backward pass do not read and the checkpoint has.
+// What the checkpoint's run was configured to be, with overrides on top. Moments and masters keep the formats
+// that the checkpoint has them in: forward and backward passes do not read them.
 RunConfig config_of(const Manifest& manifest, const std::filesystem::path& checkpoint,
                     const std::vector<std::string>& overrides = {});
 

@@ -259,6 +259,10 @@ void require_possible(const std::vector<StateInjection>& injections, const RunCo
 void require_possible(const std::vector<StateInjection>& injections,
                       const std::vector<Parameter>& parameters) {
   for (const StateInjection& one : injections) {
+    for (const Parameter& p : parameters)
+      if (p.master.dtype != DType::F32)
+        refuse(one.text, fmt::format("the master of {} is {}: only FP32 masters can be changed", p.name,
+                                     name_of(p.master.dtype)));
     if (one.kind != StateInjection::Kind::Row) continue;
     std::vector<std::string> names;
     const Parameter* found = nullptr;

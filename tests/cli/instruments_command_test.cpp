@@ -126,10 +126,11 @@ TEST_CASE("ranks inject the same outlier into shards of the masters as one proce
   CHECK(read_text(folder.path() / "one" / masters, ExitCode::Data) ==
         read_text(folder.path() / "two" / masters, ExitCode::Data));
   // Ranks that are started again, from before the injection, make it all the same.
-  const CommandRun restarted = run_octet(
-      common + "--set run.output=restarted --set checkpoint.every=1 --set checkpoint.asynchronous=false "
-               "--ranks 2 --max-restarts 1 --inject kill:step=3,rank=1",
-      folder.path());
+  const CommandRun restarted =
+      run_octet(common +
+                    "--set run.output=restarted --set checkpoint.every=1 --set checkpoint.asynchronous=false "
+                    "--ranks 2 --max-restarts 1 --inject kill:step=3,rank=1",
+                folder.path());
   INFO(restarted.output);
   REQUIRE(restarted.code == 0);
   CHECK(read_text(folder.path() / "one" / masters, ExitCode::Data) ==
