@@ -33,8 +33,11 @@ struct Shape {
 
 template <Activation activation, class Arguments>
 __device__ __forceinline__ octet::Xielu parameters_of(const Arguments& args) {
-  if constexpr (activation == Activation::XIELU) return octet::xielu_of(*args.positive, *args.negative);
-  return {};
+  if constexpr (activation == Activation::XIELU) {
+    return octet::xielu_of(*args.positive, *args.negative);
+  } else {
+    return {};
+  }
 }
 
 template <class T, Activation activation>
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(threads) backward_kernel(ActivationBackwardArg
   for (int64_t row = first_row(); row < args.tokens; row += rows_apart()) {
     const T* const x = static_cast<const T*>(args.x) + row * width;
     const T* const h_gradient = static_cast<const T*>(args.h_gradient) + row * width;
-    float positive[8] = {}, negative[8] = {};
+    [[maybe_unused]] float positive[8] = {}, negative[8] = {};  // by xIELU only
 #pragma unroll 2
     for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
       float v[8], d[8];
@@ -165,7 +168,7 @@ void activation_forward(const ActivationForwardArguments& args) {
       rows.column_bytes};
   with_types(args.storage, args.activation, [&](auto storage, auto of) {
     launch_rows(
-        forward_kernel<decltype(storage), of.activation>, rows,
+        forward_kernel<decltype(storage), decltype(of)::activation>, rows,
         {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, shape);
   });
@@ -180,7 +183,7 @@ void activation_backward(const ActivationBackwardArguments& args) {
                     rows.column_bytes};
   with_types(args.storage, args.activation, [&](auto storage, auto of) {
     launch_rows(
-        backward_kernel<decltype(storage), of.activation>, rows,
+        backward_kernel<decltype(storage), decltype(of)::activation>, rows,
         {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, shape);
   });

@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(RopeForwardArguments a
         store_up_to8(layout.access, kept_row + share.pair.first, count, first);
         store_up_to8(layout.access, kept_row + share.pair.second, count, second);
       }
-      float rstd = 1.0f;
+      [[maybe_unused]] float rstd = 1.0f;  // of the two RMS
       if constexpr (kind != QkNorm::Tanh)
         rstd = rstd_of(sum_of_head(layout, first, second, first, second), layout, args.norm.epsilon);
       if (count == 0) continue;
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(threads) gain_heads_kernel(RopeBackwardArgumen
   const int64_t group = (static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x) / layout.group;
   const auto head = static_cast<unsigned>(group % layout.rotated);
   const int64_t chunk = group / layout.rotated;
-  const float alpha = kind == QkNorm::Tanh ? *gain_of(args.norm, layout, head) : 0.0f;
+  [[maybe_unused]] const float alpha = kind == QkNorm::Tanh ? *gain_of(args.norm, layout, head) : 0.0f;
   float sums1[8] = {}, sums2[8] = {};
   for (int64_t i = 0; i < column_chunk; ++i) {  // as often for all lanes of a warp
     const int64_t t = chunk * column_chunk + i;
@@ -316,7 +316,7 @@ void add_gain_gradients(const RopeBackwardArguments& args) {
   float* const sums = args.partial + chunks * layout.kept_width;
   with_types(args.storage, args.norm.kind, [&](auto storage, auto of) {
     gpu::launch(
-        gain_heads_kernel<decltype(storage), of.kind>,
+        gain_heads_kernel<decltype(storage), decltype(of)::kind>,
         {.grid = blocks_for(chunks * layout.rotated * layout.group), .block = threads, .stream = args.stream},
         args, layout);
   });
@@ -338,7 +338,7 @@ void regularised_rope_forward(const RopeForwardArguments& args) {
   const Layout layout =
       layout_of(args.shape, args.qkv, args.bias, args.norm.kept, args.norm.query_gain, args.norm.key_gain);
   with_types(args.storage, args.norm.kind, [&](auto storage, auto of) {
-    gpu::launch(forward_kernel<decltype(storage), of.kind>,
+    gpu::launch(forward_kernel<decltype(storage), decltype(of)::kind>,
                 {.grid = walking_grid(args.shape.tokens, warps), .block = threads, .stream = args.stream},
                 args, layout);
   });
@@ -354,7 +354,7 @@ void regularised_rope_backward(const RopeBackwardArguments& args) {
   if (layout.access == Access::Single) rows.column_bytes = 0;
   with_types(args.storage, args.norm.kind, [&](auto storage, auto of) {
     launch_rows(
-        backward_kernel<decltype(storage), of.kind>, rows,
+        backward_kernel<decltype(storage), decltype(of)::kind>, rows,
         {.grid = rows.needed, .block = threads, .shared_bytes = rows.shared_bytes(), .stream = args.stream},
         args, layout, rows.column_bytes);
   });

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArgument
     const T* const residual = static_cast<const T*>(args.residual) + row * width;
     const T* const branch = args.branch ? static_cast<const T*>(args.branch) + row * width : nullptr;
     T* const sum = args.sum ? static_cast<T*>(args.sum) + row * width : nullptr;
-    float branch_rstd = 1.0f;
+    [[maybe_unused]] float branch_rstd = 1.0f;
     if constexpr (branched == Branch::Normalised) {
       float lanes[8] = {};
 #pragma unroll 4
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArgument
       branch_rstd = rstd_of(sum_of_lanes(lanes), width, args.epsilon);
       if (lane_in_warp() == 0) args.branch_rstd[row] = branch_rstd;
     }
-    float lanes[8] = {};
+    [[maybe_unused]] float lanes[8] = {};
 #pragma unroll 4
     for (int64_t c = vector_values * lane_in_warp(); c < width; c += warp_values) {
       float x[8];
