@@ -123,7 +123,7 @@ TEST_CASE("an injection that is wrong is refused before there is a folder") {
   const TinyData data;
   const auto complaint = [&](const std::string& fault) {
     TinyRun run(data);
-    const std::string text = error_of([&] { run.go({fault}); }).what();
+    const std::string text = octet::error_of([&] { run.go({fault}); }).what();
     CHECK_FALSE(std::filesystem::exists(run.path()));
     return text;
   };
