@@ -13,7 +13,7 @@ using namespace octet;
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity(),
-                nan = std::numeric_limits<float>::quiet_NaN();
+                not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 struct Shape2 {
   int64_t count;
@@ -42,7 +42,7 @@ TEST_CASE("decode gives the specification's values for all codes, ragged and una
   for (const DType codes : {DType::E4M3, DType::E5M2})
     for (const DType storage : {DType::BF16, DType::F32})
       for (const Shape2& s : {Shape2{1}, Shape2{7}, Shape2{8}, Shape2{256}, Shape2{1003}, Shape2{300, 1}})
-        for (const float inverse : {0x1p-7f, 1.0f / 90.7f, nan}) {
+        for (const float inverse : {0x1p-7f, 1.0f / 90.7f, not_a_number}) {
           CAPTURE(name_of(codes), name_of(storage), s.count, s.misaligned, inverse);
           CHECK(wrong_values(codes, storage, s, inverse) == 0);
         }
@@ -56,7 +56,7 @@ TEST_CASE("scales beforehand are the site's or the start's, as the specification
   const GradientStart start = gradient_start(300, 4, 64, 0.125f);
   for (const ScaleRule rule : {ScaleRule::PowerOfTwo, ScaleRule::Exact})
     for (const float history : {0.0f, 96.0f})
-      for (const float qkv : {0x1p-6f, 0.013f, nan})
+      for (const float qkv : {0x1p-6f, 0.013f, not_a_number})
         for (const float gradient : {0x1p-40f, 3e-7f, infinity}) {
           const auto check = [&](Format format, kernels::StartOf of, float start_amax) {
             CodesBeforehand made;
@@ -89,9 +89,10 @@ TEST_CASE("a site's books after the fact: the largest amax, and NaN for what was
     float amaxes[3], other, before, amax;
     bool finite;
   };
-  for (const Case& c : {Case{{1, 3, 2}, 9, 0, 3, true}, Case{{1, 3, 2}, 9, 4, 4, true},
-                        Case{{0, 0, 0}, 0, 0, 0, true}, Case{{1, infinity, 2}, 0, 0, infinity, false},
-                        Case{{nan, 1, 2}, 0, 5, infinity, false}, Case{{1, 3, 2}, nan, 0, 3, false}}) {
+  for (const Case& c :
+       {Case{{1, 3, 2}, 9, 0, 3, true}, Case{{1, 3, 2}, 9, 4, 4, true}, Case{{0, 0, 0}, 0, 0, 0, true},
+        Case{{1, infinity, 2}, 0, 0, infinity, false}, Case{{not_a_number, 1, 2}, 0, 5, infinity, false},
+        Case{{1, 3, 2}, not_a_number, 0, 3, false}}) {
     CAPTURE(c.amaxes[0], c.amaxes[1], c.other, c.before);
     const float scale = 24;
     float inverse = 0, site_inverse = 0, site_amax = c.before;
