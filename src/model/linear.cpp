@@ -302,15 +302,15 @@ Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) co
 
 Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradient) const {
   const LinearFormats& f = options_.formats;
-  if (!dgrad_float8())
-    return product(options_.dgrad, as_stored(grad.high), transposed(storage_weight_.values()),
-                   input_gradient);
-  Matmul matmul = product(options_.dgrad, as_codes(grad.row, f.grad.format),
-                          as_codes(weight_column_, f.weight.format), input_gradient);
+  Matmul matmul = dgrad_float8() ? product(options_.dgrad, as_codes(grad.row, f.grad.format),
+                                           as_codes(weight_column_, f.weight.format), input_gradient)
+                                 : product(options_.dgrad, as_stored(grad.high),
+                                           transposed(storage_weight_.values()), input_gradient);
+  matmul.accumulate = options_.reads_stream;
+  if (!dgrad_float8()) return matmul;
   matmul.fast_accumulation = f.fast_accumulation.dgrad;
   if (rowwise(f.grad)) matmul.a.granularity = ScaleGranularity::Outer;
   if (rowwise(f.weight)) matmul.b.granularity = ScaleGranularity::Outer;
-  matmul.accumulate = options_.reads_stream;
   return matmul;
 }
 
