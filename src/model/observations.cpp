@@ -81,7 +81,7 @@ void Observations::observe_weight(Device& device, int64_t weight, const Tensor& 
 
 void Observations::observe_gates(Device& device, int block, const Tensor& values,
                                  const InverseScales& scales) const {
-  if (values.rows() == 2 * layout.ffn_width)
+  if (layout.gated)
     device.row_cosines({values, scales, cosines.slice(block * layout.ffn_width, layout.ffn_width)});
 }
 

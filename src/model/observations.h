@@ -31,6 +31,7 @@ struct Columns {
 // Where what is in the tensors of Observations, and in copies of them.
 struct ObservationLayout {
   int64_t blocks = 0, ffn_width = 0, sites = 0, weights = 0;
+  bool gated = true;  // feed-forward networks are: their hidden channels have a gate and an up projection
 
   // F64: of each observed tensor TensorStatistics::sums, then of each site CastError::sums.
   int64_t sums_of(int64_t block, Observed what) const { return 4 * place(block, what); }

@@ -269,10 +269,14 @@ void Transformer::Implementation::plan_observations(MemoryPlan& plan) {
     if (linear) rows = std::max(rows, linear->observed_rows());
   for (const Parameter& parameter : parameters.all())
     if (parameter.kind != ParameterKind::Vector) observed_weights.push_back(parameter.index);
+  bool gated = false;
+  for (const Parameter& parameter : parameters.all())
+    gated = gated || parameter.name.find(".ffn.gate_up.") != std::string::npos;
   const ObservationLayout layout{.blocks = spec.layers,
                                  .ffn_width = spec.ffn_width,
                                  .sites = static_cast<int64_t>(scales.sites.size()),
-                                 .weights = static_cast<int64_t>(observed_weights.size())};
+                                 .weights = static_cast<int64_t>(observed_weights.size()),
+                                 .gated = gated};
   observations.plan(plan, layout, spec.context, rows);
 }
 

@@ -174,8 +174,8 @@ void add_observations(Health& health, const ObservedStep& step, const ObservedNu
     block.log_sum_exp = tensor(Observed::LogSumExp).highest;
     const auto width = static_cast<size_t>(layout.ffn_width);
     const std::span<const float> cosines =
-        step.gated ? numbers.cosines.subspan(static_cast<size_t>(b) * width, width)
-                   : std::span<const float>{};
+        layout.gated ? numbers.cosines.subspan(static_cast<size_t>(b) * width, width)
+                     : std::span<const float>{};
     add_channels(block, numbers.extremes.subspan(static_cast<size_t>(layout.channels_of(b)), width), cosines);
   }
   for (size_t s = 0; s < health.sites.size(); ++s) {

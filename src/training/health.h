@@ -70,7 +70,6 @@ std::vector<SiteHealth> health_of_sites(const ScaleTable& table, const ScaleStat
 struct ObservedStep {
   ObservationLayout layout;
   int64_t tokens = 0, context = 0;
-  bool gated = true;                 // the feed-forward networks are
   std::vector<std::string> weights;  // names
   std::vector<int64_t> weight_rows;
 };
