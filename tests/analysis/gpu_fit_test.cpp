@@ -4,6 +4,8 @@
 #include <filesystem>
 
 #include "analysis/planner.h"
+#include "base/files.h"
+#include "config/document.h"
 #include "error_of.h"
 
 using namespace octet;
@@ -138,7 +140,9 @@ TEST_CASE("what a GPU cannot do is an error, not a plan") {
 
 TEST_CASE("every shipped configuration is one that a GPU can run") {
   for (const auto& entry : std::filesystem::directory_iterator(configs)) {
-    if (entry.path().extension() != ".json") continue;
+    const bool run = entry.path().extension() == ".json" &&
+                     !read_document(read_text(entry.path(), ExitCode::Usage), "t").root.contains("base");
+    if (!run) continue;  // a sweep: of some shipped configuration
     INFO(entry.path());
     for (const char* gpu : {"rtx4090", "h200", "b200"})
       CHECK_NOTHROW(planned(entry.path().filename().string(), gpu));

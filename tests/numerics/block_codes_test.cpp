@@ -7,7 +7,7 @@
 
 using namespace octet;
 
-TEST_CASE("a block's scale puts its largest value into (max / 2, max], and mu moves it by whole binades") {
+TEST_CASE("a block's scale puts its largest value above max / 2, not above max; mu moves it by binades") {
   for (float amax = 0x1p-149f; amax < 0x1p127f; amax *= 1.37f) {
     if (amax <= e4m3_max * 0x1p-126f) {  // beyond the largest scale
       CHECK(block_scale(amax, 0).scale == 0x1p126f);

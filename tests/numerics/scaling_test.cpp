@@ -70,7 +70,7 @@ TEST_CASE("a power-of-two scale is exactly 2^floor(log2(max / amax)) for floats 
   }
 }
 
-TEST_CASE("scaled by a power of two, the amax lands in (max / 2, max]") {
+TEST_CASE("scaled by a power of two, the amax lands above max / 2 up to max") {
   for (const Format f : {Format::E4M3, Format::E5M2})
     for (uint64_t i = 0; i < 10000; ++i) {
       const float amax = std::ldexp(1.0f + static_cast<float>(random_bits(3, i)) * 0x1p-33f,

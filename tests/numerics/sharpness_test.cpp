@@ -89,7 +89,7 @@ TEST_CASE("sharpness is the maximum over the box: no random point and no ascent 
   CHECK(found >= highest - 1e-9);
   // The control: a smaller box has a smaller maximum, below which some of those points would not stay.
   logits.epsilon = epsilon / 16;
-  CHECK(found_of(logits) < highest);
+  if (found > 1e-6) CHECK(found_of(logits) < highest);  // a sure model has none to begin with
 }
 
 TEST_CASE("sharpness grows with epsilon, about in proportion while that is small") {
