@@ -269,14 +269,11 @@ void Transformer::Implementation::plan_observations(MemoryPlan& plan) {
     if (linear) rows = std::max(rows, linear->observed_rows());
   for (const Parameter& parameter : parameters.all())
     if (parameter.kind != ParameterKind::Vector) observed_weights.push_back(parameter.index);
-  bool gated = false;
-  for (const Parameter& parameter : parameters.all())
-    gated = gated || parameter.name.find(".ffn.gate_up.") != std::string::npos;
   const ObservationLayout layout{.blocks = spec.layers,
                                  .ffn_width = spec.ffn_width,
                                  .sites = static_cast<int64_t>(scales.sites.size()),
                                  .weights = static_cast<int64_t>(observed_weights.size()),
-                                 .gated = gated};
+                                 .gated = is_gated(spec.activation)};
   observations.plan(plan, layout, spec.context, rows);
 }
 
@@ -288,7 +285,7 @@ void Transformer::Implementation::observe_weights() {
         linear ? linear->working_weight(pass) : Linear::WorkingWeight{embedding.weight.values(), {}};
     observations.observe_weight(*device, static_cast<int64_t>(i), weight.values, weight.inverse_scales);
   }
-  for (size_t i = 0; is_gated(options.spec.activation) && i < blocks.size(); ++i) {
+  for (size_t i = 0; i < blocks.size(); ++i) {
     const auto gates = blocks[i].linears()[static_cast<size_t>(BlockLinear::Up)]->working_weight(pass);
     observations.observe_gates(*device, static_cast<int>(i), gates.values, gates.inverse_scales);
   }

@@ -160,14 +160,14 @@ void HealthRules::measure_weights(Health& health) {
 }
 
 HealthRules::Warnings HealthRules::only_new(Warnings found) {
-  for (auto it = active_.begin(); it != active_.end();)
-    it = ++it->second >= limits_.quiet_records ? active_.erase(it) : std::next(it);
   Warnings fresh;
   for (HealthWarning& warning : found) {
     const auto [known, added] = active_.try_emplace(warning.rule + " " + warning.subject, 0);
-    known->second = 0;
+    known->second = -1;  // not a quiet record
     if (added) fresh.push_back(std::move(warning));
   }
+  for (auto it = active_.begin(); it != active_.end();)
+    it = ++it->second >= limits_.quiet_records ? active_.erase(it) : std::next(it);
   return fresh;
 }
 

@@ -52,7 +52,6 @@ void Trainer::examine(StepReport& report) {
     step.layout = observations.layout;
     step.tokens = static_cast<int64_t>(memory_.data_parallel.step_tokens());
     step.context = config_.model.context;
-    step.gated = is_gated(config_.model.activation);
     for (const size_t parameter : memory_.model.observed_weights()) {
       const Parameter& p = memory_.model.parameters()[parameter];
       step.weights.push_back(p.name);

@@ -30,14 +30,14 @@ TEST_CASE("every operation of the GPU device on the interpreter gives the CPU de
     CHECK(row.passed);
     operations.insert(row.operation);
   }
-  CHECK(operations.size() == 25);
+  CHECK(operations.size() == 32);
 }
 
 TEST_CASE("a model trains on the interpreter to the CPU device's bits (slow)") {
   const auto reference = make_cpu_device({.deterministic = true}),
              tested = make_interpreted_device({.deterministic = true});
   const std::vector<SelftestRow> rows = selftest_training(*reference, *tested, Libraries::Same);
-  CHECK(rows.size() == 18);
+  CHECK(rows.size() == 24);
   for (const SelftestRow& row : rows) {
     INFO(row.variant << ": " << row.detail);
     CHECK(row.passed);
