@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "numerics/bfloat16.h"
+#include "training/run_memory.h"
 
 namespace octet {
 namespace {
@@ -247,6 +248,9 @@ void require_possible(const std::vector<StateInjection>& injections, const RunCo
   for (const StateInjection& one : injections) {
     if (one.step > config.run.steps)
       refuse(one.text, fmt::format("the run ends at step {} (run.steps)", config.run.steps));
+    if (trains_alone(config))
+      refuse(one.text,
+             "with parallel.sync_every above 1 the outer step takes the change for what was learned");
     if (one.kind != StateInjection::Kind::Align) continue;
     if (config.model.activation != Activation::SwiGLU)
       refuse(one.text, "'align' is of the two branches of a SwiGLU, and model.activation is another");
