@@ -102,7 +102,7 @@ class GpuDevice final : public Device {
   size_t own_bytes_ = 0;
 };
 
-octet::Format format_of(const Tensor& tensor);  // F32, BF16, F16, E4M3 or E5M2; anything else is Error(Internal)
+octet::Format format_of(const Tensor& tensor);  // F32, BF16, F16, E4M3, E5M2; else Error(Internal)
 
 }  // namespace OCTET_GPU
 }  // namespace octet
