@@ -160,7 +160,7 @@ TEST_CASE("an update of any master is the FP32 rule on what it held, rounded as 
   }
 }
 
-TEST_CASE("at a learning rate of 3e-5 a BF16 master rounded to nearest does not move; all others do",
+TEST_CASE("at a learning rate of 3e-5 a BF16 master rounded to nearest does not move, all others do",
           "[masters]") {
   OpFixture f;
   const int64_t n = 256, steps = 200;
@@ -194,7 +194,7 @@ TEST_CASE("at a learning rate of 3e-5 a BF16 master rounded to nearest does not 
   CHECK(std::abs(moved[MasterFormat::BF16Stochastic] - way) <= 5 * 0.5 * 0x1p-13 * std::sqrt(steps / 256.0));
 }
 
-TEST_CASE("pieces of a master round as the whole does; another key or place rounds otherwise", "[masters]") {
+TEST_CASE("pieces of a master round as the whole does, another key or place rounds otherwise", "[masters]") {
   OpFixture f;
   const int64_t n = 1024, half = 512;
   const Values start = normal_values(n, 4, 0.02);

@@ -94,7 +94,7 @@ TEST_CASE("the root mean square of an update is that of double arithmetic", "[up
         }
 }
 
-TEST_CASE("one gradient a hundred times what v knows is seen; where v follows, the mean square is one",
+TEST_CASE("one gradient a hundred times what v knows is seen, where v follows, the mean square is one",
           "[update_rms]") {
   OpFixture f;
   const int64_t n = 4096;
@@ -115,7 +115,7 @@ TEST_CASE("one gradient a hundred times what v knows is seen; where v follows, t
         Approx(0.1).epsilon(1e-6));
 }
 
-TEST_CASE("partial sums of shards are the whole's, for any number of threads; a refused step leaves zeros",
+TEST_CASE("partial sums of shards are the whole's, for any number of threads, a refused step leaves zeros",
           "[update_rms]") {
   const int64_t n = 5 * norm_piece + 77;
   const Values g = normal_values(n, 3, 1e-3), v(static_cast<size_t>(n), 1e-6f);

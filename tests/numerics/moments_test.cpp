@@ -81,7 +81,7 @@ TEST_CASE("a second moment above zero never becomes zero, however small beside i
   }
 }
 
-TEST_CASE("blocks of zeros stay zeros; broken values keep the scale usable") {
+TEST_CASE("blocks of zeros stay zeros, broken values keep the scale usable") {
   for (const Format f : {Format::E4M3, Format::E5M2}) {
     CHECK(round_trip(f, Moment::Second, {0.0f, 0.0f}) == std::vector<float>{0.0f, 0.0f});
     for (const float amax :
@@ -379,7 +379,7 @@ std::vector<Outcome> calibrate(std::vector<Variant> variants) {
 
 // The table of the source's calibration [docs/numerics.md, "Optimizer"]; what it found with other random
 // numbers stands beside each row: relative error of the update, its largest beside FP32's 0.7.
-TEST_CASE("O4: moments with exact scales and a floor give Adam's updates; the alternatives do not") {
+TEST_CASE("O4: moments with exact scales and a floor give Adam's updates, the alternatives do not") {
   struct Row {
     const char* name;
     Variant variant;

@@ -78,7 +78,7 @@ Recipe with(const char* name, MasterFormat master) {
 }  // namespace
 
 TEST_CASE(
-    "masters take the bytes their format says; vectors stay FP32; a plain BF16 is its own working copy") {
+    "masters take the bytes their format says, vectors stay FP32, a plain BF16 is its own working copy") {
   for (const MasterFormat format : formats) {
     INFO(static_cast<int>(format));
     const Trained trained(with("bf16", format), {}, 0);
@@ -143,7 +143,7 @@ TEST_CASE("recipes that read FP32 masters refuse others") {
   CHECK_NOTHROW(Transformer(nullptr, test::tiny(channel), plan));
 }
 
-TEST_CASE("expanded moments take 2.08 bytes a weight, FP16 and E4M3 ones 3.06; they learn") {
+TEST_CASE("expanded moments take 2.08 bytes a weight, FP16 and E4M3 ones 3.06, they learn") {
   const auto bytes_a_weight = [](const Moments& moments) {
     Recipe recipe = make_recipe("fp8");
     recipe.moments = moments;
