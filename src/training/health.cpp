@@ -76,8 +76,8 @@ Json sites_record(const std::vector<SiteHealth>& sites) {
                  {"amax", json_number(s.amax)},
                  {"scale", json_number(s.scale)},
                  {"saturated", s.saturated},
-                 {"flushed", s.flushed},
-                 {"utilisation", brief(s.utilisation)}};
+                 {"flushed", s.flushed}};
+    if (!std::isnan(s.utilisation)) site["utilisation"] = brief(s.utilisation);
     if (!std::isnan(s.snr)) site["snr_db"] = brief(s.snr);
     records.push_back(std::move(site));
   }
@@ -155,7 +155,8 @@ std::vector<SiteHealth> health_of_sites(const ScaleTable& table, const ScaleStat
                  : inverse != 0 ? 1 / static_cast<double>(inverse)
                                 : 0;
     site.amax = static_cast<double>(statistics.amax[s]);
-    site.utilisation = site.amax * site.scale / static_cast<double>(max_of(info.cast.format));
+    if (site.scale != 0)
+      site.utilisation = site.amax * site.scale / static_cast<double>(max_of(info.cast.format));
     list.push_back(std::move(site));
   }
   return list;

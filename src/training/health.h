@@ -33,7 +33,7 @@ struct SiteHealth {
   int block = 0;
   Cast cast;
   double amax = 0, scale = 0;
-  double utilisation = 0;             // amax * scale / the format's largest value
+  double utilisation = unknown;       // amax * scale / the format's largest value; of one scale a tensor
   double saturated = 0, flushed = 0;  // shares: of the values; non-zero ones that became zero
   double snr = unknown;               // dB: sum x^2 over sum of squared errors
 };

@@ -207,6 +207,7 @@ TEST_CASE("rules that are written and read warn as if they had never stopped") {
       forgetful = HealthRules(warmup);
     }
     CHECK(as_text(parts) == as_text(whole));
-    if (stop > 600) CHECK(as_text(without_memory) != as_text(whole));  // the control: memory matters
+    // The control: memory matters, but for the very last record.
+    if (stop > 600 && stop < 1900) CHECK(as_text(without_memory) != as_text(whole));
   }
 }
