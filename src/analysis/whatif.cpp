@@ -92,8 +92,10 @@ class CastObserver {
   CastObserver(Device& device, const ScaleTable& scales, WhatIfRecipe& result)
       : device_(device), scales_(scales), result_(result) {}
 
-  void operator()(const CastTarget& target, const Tensor& source) {
+  void operator()(CastTarget target, const Tensor& source) {
     if (target.row.empty() && target.column.empty()) return;
+    // Buffers that linears share do not know the format of their codes.
+    target.row.dtype = target.column.dtype = dtype_of(target.cast.format);
     device_.synchronize();
     const std::vector<float> values = values_of(device_, source);
     const int64_t columns = source.columns();

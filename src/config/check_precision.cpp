@@ -216,7 +216,9 @@ void check_attention(const RunConfig& c, Problems& out) {
 
 void check_preset(const RunConfig& c, Problems& out) {
   const Recipe& r = c.precision;
-  if (c.model.preset.starts_with("llama-smooth") && r.float8() && r.smooth_swiglu == SmoothSwiGLU::None)
+  const bool by_row = r.input.scaling == Scaling::Rowwise;  // the down projection's input is then `dual`
+  if (c.model.preset.starts_with("llama-smooth") && r.float8() && !by_row &&
+      r.smooth_swiglu == SmoothSwiGLU::None)
     out.push_back({"/precision/smooth_swiglu",
                    {"/precision", "/model/preset"},
                    fmt::format("found \"none\" with the model preset \"{}\", which is named after it: choose "

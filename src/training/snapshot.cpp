@@ -93,7 +93,7 @@ void Snapshot::add_scales(std::vector<Item>& items, const Parameter& parameter, 
         fmt::format("{}: moments with {} cannot be divided among ranks at element {}", parameter.name,
                     block == 0 ? std::string("one scale a tensor") : fmt::format("blocks of {}", block),
                     parameter.begin),
-        "choose precision.moments.block 128, or another divisor of 16384");
+        "set parallel.zero to 0, or precision.moments.block to 128 or another divisor of 16384");
   const Shape scales{block == 0 ? 1 : (elements + block - 1) / block};
   const int64_t begin = block == 0 ? 0 : parameter.begin / block;
   const bool expanded = !moment.exponents.empty();

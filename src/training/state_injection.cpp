@@ -123,6 +123,7 @@ void refresh(const InjectionSite& site) {
     site.device.zero(scales.amax);
     site.device.zero(scales.counters);
   }
+  if (const Observations& seen = site.memory.model.observations(); seen.planned()) seen.clear(site.device);
   site.memory.data_parallel.refresh_working_weights(site.step - 1);
 }
 

@@ -214,7 +214,6 @@ void Trainer::update(const StepReport& report) {
     return;
   }
   m.model.update_scales(report.step - 1, m.optimizer.control());
-  m.optimizer.measure_update_rms(statistics_due(report.step));
   m.data_parallel.update(report.learning_rate, report.step);
   changed_ = false;
 }
@@ -316,6 +315,7 @@ bool Trainer::roll_back(double loss, double deviation) {
   const int64_t next_sample = state_.next_sample + global_batch(config_), rollbacks = state_.rollbacks + 1,
                 skipped = next_sample - found.manifest.state.next_sample;
   restore(found);
+  changed_ = false;
   state_ = found.manifest.state;
   if (ranks_.leads())
     set_aside_later(folder_.checkpoints(), state_.step);  // damaged ones that were passed over
