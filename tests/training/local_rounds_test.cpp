@@ -31,7 +31,10 @@ TEST_CASE("local SGD: stopped before any step, the round is given up and the res
       TinyRun parts(data, settings);
       const TrainResult first = parts.go({fmt::format("signal:name=TERM,phase=step,step={}", stop_before)});
       CHECK(first.code == ExitCode::Stopped);
-      CHECK(first.step == (stop_before - 1) / 4 * 4);
+      const int64_t round = (stop_before - 1) / 4 * 4;
+      // The state of a round is not kept while that of the round before is still being written.
+      const bool may_lag = parts.request.config.checkpoint.asynchronous && round >= 8;
+      CHECK((first.step == round || (may_lag && first.step == round - 4)));
       CHECK(std::filesystem::exists(parts.checkpoint(first.step)));
       CHECK(parts.go().code == ExitCode::Success);
       CHECK(parts.curve() == whole.curve());
