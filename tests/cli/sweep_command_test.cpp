@@ -108,11 +108,11 @@ TEST_CASE("a cell that diverges or cannot be trained does not end the sweep") {
 TEST_CASE("a stopped sweep saves every cell, and goes on to the very same weights") {
   const TemporaryFolder folder;
   write_inputs(folder.path(), 1200);
-  const std::string stop = "'" OCTET_BINARY
+  const std::string stop = "{ '" OCTET_BINARY
                            "' sweep sweep.json --jobs 2 & sweep=$!; "
                            "while ! grep -q '\"kind\":\"step\"' out/cells/bf16.seed-1/metrics.jsonl "
                            "2>/dev/null; do sleep 0.05; done; "
-                           "kill -INT $sweep; wait $sweep";
+                           "kill -TERM $sweep; wait $sweep; }";
   const CommandRun stopped = run_command(stop, folder.path());
   INFO(stopped.output);
   REQUIRE(stopped.code == 75);
