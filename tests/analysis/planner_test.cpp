@@ -161,7 +161,7 @@ TEST_CASE("the learning-rate table is the schedule itself") {
     CHECK(rate == learning_rate(c.schedule, step, c.run.steps));
 }
 
-TEST_CASE("a checkpoint holds masters and moments; the disk holds keep + 1") {
+TEST_CASE("a checkpoint holds masters and moments, the disk holds keep + 1") {
   RunConfig c = load_config(configs + "quickstart.json", {"run.steps=300"});
   c.checkpoint = {50, 2, 0, true, "continue"};  // 300 steps: 6 saves, 2 kept, 1 being written
   RunPlan plan = plan_run(c);

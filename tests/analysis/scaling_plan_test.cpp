@@ -176,7 +176,7 @@ TEST_CASE("what training refuses, the prediction refuses in the same words") {
   CHECK(predict("8b-fp8.json", {.ranks = 8}, local).scaling.job.sync_every == 100);
 }
 
-TEST_CASE("ZeRO level and gradient format are the configuration's; options go before it") {
+TEST_CASE("ZeRO level and gradient format are the configuration's, options go before it") {
   const std::vector<std::string> sharded = {"parallel.zero=0", "parallel.reduce=fp8"};
   const ScalingJob as_configured = predict("8b-fp8.json", {.ranks = 64}, sharded).scaling.job;
   CHECK(as_configured.zero == 0);

@@ -230,7 +230,7 @@ TEST_CASE("a write that the system cuts short and then refuses is reported with 
   CHECK(fs::file_size(folder.path / "big") == 100);
 }
 
-TEST_CASE("removing a folder first takes its name away, then its contents; links are not followed") {
+TEST_CASE("removing a folder first takes its name away, then its contents, links are not followed") {
   const TemporaryFolder folder;
   fs::create_directories(folder.path / "keep");
   write_atomically(folder.path / "keep/precious", "x", ExitCode::Data);

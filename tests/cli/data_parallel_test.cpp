@@ -5,7 +5,7 @@
 
 using namespace octet::testing;
 
-TEST_CASE("ranks together read the serial order and learn the serial curve; ZeRO changes no bit") {
+TEST_CASE("ranks together read the serial order and learn the serial curve, ZeRO changes no bit") {
   const SharedRun place;
   REQUIRE(place.train("alone", "").code == 0);
   for (const char* ranks : {"2", "3", "4"}) {

@@ -52,7 +52,7 @@ TEST_CASE("octet doctor prints which rank this process is, or why it cannot be t
   CHECK(json["launch"]["line"].get<std::string>().substr(0, 11) == "rank 1 of 2");
 }
 
-TEST_CASE("octet train --ranks N starts this command N times; flags that contradict it are refused") {
+TEST_CASE("octet train --ranks N starts this command N times, flags that contradict it are refused") {
   const SmallRun place;
   for (const char* flag : {"--ranks 2", "--gpus=2"}) {
     const CommandRun run = place.octet(

@@ -79,7 +79,7 @@ TEST_CASE("octet train prints its steps, proves its precision, and goes on after
   CHECK(damaged.says("masters.safetensors"));
 }
 
-TEST_CASE("a signal from outside saves and ends with 75; the same command goes on") {
+TEST_CASE("a signal from outside saves and ends with 75, the same command goes on") {
   const Workplace place(1000000);
   // The shell is in the run's folder; a run that never logs a step ends the wait, and the test.
   const CommandRun stopped = place.octet(

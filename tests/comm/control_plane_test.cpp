@@ -111,7 +111,7 @@ TEST_CASE("a rank that ends its run early without a word is named by its destruc
   }
 }
 
-TEST_CASE("a goodbye while the others still need the rank is a failure; one before the others' is none") {
+TEST_CASE("a goodbye while the others still need the rank is a failure, one before the others' is none") {
   const auto run = [](bool early) {
     return run_as_threads(3, [&](const Launch& launch) {
       ControlPlane control(launch, {}, quick_options(launch));

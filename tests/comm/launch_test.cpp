@@ -337,7 +337,7 @@ TEST_CASE("ranks on several hosts need a place to meet, or an error says which v
   CHECK(detected({{"OCTET_RANK", "0"}, {"OCTET_RANKS", "1"}}).port == 0);
 }
 
-TEST_CASE("Open MPI's rank 0 says when it is not where mpirun runs; the others cannot know") {
+TEST_CASE("Open MPI's rank 0 says when it is not where mpirun runs, the others cannot know") {
   const Values first = open_mpi_far + Values{{"OMPI_COMM_WORLD_RANK", "0"}};
   CHECK_THAT(refusal(first), contains_text("rank 0 is not on the host where mpirun runs"));
   CHECK(detected(first + Values{{"OCTET_RENDEZVOUS", "a:4000"}}).host == "a");

@@ -220,7 +220,7 @@ TEST_CASE("ranks that differ in what must be equal all name the item, the ranks 
     CHECK_THAT(result, contains_text("ranks 1-3 have 9f31, rank 0 (host host0"));
 }
 
-TEST_CASE("two ranks of one machine with one device are refused; the same name on two machines is not") {
+TEST_CASE("two ranks of one machine with one device are refused, the same name on two machines is not") {
   const auto results = run_as_threads(3, [](const Launch& launch) {
     Agreement agreement;
     agreement.unique = {{"device", launch.rank == 0 ? "GPU-1" : "GPU-2"}};

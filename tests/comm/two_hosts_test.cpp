@@ -30,7 +30,7 @@ std::vector<Launch> four_ranks(const TwoHosts& hosts) {
 
 }  // namespace
 
-TEST_CASE("ranks on two hosts reduce, gather and finish; on each host over Unix sockets") {
+TEST_CASE("ranks on two hosts reduce, gather and finish, on each host over Unix sockets") {
   const auto hosts = TwoHosts::make();
   if (!hosts) {
     WARN("skipped: network namespaces are not allowed here, or iproute2 is missing");

@@ -139,7 +139,7 @@ TEST_CASE("every format is detected and read") {
   check(folder / "uint16.bin", ShardFormat::Megatron);
 }
 
-TEST_CASE("the golden Megatron index of [1,2,3],[4,5] is understood") {
+TEST_CASE("the golden Megatron index of two sequences is understood") {
   const std::string golden(
       "\x4d\x4d\x49\x44\x49\x44\x58\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x08\x02\x00\x00\x00\x00\x00\x00"
       "\x00\x03\x00\x00"

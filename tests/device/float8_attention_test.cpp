@@ -395,7 +395,7 @@ TEST_CASE("a site without history starts from what the codes going in allow, and
   }
 }
 
-TEST_CASE("a scale that is too large saturates and is counted; what it hides cannot become finite") {
+TEST_CASE("a scale that is too large saturates and is counted, what it hides cannot become finite") {
   Problem p(small);
   p.forward();
   *p.out.site.scale = 2 * e4m3_max / *p.out.site.amax;

@@ -56,7 +56,7 @@ TEST_CASE("a table without sites plans nothing and updates nothing", "[scale_tab
   CHECK_NOTHROW(f->scale_table_update({&table, {}, 3}));
 }
 
-TEST_CASE("a step's amaxes enter the ring and delayed scales follow them; current ones do not",
+TEST_CASE("a step's amaxes enter the ring and delayed scales follow them, current ones do not",
           "[scale_table]") {
   Planned p(3);
   const DelayedScaling options{3, AmaxAlgorithm::Max, 0};

@@ -262,7 +262,7 @@ TEST_CASE("AdamW changes nothing when the step is not applied") {
   }
 }
 
-TEST_CASE("AdamW gives the same bits in every schedule; a neighbouring scale or another block is noticed") {
+TEST_CASE("AdamW gives the same bits in every schedule, a neighbouring scale or another block is noticed") {
   for (const int block : {128, 100, 0}) {
     const Problem p{.first_block = block, .second_block = block, .count = 3000};
     const State theirs(p);

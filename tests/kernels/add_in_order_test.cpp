@@ -55,7 +55,7 @@ TEST_CASE("sums in order have the bits of the CPU's at any size, alignment and s
           }
 }
 
-TEST_CASE("sums in order have the same bits in every schedule; another order of sources is noticed") {
+TEST_CASE("sums in order have the same bits in every schedule, another order of sources is noticed") {
   const Problem p{.count = 5000};
   const Array expected = as_specified(p);
   for (const char* schedule : schedules) {

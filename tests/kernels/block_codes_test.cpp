@@ -127,7 +127,7 @@ TEST_CASE("sums of decoded blocks have the bits of the CPU's at any size, alignm
           }
 }
 
-TEST_CASE("block codes give the same bits in every schedule; another key or scale is noticed") {
+TEST_CASE("block codes give the same bits in every schedule, another key or scale is noticed") {
   const Problem p{.count = 5000, .pieces = 3, .sources = 2, .log2_mu = 1};
   const Wire theirs(p);
   encode_as_specified(p, theirs);

@@ -60,7 +60,7 @@ TEST_CASE("the outer step has the bits of the CPU's at any size and alignment") 
       }
 }
 
-TEST_CASE("the outer step has the same bits in every schedule; another momentum is noticed") {
+TEST_CASE("the outer step has the same bits in every schedule, another momentum is noticed") {
   const State expected(5000, 0, Values::Wide), other(5000, 0, Values::Wide);
   as_specified(expected);
   as_specified(other, 0.8f);

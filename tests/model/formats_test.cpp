@@ -113,7 +113,7 @@ TEST_CASE("simulation reduces both operands of every block GEMM, forward and bac
   CHECK(flops_where(counts, float8) == 0);
 }
 
-TEST_CASE("E8M7 is the BF16 run bit for bit; fewer bits are not, and fewer still are further away") {
+TEST_CASE("E8M7 is the BF16 run bit for bit, fewer bits are not, and fewer still are further away") {
   const Step bf16 = one_step(make_recipe("bf16"));
   CHECK(one_step(simulated(8, 7)) == bf16);
   CHECK(one_step(simulated(8, 6)).gradients != bf16.gradients);

@@ -7,7 +7,7 @@
 
 using namespace octet;
 
-TEST_CASE("a block's scale puts its largest value above max / 2, not above max; mu moves it by binades") {
+TEST_CASE("a block's scale puts its largest value above max / 2, not above max, mu moves it by binades") {
   for (float amax = 0x1p-149f; amax < 0x1p127f; amax *= 1.37f) {
     if (amax <= e4m3_max * 0x1p-126f) {  // beyond the largest scale
       CHECK(block_scale(amax, 0).scale == 0x1p126f);
@@ -41,7 +41,7 @@ TEST_CASE("the inverse scale on the wire undoes the scale exactly, at the ends o
   CHECK(std::isnan(e8m0_value(255)));
 }
 
-TEST_CASE("a block with a value that is not finite has a NaN for a scale; the largest finite one has not") {
+TEST_CASE("a block with a value that is not finite has a NaN for a scale, the largest finite one has not") {
   CHECK(block_scale(INFINITY, 0).inverse == e8m0_nan);
   CHECK(block_scale(NAN, 0).inverse == e8m0_nan);
   CHECK(block_scale(std::numeric_limits<float>::max(), 0).inverse != e8m0_nan);

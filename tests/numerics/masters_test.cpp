@@ -95,7 +95,7 @@ TEST_CASE("no pair of 16 bits holds the rounded weight and the whole FP32: 65537
   CHECK(odd == 65535);
 }
 
-TEST_CASE("a compensated BF16 keeps an FP32 within 2^-16; BF16 alone does not") {
+TEST_CASE("a compensated BF16 keeps an FP32 within 2^-16, BF16 alone does not") {
   double worst = 0, without = 0;
   for (uint64_t i = 0; i < 200000; ++i) {
     const float w = usual(i);

@@ -98,7 +98,7 @@ TEST_CASE("reducing is idempotent and monotone, and its limits are hit exactly")
   }
 }
 
-TEST_CASE("E8M7 is BF16 and reduces nothing; every other format does") {
+TEST_CASE("E8M7 is BF16 and reduces nothing, every other format does") {
   CHECK_FALSE(SmallFloat{}.reduces());
   CHECK_FALSE(SmallFloat{8, 7, SmallRounding::Nearest, Underflow::Clamp}.reduces());
   CHECK(name_of(SmallFloat{}) == "E8M7");

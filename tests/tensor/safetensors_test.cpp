@@ -134,7 +134,7 @@ TEST_CASE("a missing tensor is named with its nearest relative") {
   }
 }
 
-TEST_CASE("bytes depend on content only, not on the order of the caller; every type round-trips aligned") {
+TEST_CASE("bytes depend on content only, not on the order of the caller, every type round-trips aligned") {
   const TemporaryFolder folder;
   std::vector<std::vector<unsigned char>> memory;
   std::vector<NamedTensor> tensors;

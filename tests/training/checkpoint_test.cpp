@@ -83,7 +83,7 @@ TEST_CASE("a checkpoint of a newer format is named as such") {
   CHECK(error_of([&] { parse_manifest(text, "m"); }).empty());
 }
 
-TEST_CASE("the newest whole checkpoint is found; more than one damaged needs consent") {
+TEST_CASE("the newest whole checkpoint is found, more than one damaged needs consent") {
   const TemporaryFolder folder;
   const SmallState state;
   CHECK(find_newest_checkpoint(folder.path).folder.empty());
@@ -106,7 +106,7 @@ TEST_CASE("retention keeps the newest and the permanent ones") {
   CHECK(removable(steps, {0, 0}) == std::vector<int64_t>{10, 20, 30, 40});  // never the newest
 }
 
-TEST_CASE("older checkpoints go only after a newer one is whole; foreign entries stay") {
+TEST_CASE("older checkpoints go only after a newer one is whole, foreign entries stay") {
   const TemporaryFolder folder;
   const SmallState state;
   fs::create_directory(folder.path / "step-keep-this");

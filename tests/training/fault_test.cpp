@@ -119,7 +119,7 @@ TEST_CASE("a disk full at any write of a save leaves the run going and its previ
   CHECK(write > 60);
 }
 
-TEST_CASE("with on_error exit a failed save ends the run; stopped with a failed save is 76") {
+TEST_CASE("with on_error exit a failed save ends the run, stopped with a failed save is 76") {
   const TinyData data;
   TinyRun strict(data, {"checkpoint.on_error=exit"});
   CHECK(error_of([&] { strict.go({"enospc:write=1"}); }).find("No space left") != std::string::npos);

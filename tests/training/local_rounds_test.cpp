@@ -43,7 +43,7 @@ TEST_CASE("local SGD: stopped before any step, the round is given up and the res
   }
 }
 
-TEST_CASE("local SGD alone: the first round is the synchronous run's; then the outer step shows") {
+TEST_CASE("local SGD alone: the first round is the synchronous run's, then the outer step shows") {
   const TinyData data;
   TinyRun local(data, rounds_of_four()), synchronous(data, rounds_of_four({"log.every=1"}));
   synchronous.request.config.parallel.sync_every = 1;

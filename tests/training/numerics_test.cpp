@@ -66,7 +66,7 @@ TEST_CASE("a recipe changed on resume does not inherit scales of another format"
   CHECK(sites >= 4);
 }
 
-TEST_CASE("several non-finite steps in a row stop the run with a diagnosis; a pause starts the count again") {
+TEST_CASE("several non-finite steps in a row stop the run with a diagnosis, a pause starts the count again") {
   const TinyData data;
   TinyRun run(data, {"health.stop_after_nonfinite=3"});
   const TrainResult result = run.go({"nan:step=3,count=3"});

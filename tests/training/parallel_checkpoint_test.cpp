@@ -306,7 +306,7 @@ TEST_CASE("a rank killed at any change to a file leaves a whole checkpoint, and 
   }
 }
 
-TEST_CASE("savers of a group save together; one failed save is everybody's, and training goes on") {
+TEST_CASE("savers of a group save together, one failed save is everybody's, and training goes on") {
   const MadeUpState state;
   const TemporaryFolder folder;
   Team team(2);

@@ -30,7 +30,7 @@ TEST_CASE("SIGTERM saves and stops in every phase, and the resumed run ends with
   }
 }
 
-TEST_CASE("SIGUSR1 saves and goes on; SIGUSR2 saves and stops") {
+TEST_CASE("SIGUSR1 saves and goes on, SIGUSR2 saves and stops") {
   const TinyData data;
   TinyRun run(data, {"checkpoint.every=0"});
   CHECK(run.go({"signal:name=USR1,phase=step,step=3"}).code == ExitCode::Success);

@@ -129,7 +129,7 @@ TEST_CASE("mixtures read their sources' losses one step later") {
   CHECK(story_of(cpu).steps[0].find("train/loss/second") != std::string::npos);
 }
 
-TEST_CASE("what is enqueued has not happened yet; a recording repeats its arguments, not its function") {
+TEST_CASE("what is enqueued has not happened yet, a recording repeats its arguments, not its function") {
   const std::unique_ptr<Device> device = make_interpreted_device({.threads = 1});
   auto* values = static_cast<float*>(device->allocate(2 * sizeof(float)));
   const Tensor first{values, DType::F32, {1}}, second{values + 1, DType::F32, {1}};
@@ -167,7 +167,7 @@ TEST_CASE("what is enqueued has not happened yet; a recording repeats its argume
   device->free(values);
 }
 
-TEST_CASE("two kinds of work that take turns are both recorded; work that is new every time is not") {
+TEST_CASE("two kinds of work that take turns are both recorded, work that is new every time is not") {
   const auto device = make_interpreted_device({.deterministic = true});
   void* const memory = device->allocate(sizeof(float));
   const Tensor one{memory, DType::F32, {1}};
