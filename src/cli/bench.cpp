@@ -92,10 +92,12 @@ class StepLoop {
         loader_(loader),
         ahead_(device.info().asynchronous ? 1 : 0),
         readback_(device, {.sites = static_cast<int64_t>(memory.model.scales().sites.size()),
-                           .observed = memory.model.observations().layout}) {
+                           .observed = memory.model.observations().layout,
+                           .parameters = static_cast<int64_t>(memory.model.parameters().size())}) {
     if (statistics == Statistics::Never) return;
     memory.model.scales().count = !memory.model.scales().sites.empty();
     memory.model.observations().on = memory.model.observations().planned();
+    memory.optimizer.measure_update_rms(memory.model.observations().on);
   }
 
   // Of each step, from the end of the one before to its own.
@@ -143,7 +145,7 @@ class StepLoop {
                              parallel.ready_work());
     }
     parallel.finish_gradients();
-    parallel.decide();
+    parallel.decide(step + 1);
     take_statistics(step);
     model.update_scales(step, memory_.optimizer.control());
     parallel.update(learning_rate(config_.schedule, step, config_.run.steps), step + 1);
@@ -158,6 +160,7 @@ class StepLoop {
     if (!model.observations().on) return;
     model.observe_weights();
     readback_.take_observations(step, model.observations());
+    readback_.take_update_rms(step, memory_.optimizer.update_rms());
     model.observations().clear(device_);
   }
 

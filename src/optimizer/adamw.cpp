@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/random.h"
+#include "numerics/moments.h"
 #include "numerics/sums.h"
 
 namespace octet {
@@ -21,13 +22,11 @@ struct MomentPlan {
   const Moments& moments;
 };
 
-bool is_coded(Format format) { return is_float8(format) || format == Format::FP16; }
-
 MomentTensor plan_moment(MemoryPlan& plan, const MomentPlan& moment, const Shape& shape) {
   MomentTensor tensor;
   tensor.block = moment.moments.block;
   tensor.values = plan.add(moment.name, moment.category, dtype_of(moment.format), shape);
-  if (!is_coded(moment.format)) return tensor;
+  if (!is_coded_moment(moment.format)) return tensor;
   const int64_t scales = scale_count(shape.elements(), tensor.block);
   const bool expanded = moment.moments.range_expansion && is_float8(moment.format);
   tensor.inverse = plan.add(moment.name + (expanded ? ".largest" : ".inverse_scale"), moment.category,

@@ -26,12 +26,17 @@ void DataParallel::begin_step() {
   device_->zero(model_.loss_sum());
 }
 
-void DataParallel::decide() {
+void DataParallel::decide(int64_t step) {
   // What every rank has whole is measured once.
   const bool whole = !weights_.sharded() || communicator_->rank() == 0;
-  optimizer_.measure(model_.parameters(), whole ? AdamW::Whole::Yes : AdamW::Whole::No);
-  if (weights_.sharded()) add_up(optimizer_.norm_partials());
+  const AdamW::Whole measures = whole ? AdamW::Whole::Yes : AdamW::Whole::No;
+  const auto over_ranks = [&](const Tensor& partials) {
+    if (weights_.sharded()) add_up(partials);
+  };
+  optimizer_.measure(model_.parameters(), measures);
+  over_ranks(optimizer_.norm_partials());
   optimizer_.decide(model_.loss_sum(), step_tokens_);
+  optimizer_.measure_updates(model_.parameters(), step, measures, over_ranks);
 }
 
 void DataParallel::add_up(const Tensor& sums) {
@@ -58,11 +63,6 @@ void DataParallel::merge_observations() {
 }
 
 void DataParallel::update(double learning_rate, int64_t step) {
-  const bool whole = !weights_.sharded() || communicator_->rank() == 0;
-  optimizer_.measure_updates(model_.parameters(), step, whole ? AdamW::Whole::Yes : AdamW::Whole::No,
-                             [&](const Tensor& partials) {
-                               if (weights_.sharded()) add_up(partials);
-                             });
   const AdamW::Updated to_weights = [&](const MasterPiece& piece) { weights_.take(piece, step); };
   optimizer_.update(model_.parameters(), learning_rate, step,
                     [&](const MasterPiece& piece) { exchange_->take(piece, step, to_weights); });

@@ -38,8 +38,8 @@ class DataParallel {
   Transformer::ReadyWork ready_work() const { return exchange_->ready_work(); }
   // The step's gradients and loss sum are complete.
   void finish_gradients() { exchange_->finish_gradients(); }
-  // AdamW::decide with the norm of the step's gradients.
-  void decide();
+  // AdamW::decide with the norm of the step's gradients, and its measure_updates. `step` from 1.
+  void decide(int64_t step);
   // amax = the largest of all ranks of the step, before the scale table is updated.
   void merge_amaxes();
   // counters = the sums over the ranks of the step, each having counted what it alone did: one process's.

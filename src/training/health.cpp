@@ -129,6 +129,7 @@ void add_scalars(Json& record, const Health& health) {
   record["health/residual_rms"] =
       brief(most(blocks, [](const BlockHealth& b) { return b.of(Observed::BlockOutput).rms; }));
   record["health/log_sum_exp"] = brief(most(blocks, [](const BlockHealth& b) { return b.log_sum_exp; }));
+  record["health/update_rms"] = brief(most(weights, [](const WeightHealth& w) { return w.update_rms; }));
   record["health/hidden_amax"] = brief(most(blocks, [](const BlockHealth& b) { return b.channel_amax; }));
   if (blocks.front().neuron >= 0)
     record["health/cosine"] = brief(most(blocks, [](const BlockHealth& b) { return std::abs(b.cosine); }));
@@ -187,6 +188,7 @@ void add_observations(Health& health, const ObservedStep& step, const ObservedNu
     WeightHealth weight;
     weight.name = step.weights[w];
     weight.rms = std::sqrt(numbers.weight_sums[4 * w + 3] / static_cast<double>(step.weight_rows[w]));
+    weight.update_rms = step.update_rms[w];
     health.weights.push_back(std::move(weight));
   }
 }
@@ -197,7 +199,10 @@ Json health_record(const Health& health) {
     record["activations"] = activations_record(health.blocks);
     record["blocks"] = blocks_record(health.blocks);
     record["weights"] = list(health.weights, [](const WeightHealth& w) {
-      return Json{{"name", w.name}, {"rms", brief(w.rms)}, {"growth", brief(w.growth)}};
+      return Json{{"name", w.name},
+                  {"rms", brief(w.rms)},
+                  {"growth", brief(w.growth)},
+                  {"update_rms", brief(w.update_rms)}};
     });
   }
   add_scalars(record, health);

@@ -57,6 +57,8 @@ struct WeightHealth {
   std::string name;
   double rms = 0;
   double growth = unknown;  // rms over that of the first record
+  // Of this step's update, beside what the second moment expects; 0: the step is not applied.
+  double update_rms = 0;  // [AdamW::update_rms]
 };
 struct Health {
   std::vector<SiteHealth> sites;
@@ -72,6 +74,7 @@ struct ObservedStep {
   int64_t tokens = 0, context = 0;
   std::vector<std::string> weights;  // names
   std::vector<int64_t> weight_rows;
+  std::vector<double> update_rms;  // of each weight
 };
 // Adds to `health` what the numbers say: blocks, weights, and the sites' signal-to-noise ratios.
 void add_observations(Health& health, const ObservedStep& step, const ObservedNumbers& numbers);

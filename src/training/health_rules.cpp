@@ -31,6 +31,12 @@ constexpr Observed forward_order[] = {Observed::QkvInput,
                                       Observed::FfnOutput,
                                       Observed::BlockOutput};
 
+// -1: the weight is in none.
+int64_t block_of(const WeightHealth& weight) {
+  constexpr std::string_view prefix = "blocks.";
+  return weight.name.starts_with(prefix) ? std::stoll(weight.name.substr(prefix.size())) : -1;
+}
+
 }  // namespace
 
 // Of a Gaussian with deviation 1, whose squared error is the sum over binades of P(binade) ulp^2 /
@@ -150,6 +156,17 @@ void HealthRules::judge_alignment(const Health& health, Warnings& found) const {
   }
 }
 
+void HealthRules::judge_updates(const Health& health, Warnings& found) const {
+  for (const WeightHealth& weight : health.weights) {
+    if (!(weight.update_rms > limits_.update_rms)) continue;
+    found.push_back({"update_rms", weight.name, block_of(weight), weight.update_rms,
+                     fmt::format("{}: the update is {:.1f} times what the second moment expects: gradients "
+                                 "have grown faster than it follows, and a loss spike may; "
+                                 "optimizer.update_clipping, or a smaller optimizer.beta2",
+                                 weight.name, weight.update_rms)});
+  }
+}
+
 void HealthRules::measure_weights(Health& health) {
   if (weight_rms_.size() != health.weights.size()) {
     weight_rms_.clear();
@@ -180,6 +197,7 @@ std::vector<HealthWarning> HealthRules::judge(int64_t step, Health& health) {
     judge_growth(step, health, found);
     judge_attention(health, found);
     judge_alignment(health, found);
+    judge_updates(health, found);
   }
   return only_new(std::move(found));
 }

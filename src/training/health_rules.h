@@ -13,8 +13,8 @@ namespace octet {
 struct HealthWarning {
   std::string rule;     // "kurtosis_growth"
   std::string subject;  // "blocks.3.qkv"
-  int64_t block = 0;
-  double value = 0;  // what the rule looked at
+  int64_t block = 0;    // -1: of none
+  double value = 0;     // what the rule looked at
   std::string message;
 };
 
@@ -30,6 +30,8 @@ struct HealthLimits {
   // Of the weights of a gate and an up projection, when the channel is an outlier too.  [Fishman et al.,
   // 2409.12517, theorem 1: towards one]
   double cosine = 0.9, channel_ratio = 8;
+  // Of an update: 28 of 30 loss spikes followed one within some steps.  [StableAdamW, 2304.13013, 3.4]
+  double update_rms = 2.3;
   int quiet_records = 3;  // without a warning's reason until it may come again
 };
 
@@ -57,6 +59,7 @@ class HealthRules {
   void judge_growth(int64_t step, const Health& health, Warnings& found);
   void judge_attention(const Health& health, Warnings& found);
   void judge_alignment(const Health& health, Warnings& found) const;
+  void judge_updates(const Health& health, Warnings& found) const;
   void measure_weights(Health& health);
   Warnings only_new(Warnings found);
 

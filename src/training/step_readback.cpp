@@ -26,6 +26,7 @@ StepReadback::StepReadback(Device& device, const Sizes& sizes) : device_(device)
       take(slot.weight_sums, sizes.observed.weight_sums());
       take(slot.extremes, sizes.observed.extremes());
       take(slot.cosines, sizes.observed.cosines());
+      take(slot.update_rms, sizes.parameters);
       take(slot.losses, sizes.micro_batches * sizes.micro_tokens);
     }
   };
@@ -57,6 +58,10 @@ void StepReadback::take_observations(int64_t step, const Observations& observati
   device_.download(s.cosines, observations.cosines.data, observations.cosines.bytes());
 }
 
+void StepReadback::take_update_rms(int64_t step, const Tensor& update_rms) {
+  device_.download(slot(step).update_rms, update_rms.data, update_rms.bytes());
+}
+
 void StepReadback::take_outcome(int64_t step, const Tensor& loss_sum, const UpdateControl* control) {
   Slot& s = slot(step);
   device_.download(&s.outcome->loss_sum, loss_sum.data, sizeof(double));
@@ -84,6 +89,10 @@ ObservedNumbers StepReadback::observed(int64_t step) const {
           .weight_sums = {s.weight_sums, count(layout.weight_sums())},
           .extremes = {s.extremes, count(layout.extremes())},
           .cosines = {s.cosines, count(layout.cosines())}};
+}
+
+std::span<const float> StepReadback::update_rms(int64_t step) const {
+  return {slot(step).update_rms, static_cast<size_t>(sizes_.parameters)};
 }
 
 }  // namespace octet

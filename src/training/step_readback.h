@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <span>
 
 #include "device/device.h"
 #include "training/health.h"
@@ -14,6 +15,7 @@ class StepReadback {
   struct Sizes {
     int64_t sites = 0;
     ObservationLayout observed = {};
+    int64_t parameters = 0;                       // whose update RMS is wanted
     int64_t micro_batches = 0, micro_tokens = 0;  // whose token losses are wanted; 0: nobody wants them
   };
   StepReadback(Device& device, const Sizes& sizes);
@@ -25,6 +27,7 @@ class StepReadback {
   void take_token_losses(int64_t step, int64_t micro, const Tensor& losses);
   void take_statistics(int64_t step, const ScaleTable& table);
   void take_observations(int64_t step, const Observations& observations);
+  void take_update_rms(int64_t step, const Tensor& update_rms);
   void take_outcome(int64_t step, const Tensor& loss_sum,
                     const UpdateControl* control);  // the last of a step
 
@@ -35,6 +38,7 @@ class StepReadback {
   const float* token_losses(int64_t step, int64_t micro) const;
   ScaleStatistics statistics(int64_t step) const;
   ObservedNumbers observed(int64_t step) const;
+  std::span<const float> update_rms(int64_t step) const;
 
  private:
   struct Outcome {
@@ -48,7 +52,8 @@ class StepReadback {
     double *sums = nullptr, *weight_sums = nullptr;               // as Observations
     uint32_t* extremes = nullptr;
     float* cosines = nullptr;
-    float* losses = nullptr;  // [micro_batches, micro_tokens]
+    float* update_rms = nullptr;  // [parameters]
+    float* losses = nullptr;      // [micro_batches, micro_tokens]
     uint64_t place = 0;
   };
   const Slot& slot(int64_t step) const { return slots_[static_cast<size_t>(step) % slots_.size()]; }

@@ -38,10 +38,11 @@ Trainer::Trainer(const TrainerParts& p)
           folder_.resume().folder == folder_.checkpoints() / checkpoint_name(state_.step) ? state_.step : -1,
           p.ranks.alone() ? RankGroup{} : rank_group(*p.ranks.control())),
       epochs_(p.train.sources().size(), -1),
-      readback_(device_, {static_cast<int64_t>(memory_.model.scales().sites.size()),
-                          memory_.model.observations().layout,
-                          p.train.sources().size() > 1 ? accumulation(config_, p.ranks.count()) : 0,
-                          config_.batch.micro * config_.model.context}) {}
+      readback_(device_,
+                {static_cast<int64_t>(memory_.model.scales().sites.size()),
+                 memory_.model.observations().layout, static_cast<int64_t>(memory_.model.parameters().size()),
+                 p.train.sources().size() > 1 ? accumulation(config_, p.ranks.count()) : 0,
+                 config_.batch.micro * config_.model.context}) {}
 
 TrainResult Trainer::run() {
   begin();
@@ -202,7 +203,7 @@ void Trainer::update(const StepReport& report) {
   ranks_.set_phase("update", report.step);
   injector_.enter(Phase::Update, report.step);
   RunMemory& m = memory_;
-  m.data_parallel.decide();
+  m.data_parallel.decide(report.step);
   m.data_parallel.merge_amaxes();
   take_statistics(report.step);
   readback_.take_outcome(report.step, m.model.loss_sum(), m.optimizer.control());

@@ -15,6 +15,7 @@ void Trainer::look_at(int64_t next_step) {
   scales.count = statistics_due(next_step) && !scales.sites.empty();
   Observations& observations = memory_.model.observations();
   observations.on = statistics_due(next_step) && observations.planned();
+  memory_.optimizer.measure_update_rms(observations.on);
 }
 
 void Trainer::take_statistics(int64_t step) {
@@ -29,6 +30,7 @@ void Trainer::take_statistics(int64_t step) {
     memory_.model.observe_weights();
     memory_.data_parallel.merge_observations();
     readback_.take_observations(step, observations);
+    readback_.take_update_rms(step, memory_.optimizer.update_rms());
     observations.clear(device_);
   }
 }
@@ -56,6 +58,7 @@ void Trainer::examine(StepReport& report) {
       const Parameter& p = memory_.model.parameters()[parameter];
       step.weights.push_back(p.name);
       step.weight_rows.push_back(p.gradient.rows());
+      step.update_rms.push_back(static_cast<double>(readback_.update_rms(report.step)[parameter]));
     }
     add_observations(health, step, readback_.observed(report.step));
   }

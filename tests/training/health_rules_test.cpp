@@ -43,6 +43,8 @@ Health calm(int64_t step) {
     health.blocks.push_back(block);
   }
   health.weights.push_back({"head.weight", 0.02 * std::sqrt(static_cast<double>(step))});
+  health.weights.push_back({"blocks.2.attention.qkv.weight", 0.02});
+  for (WeightHealth& weight : health.weights) weight.update_rms = 1 + 0.1 * std::sin(step);
   return health;
 }
 
@@ -113,6 +115,8 @@ TEST_CASE("each rule warns once, of what is wrong, with layer, number and remedy
               h.blocks[2].cosine = -0.97;
               h.blocks[2].neuron_amax = 1e4;
             })},
+      {"update_rms", "blocks.2.attention.qkv.weight", 2, 1000, 1000, "3.1 times", "update_clipping",
+       from(1000, [](int64_t, Health& h) { h.weights[1].update_rms = 3.1; })},
       {"kurtosis_growth", "blocks.1.qkv", 1, 500, 1500, "qkv grows as step^", "QK norm",
        [](int64_t step, Health& h) {
          h.blocks[1].of(Observed::Qkv).kurtosis = 3 + std::pow(static_cast<double>(step) / 100, 1.5);

@@ -54,6 +54,10 @@ TEST_CASE("health records have both kurtoses of eight tensors a block, casts, bl
            {"log_sum_exp", "cosine", "neuron", "neuron_amax", "channel", "channel_amax", "channel_median"})
         CHECK(record["blocks"][field].size() == 2);
       CHECK(record["weights"].size() == 9);
+      for (const Json& weight : record["weights"]) {
+        CHECK(number_of(weight["update_rms"]) > 0.1);  // what an update is, in units of what was expected
+        CHECK(number_of(weight["update_rms"]) < 10);
+      }
     }
     CHECK(number_of(records[0]["weights"][0]["growth"]) == 1.0);
     CHECK(number_of(records[3]["weights"][0]["growth"]) != 1.0);

@@ -97,7 +97,7 @@ Trajectory train(const Job& job, const Launch& launch, Device& device, CpuCommun
                                  parallel.ready_work());
       }
       parallel.finish_gradients();
-      parallel.decide();
+      parallel.decide(step);
       parallel.merge_amaxes();
       m.model.update_scales(step - 1, m.optimizer.control());
       parallel.update(step < job.still_from ? 1e-2 : 0, step);
@@ -163,7 +163,7 @@ TEST_CASE("local SGD: without an outer step the ranks go apart") {
 
 // Three local steps, then w - eta ((w - mean) + mu (w - mean)): with eta 1 and mu 0 the mean of what the
 // ranks have. That is not the step of a mean gradient: Adam divides by each rank's own second moment.
-TEST_CASE("local SGD: with rate 1 and no momentum masters become the ranks' mean; else Nesterov's step") {
+TEST_CASE("local SGD: with rate 1 and no momentum masters become the ranks' mean, else Nesterov's step") {
   for (const int ranks : {1, 2, 3}) {
     INFO(ranks << " ranks");
     const auto alone = train({{"parallel.sync_every=12"}, ranks, 3});  // the same three steps, nobody asks
