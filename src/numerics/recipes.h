@@ -53,6 +53,7 @@ inline Recipe make_recipe(const std::string& name) {
     recipe.delayed = {.window = 1};  // one global batch: we refresh once a step
     recipe.smooth_swiglu = SmoothSwiGLU::Token;
     recipe.moments.block = 0;
+    recipe.master = MasterFormat::FP16Scaled;
   } else if (name == "torchao-rowwise" || name == "torchao-rowwise-gw-hp") {
     set_formats(recipe, Format::E4M3);
     recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Rowwise;

@@ -41,6 +41,7 @@ TEST_CASE("recipes named after a source have its formats of states and operands"
     CHECK((recipe.attention == AttentionFormat::FP8) == (recipe == fog));
     CHECK(recipe.moments.range_expansion == (recipe == coat));
   }
+  CHECK(make_recipe("fishman").master == MasterFormat::FP16Scaled);
   CHECK(nanotron.moments.second == Format::E4M3);
   CHECK(fp8_lm.moments.second == Format::FP16);
   CHECK(nanotron.delayed.window == 16);
