@@ -68,7 +68,8 @@ std::string problem_of_cuda() {
 std::vector<Verdict> verdicts(const MachineFacts& facts) {
   std::vector<Verdict> list;
   const std::string cuda_problem = problem_of_cuda();
-  for (const std::string& recipe : recipe_names()) {
+  // One of each kind: what the others ask of a device is among these.
+  for (const std::string recipe : {"fp32", "bf16", "fp8", "fog"}) {
     Verdict cpu{recipe, "cpu", "yes", ""};
     if (recipe == "fp32") {
       cpu.reason = "exact reference";
@@ -78,7 +79,7 @@ std::vector<Verdict> verdicts(const MachineFacts& facts) {
                                : has(facts, "amx_bf16")    ? "BF16 products on AMX"
                                : has(facts, "avx512_bf16") ? "BF16 products on AVX-512"
                                                            : "BF16 products by way of FP32: correct, slower";
-      cpu.reason = recipe == "fp8" ? "real FP8 codes, exact rounding; " + gemm : gemm;
+      cpu.reason = make_recipe(recipe).float8() ? "real FP8 codes, exact rounding; " + gemm : gemm;
     }
     list.push_back(cpu);
     Verdict cuda{recipe, "cuda", cuda_problem.empty() ? "yes" : "no", cuda_problem};
