@@ -4,33 +4,16 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "catch.h"
+#include "config/complaint.h"
 #include "config/fields.h"
 #include "config/presets.h"
 #include "numerics/recipes.h"
 
 using namespace octet;
+using octet::testing::Complaint;
+using octet::testing::complaint_of;
 
 namespace {
-
-struct Complaint {
-  std::string what, hint;
-  ExitCode code = ExitCode::Success;
-  bool has(const std::string& part) const { return what.find(part) != std::string::npos; }
-  int64_t count(const std::string& part) const {
-    int64_t n = 0;
-    for (size_t at = what.find(part); at != std::string::npos; at = what.find(part, at + 1)) ++n;
-    return n;
-  }
-};
-
-Complaint complaint_of(const std::string& text, const std::vector<std::string>& overrides = {}) {
-  try {
-    parse_config(text, "test.json", overrides);
-  } catch (const Error& error) {
-    return {error.what(), error.hint(), error.code()};
-  }
-  return {};
-}
 
 // {"a": {"b": value}} for "/a/b".
 std::string file_with(const std::string& pointer, const std::string& value) {
@@ -267,31 +250,6 @@ TEST_CASE("a preset or recipe is expanded first and the fields beside it overrid
   CHECK(c.precision == recipe);
 }
 
-TEST_CASE("fast accumulation is chosen for each GEMM; without a word it is fprop's alone") {
-  const auto of = [](const std::string& precision) {
-    return parse_config(R"({"precision": )" + precision + "}", "t").precision.fast_accumulation;
-  };
-  CHECK(of(R"({"recipe": "fp8"})") == FastAccumulation{true, false, false});
-  CHECK(of(R"({"recipe": "fp8", "fast_accumulation": {"fprop": false, "wgrad": true}})") ==
-        FastAccumulation{false, false, true});
-  const RunConfig all =
-      load_config(OCTET_SOURCE_DIR "/configs/1b-fp8.json", {"precision.fast_accumulation.dgrad=true"});
-  CHECK(all.precision.fast_accumulation == FastAccumulation{true, true, false});
-  CHECK(parse_config(to_json(all), "resolved") == all);
-  CHECK(config_hash(all) != config_hash(load_config(OCTET_SOURCE_DIR "/configs/1b-fp8.json")));
-  CHECK(complaint_of(R"({"precision": {"fast_accumulation": {"fprop": "yes"}}})").has("true or false"));
-}
-
-TEST_CASE("scaling sets input and grad; a role beside it overrides") {
-  const Recipe r =
-      parse_config(
-          R"({"precision": {"input": {"scaling": "current"}, "recipe": "fp8", "scaling": "delayed"}})", "t")
-          .precision;
-  CHECK(r.input.scaling == Scaling::Current);
-  CHECK(r.grad.scaling == Scaling::Delayed);
-  CHECK(r.weight.scaling == Scaling::Current);
-}
-
 TEST_CASE("data sources are globs or weighted mixtures, not both") {
   const RunConfig plain = parse_config(R"({"data": {"train": ["a_*.bin", "b.bin"]}})", "t");
   REQUIRE(plain.data.train.size() == 1);
@@ -330,43 +288,6 @@ TEST_CASE("surprising names and paths are refused") {
   CHECK(parse_config(R"({"run": {"name": "a-b_c.1"}})", "t").run.output == "runs/a-b_c.1");
 }
 
-TEST_CASE("a recipe cannot claim a precision its operands do not have") {
-  CHECK(complaint_of(
-            R"({"precision": {"recipe": "fp8", "input": {"format": "bf16"}, "weight": {"format": "bf16"},
-                         "grad": {"format": "bf16"}}})")
-            .has("/precision/recipe: the recipe is called \"fp8\""));
-  CHECK(complaint_of(
-            R"({"precision": {"recipe": "bf16", "input": {"format": "e4m3"}, "weight": {"format": "e4m3"}}})")
-            .has("/precision/recipe: the recipe is called \"bf16\""));
-  CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"format": "e5m2"}}})")
-            .has("at most one E5M2"));
-  const auto half = complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"format": "bf16"}}})");
-  CHECK(half.has("both or neither"));
-  CHECK_FALSE(half.has("leave no FP8"));  // input and grad are FP8 still
-  CHECK(complaint_of(
-            R"({"model": {"layers": 4}, "precision": {"recipe": "fp8", "first_blocks_bf16": 3,
-                                                      "last_blocks_bf16": 1}})")
-            .has("leave none of the 4 in FP8"));
-  for (const char* good :
-       {R"({"precision": {"recipe": "fp8", "grad": {"format": "e4m3"}}})",
-        R"({"model": {"layers": 4}, "precision": {"recipe": "fp8", "first_blocks_bf16": 3}})",
-        R"({"precision": {"recipe": "fp8", "grad": {"format": "bf16"}}})",
-        R"({"precision": {"recipe": "fp8", "grad": {"rounding": "stochastic"}}})",
-        R"({"precision": {"recipe": "fp32"}})"})
-    CHECK(complaint_of(good).what.empty());
-}
-
-TEST_CASE("FP8 attention is chosen by a key, and only where the linear layers around it are FP8") {
-  CHECK(parse_config("{}", "t").precision.attention == AttentionFormat::Storage);
-  CHECK(parse_config(R"({"precision": {"recipe": "fp8"}})", "t").precision.attention ==
-        AttentionFormat::Storage);
-  CHECK(parse_config(R"({"precision": {"recipe": "fp8", "attention": "fp8"}})", "t").precision.attention ==
-        AttentionFormat::FP8);
-  const auto alone = complaint_of(R"({"precision": {"recipe": "bf16", "attention": "fp8"}})");
-  CHECK(alone.has("/precision/attention"));
-  CHECK(alone.has("the linear layers around attention are not FP8"));
-}
-
 TEST_CASE("overrides are JSON or bare strings, and complaints name them") {
   const RunConfig c = parse_config(R"({"run": {"steps": 5}})", "t",
                                    {"run.steps=9", "run.name=nine", "schedule.learning_rate=1e-4",
@@ -398,108 +319,4 @@ TEST_CASE("overriding the recipe of a resolved file replaces the whole recipe") 
   Recipe expected = make_recipe("fp8");
   expected.weight_gradient = Format::BF16;
   CHECK(c.precision == expected);
-}
-
-TEST_CASE("simulated precision is any ExMy of BF16 operands, and is refused beside FP8 and FP32") {
-  const auto of = [](const std::string& rest) {
-    return parse_config(R"({"precision": {"recipe": "bf16", )" + rest + "}}", "t").precision.simulate;
-  };
-  CHECK(of(R"("simulate": "e8m3")") == SmallFloat{8, 3});
-  CHECK(of(R"("simulate": "e4m0", "simulate_rounding": "nearest", "simulate_underflow": "clamp")") ==
-        SmallFloat{4, 0, SmallRounding::Nearest, Underflow::Clamp});
-  CHECK_FALSE(of(R"("simulate": "e8m7")").reduces());
-  CHECK(parse_config("{}", "t", {"precision.simulate=e5m2"}).precision.simulate == SmallFloat{5, 2});
-  for (const char* wrong : {R"("e9m3")", R"("e1m3")", R"("e8m8")", R"("fp8")", "83"})
-    CHECK(complaint_of(std::string(R"({"precision": {"simulate": )") + wrong + "}}")
-              .has("2 to 8 exponent bits x and 0 to 7 mantissa bits y"));
-  CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "simulate": "e8m3"}})")
-            .has("/precision/simulate: found E8M3 beside operands in FP8"));
-  CHECK(complaint_of(R"({"precision": {"recipe": "fp32", "simulate": "e8m3"}})")
-            .has("/precision/simulate: found E8M3; it reduces BF16 operands"));
-}
-
-TEST_CASE("scales of rows: by role, by shorthand, and what cannot stand beside them") {
-  const auto of = [](const std::string& rest) {
-    return parse_config(R"({"precision": {"recipe": "fp8", )" + rest + "}}", "t").precision;
-  };
-  const Recipe all = of(R"("scaling": "rowwise")");
-  for (const Cast& cast : {all.input, all.weight, all.grad}) CHECK(cast.scaling == Scaling::Rowwise);
-  const Recipe inputs = of(R"("input": {"scaling": "rowwise"}, "gemms": {"wgrad": "storage"})");
-  CHECK(inputs.weight.scaling == Scaling::Current);
-  CHECK(inputs.gemms == GemmFormats{.wgrad = GemmFormat::Storage});
-  CHECK(of(R"("scaling": "delayed")").weight.scaling == Scaling::Current);
-  for (const char* mode : {"token", "channel"})
-    CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "scaling": "rowwise", "smooth_swiglu": ")" +
-                       std::string(mode) + "\"}}")
-              .has("allowed: none, dual, bf16"));
-  CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "weight": {"scaling": "rowwise", "rule": "exact"}}})")
-            .has("/precision/weight/rule: found \"exact\" with scaling \"rowwise\""));
-  CHECK(complaint_of(R"({"precision": {"recipe": "fp8",
-                         "gemms": {"fprop": "storage", "dgrad": "storage", "wgrad": "storage"}}})")
-            .has("leave no product of any block in FP8"));
-}
-
-TEST_CASE("overrides name blocks and linears; what they leave out is as in the section") {
-  const auto of = [](const std::string& list) {
-    return parse_config(R"({"model": {"layers": 8}, "precision": {"recipe": "fp8", "scaling": "delayed",
-                            "overrides": )" +
-                            list + "}}",
-                        "t")
-        .precision;
-  };
-  const Recipe recipe = of(R"([{"blocks": "last:2", "linears": ["down", "out"], "grad": {"format": "e4m3"}},
-                               {"blocks": [3, 4], "recipe": "bf16"}, {"gemms": {"wgrad": "storage"}}])");
-  REQUIRE(recipe.overrides.size() == 3);
-  const Override& first = recipe.overrides[0];
-  CHECK(first.blocks == BlockRange{BlockRange::From::Last, 0, 2});
-  CHECK_FALSE(first.linears[static_cast<int>(BlockLinear::Qkv)]);
-  CHECK(first.linears[static_cast<int>(BlockLinear::Down)]);
-  CHECK(first.formats.grad.format == Format::E4M3);
-  CHECK(first.formats.grad.scaling == Scaling::Delayed);  // the section's
-  CHECK(first.formats.smooth == SmoothSwiGLU::Dual);
-  CHECK(recipe.overrides[1].blocks == BlockRange{BlockRange::From::First, 3, 5});
-  CHECK_FALSE(recipe.overrides[1].formats.float8());
-  CHECK(recipe.overrides[2].blocks.contains(7, 8));
-  CHECK(formats_of(recipe, 8, 3, BlockLinear::Qkv).gemms.wgrad == GemmFormat::Storage);
-
-  // A resolved file says the same, and a change is seen.
-  RunConfig config = parse_config("{}", "t", {"precision.recipe=fp8", "model.layers=8"});
-  config.precision = recipe;
-  CHECK(parse_config(to_json(config), "t") == config);
-  CHECK(of("[]").overrides.empty());
-
-  const auto complaint = [](const std::string& list) {
-    return complaint_of(R"({"model": {"layers": 8}, "precision": {"recipe": "fp8", "overrides": )" + list +
-                        "}}");
-  };
-  for (const char* blocks :
-       {R"("first")", R"("first:0")", R"("middle:2")", "[2, 1]", "[1]", "[-1, 2]", "3", R"("last:x")"})
-    CHECK(complaint(std::string(R"([{"blocks": )") + blocks + "}]")
-              .has("/precision/overrides/0/blocks: found"));
-  CHECK(complaint(R"([{"blocks": [7, 8]}])").has("reaches to block 8 of 8"));
-  CHECK(complaint(R"([{"linears": ["up"]}])").has("allowed: a list of \"qkv\""));
-  CHECK(complaint(R"([{"linears": []}])").has("allowed: a list of"));
-  CHECK(complaint(R"([{"moments": {"block": 0}}])").has("is the whole run's"));
-  CHECK(complaint(R"([{"storage": "fp32"}])").has("is the whole run's"));
-  CHECK(complaint(R"([{"grad": {"formt": "e4m3"}}])").has("unknown key"));
-  CHECK(complaint(R"([{}, {"grad": {"format": "e4m2"}}])").has("/precision/overrides/1/grad/format: found"));
-  CHECK(complaint(R"([{"grad": {"format": "fp32"}}])").has("/precision/overrides/0/grad/format: found"));
-  CHECK(complaint(R"([{"recipe": "bf15"}])").has("did you mean \"bf16\"?"));
-  CHECK(complaint(R"([{"recipe": "bf16"}])").has("leave no product of any block in FP8"));
-  CHECK(complaint("{}").has("/precision/overrides: found"));
-  CHECK(complaint("[3]").has("/precision/overrides/0: found 3"));
-  CHECK(complaint_of(R"({"precision": {"overrides": [{"recipe": "fp8"}]}})").has("puts linears into FP8"));
-}
-
-TEST_CASE("an FP8 head needs FP8 operands and a vocabulary of whole rows of 16") {
-  const auto complaint = [](int64_t vocabulary, const std::string& rest) {
-    return complaint_of(fmt::format(R"({{"model": {{"vocabulary": {}}}, "precision": {{"head": "fp8"{}}}}})",
-                                    vocabulary, rest));
-  };
-  CHECK(complaint(272, R"(, "recipe": "fp8")").what.empty());
-  CHECK(complaint(257, R"(, "recipe": "fp8")").has("set /model/vocabulary to 272"));
-  CHECK(complaint(272, "").has("whose operands are not FP8"));
-  CHECK(complaint_of(R"({"model": {"vocabulary": 272}, "precision": {"recipe": "fp8", "head": "fp8"},
-                         "batch": {"head_chunk": 40}})")
-            .has("/batch/head_chunk: found 40"));
 }

@@ -1,0 +1,264 @@
+#include "config/precision_fields.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+
+#include "config/field_builders.h"
+#include "numerics/recipes.h"
+#include "numerics/small_float.h"
+
+namespace octet {
+namespace {
+
+using namespace field_builders;
+using List = std::vector<Field>;
+
+// ---- overrides of linears
+
+constexpr const char* linear_names[] = {"qkv", "out", "gate_up", "down"};
+static_assert(std::size(linear_names) == block_linears);
+constexpr int all_blocks = std::numeric_limits<int>::max();
+
+Json written(const BlockRange& blocks) {
+  if (blocks.begin > 0) return Json::array({blocks.begin, blocks.end - 1});
+  if (blocks.end == all_blocks) return "all";
+  return fmt::format("{}:{}", blocks.from == BlockRange::From::First ? "first" : "last", blocks.end);
+}
+BlockRange blocks_of(const Json& value) {
+  BlockRange blocks;
+  if (value.is_array()) {
+    blocks.begin = value[0].get<int>();
+    blocks.end = value[1].get<int>() + 1;
+    return blocks;
+  }
+  const std::string text = value.get<std::string>();
+  if (text.starts_with("last")) blocks.from = BlockRange::From::Last;
+  blocks.end = text == "all" ? all_blocks : std::stoi(text.substr(text.find(':') + 1));
+  return blocks;
+}
+
+void set_formats(Recipe& recipe, const LinearFormats& formats) {
+  recipe.input = formats.input;
+  recipe.weight = formats.weight;
+  recipe.grad = formats.grad;
+  recipe.gemms = formats.gemms;
+  recipe.simulate = formats.simulate;
+  recipe.smooth_swiglu = formats.smooth;
+  recipe.fast_accumulation = formats.fast_accumulation;
+}
+
+Json written(const Override& other) {
+  Json entry = Json::object();
+  entry["blocks"] = written(other.blocks);
+  entry["linears"] = Json::array();
+  for (int i = 0; i < block_linears; ++i)
+    if (other.linears[i]) entry["linears"].push_back(linear_names[i]);
+  RunConfig part;
+  set_formats(part.precision, other.formats);
+  for (const Field& field : fields())
+    if (field.of_linear && !field.shorthand) entry[Json::json_pointer(in_override(field))] = field.get(part);
+  return entry;
+}
+
+// What an override leaves out is as in the section, or as in the recipe that it names.
+Override override_of(const Json& entry, const Recipe& section) {
+  Override other;
+  other.blocks.end = all_blocks;
+  if (entry.contains("blocks")) other.blocks = blocks_of(entry["blocks"]);
+  if (entry.contains("linears"))
+    for (int i = 0; i < block_linears; ++i)
+      other.linears[i] = std::count(entry["linears"].begin(), entry["linears"].end(), linear_names[i]) > 0;
+  RunConfig part;
+  part.precision = entry.contains("recipe") ? make_recipe(entry["recipe"].get<std::string>()) : section;
+  for (const Field& field : fields()) {
+    if (!field.of_linear) continue;
+    const Json::json_pointer at(in_override(field));
+    if (entry.contains(at)) field.set(part, entry.at(at));
+  }
+  other.formats = part.precision.formats();
+  return other;
+}
+
+template <class At>
+Field overrides(const char* pointer, At at, const About& about) {
+  Field field = base(pointer, ValueKind::Overrides, about);
+  field.get = [at](const RunConfig& c) {
+    Json list = Json::array();
+    for (const Override& other : at(c)) list.push_back(written(other));
+    return list;
+  };
+  field.set = [at](RunConfig& c, const Json& v) {
+    std::vector<Override> list;
+    for (const Json& entry : v) list.push_back(override_of(entry, c.precision));
+    at(c) = list;
+  };
+  return field;
+}
+
+const Names<Format> formats = {
+    {Format::FP32, "fp32"}, {Format::BF16, "bf16"}, {Format::E4M3, "e4m3"}, {Format::E5M2, "e5m2"}};
+const Names<Format> moment_formats = {{Format::FP32, "fp32"},
+                                      {Format::BF16, "bf16"},
+                                      {Format::FP16, "fp16"},
+                                      {Format::E4M3, "e4m3"},
+                                      {Format::E5M2, "e5m2"}};
+const Names<Format> wide_formats = {{Format::FP32, "fp32"}, {Format::BF16, "bf16"}};
+const Names<Scaling> scalings = {
+    {Scaling::Current, "current"}, {Scaling::Delayed, "delayed"}, {Scaling::Rowwise, "rowwise"}};
+const Names<GemmFormat> gemm_formats = {{GemmFormat::ByRoles, "by_roles"}, {GemmFormat::Storage, "storage"}};
+const Names<ScaleRule> rules = {{ScaleRule::PowerOfTwo, "power_of_two"}, {ScaleRule::Exact, "exact"}};
+const Names<Rounding> roundings = {{Rounding::Nearest, "nearest"}, {Rounding::Stochastic, "stochastic"}};
+
+// "e2m0" to "e8m7".
+std::string name_of_format(const SmallFloat& format) {
+  return fmt::format("e{}m{}", format.exponent_bits, format.mantissa_bits);
+}
+Field simulate() {
+  Field field =
+      base("/precision/simulate", ValueKind::Choice,
+           about("BF16 operands of the blocks' products are reduced to this; e8m7: they are not", Recorded));
+  for (int x = small_exponent_bits_from; x <= small_exponent_bits_to; ++x)
+    for (int y = 0; y <= small_mantissa_bits_to; ++y) field.choices.push_back(fmt::format("e{}m{}", x, y));
+  field.choices_in_short = "\"exmy\" of 2 to 8 exponent bits x and 0 to 7 mantissa bits y, as in \"e8m3\"";
+  field.get = [](const RunConfig& c) { return Json(name_of_format(c.precision.simulate)); };
+  field.set = [](RunConfig& c, const Json& v) {
+    const std::string text = v.get<std::string>();
+    c.precision.simulate.exponent_bits = static_cast<uint8_t>(text[1] - '0');
+    c.precision.simulate.mantissa_bits = static_cast<uint8_t>(text[3] - '0');
+  };
+  return field;
+}
+
+template <class At>
+void add_role(List& list, const std::string& role, At at) {
+  const std::string at_role = "/precision/" + role;
+  const auto part = [at](auto get) {
+    return [ at, get ](auto& c) -> auto& { return get(at(c)); };
+  };
+  list.push_back(choice((at_role + "/format").c_str(), part(AT(format)), formats,
+                        about("number format of this operand", Recorded)));
+  list.push_back(
+      choice((at_role + "/scaling").c_str(), part(AT(scaling)), scalings,
+             about("scale from this tensor's amax, from earlier steps', or one a row of each GEMM's "
+                   "operand",
+                   Recorded)));
+  list.push_back(choice((at_role + "/rounding").c_str(), part(AT(rounding)), roundings,
+                        about("rounding to FP8", Recorded)));
+  list.push_back(choice((at_role + "/rule").c_str(), part(AT(rule)), rules,
+                        about("scales that are powers of two, or exactly max / amax", Recorded)));
+}
+
+// What LinearFormats holds: the roles, and how products use them.
+void mark_parts_of_linears(List& list) {
+  for (Field& field : list)
+    for (const char* part : {"scaling", "input/", "weight/", "grad/", "gemms/", "simulate", "smooth_swiglu",
+                             "fast_accumulation/"})
+      if (field.pointer.starts_with(std::string("/precision/") + part)) field.of_linear = true;
+}
+}  // namespace
+
+void add_precision(List& list) {
+  Field recipe = word("/precision/recipe", AT(precision.name), recipe_names(),
+                      {"a recipe by name; the keys beside it override", Recorded, false});
+  recipe.set = [](RunConfig& c, const Json& v) { c.precision = make_recipe(v.get<std::string>()); };
+  list.push_back(recipe);
+  Field scaling =
+      choice("/precision/scaling", AT(precision.input.scaling), scalings,
+             about("sets the scaling of input and grad, \"rowwise\" that of weight too", Recorded));
+  scaling.shorthand = true;
+  scaling.set = [](RunConfig& c, const Json& v) {
+    for (const auto& [value, name] : scalings)
+      if (v == name) c.precision.input.scaling = c.precision.grad.scaling = value;
+    if (v == "rowwise") c.precision.weight.scaling = Scaling::Rowwise;
+  };
+  list.push_back(scaling);
+  list.push_back(choice("/precision/storage", AT(precision.storage), wide_formats,
+                        about("format of activations between operations", Recorded)));
+  add_role(list, "input", AT(precision.input));
+  add_role(list, "weight", AT(precision.weight));
+  add_role(list, "grad", AT(precision.grad));
+  list.push_back(integer("/precision/delayed/window", AT(precision.delayed.window), {1, 4096},
+                         about("delayed scaling: steps remembered", Recorded)));
+  list.push_back(
+      choice("/precision/delayed/algorithm", AT(precision.delayed.algorithm),
+             Names<AmaxAlgorithm>{{AmaxAlgorithm::Max, "max"}, {AmaxAlgorithm::MostRecent, "most_recent"}},
+             about("delayed scaling: which remembered amax counts", Recorded)));
+  list.push_back(integer("/precision/delayed/margin", AT(precision.delayed.margin), {0, 16},
+                         about("delayed scaling: binades left free above the amax", Recorded)));
+  list.push_back(choice("/precision/smooth_swiglu", AT(precision.smooth_swiglu),
+                        Names<SmoothSwiGLU>{{SmoothSwiGLU::None, "none"},
+                                            {SmoothSwiGLU::Token, "token"},
+                                            {SmoothSwiGLU::Channel, "channel"},
+                                            {SmoothSwiGLU::Dual, "dual"},
+                                            {SmoothSwiGLU::BF16, "bf16"}},
+                        about("how the input of the down projection is scaled", Recorded)));
+  list.push_back(
+      choice("/precision/gemms/fprop", AT(precision.gemms.fprop), gemm_formats,
+             about("outputs: in FP8 where both operands' roles are, or in storage precision", Recorded)));
+  list.push_back(choice("/precision/gemms/dgrad", AT(precision.gemms.dgrad), gemm_formats,
+                        about("input gradients: the same", Recorded)));
+  list.push_back(choice("/precision/gemms/wgrad", AT(precision.gemms.wgrad), gemm_formats,
+                        about("weight gradients: the same; \"storage\" is SwitchBack", Recorded)));
+  list.push_back(simulate());
+  list.push_back(
+      choice("/precision/simulate_rounding", AT(precision.simulate.rounding),
+             Names<SmallRounding>{{SmallRounding::Truncate, "truncate"}, {SmallRounding::Nearest, "nearest"}},
+             about("simulate: mantissa bits are cut off, or rounded to nearest even", Recorded)));
+  list.push_back(
+      choice("/precision/simulate_underflow", AT(precision.simulate.underflow),
+             Names<Underflow>{{Underflow::Flush, "flush"}, {Underflow::Clamp, "clamp"}},
+             about("simulate: magnitudes below the smallest normal become zero, or it", Recorded)));
+  list.push_back(
+      boolean("/precision/fast_accumulation/fprop", AT(precision.fast_accumulation.fprop),
+              about("FP8 outputs: sums in the tensor cores' 14 bits, faster on Hopper and Ada", Recorded)));
+  list.push_back(
+      boolean("/precision/fast_accumulation/dgrad", AT(precision.fast_accumulation.dgrad),
+              about("FP8 input gradients: the same; false adds runs of products in FP32", Recorded)));
+  list.push_back(
+      boolean("/precision/fast_accumulation/wgrad", AT(precision.fast_accumulation.wgrad),
+              about("FP8 weight gradients: the same; false adds runs of products in FP32", Recorded)));
+  list.push_back(choice("/precision/weight_gradient", AT(precision.weight_gradient), wide_formats,
+                        about("accumulator of weight gradients across micro-batches", Recorded)));
+  list.push_back(integer("/precision/first_blocks_bf16", AT(precision.first_blocks_bf16), {0, 1024},
+                         about("first blocks whose linear layers stay in BF16", Recorded)));
+  list.push_back(integer("/precision/last_blocks_bf16", AT(precision.last_blocks_bf16), {0, 1024},
+                         about("last blocks whose linear layers stay in BF16", Recorded)));
+  list.push_back(
+      choice("/precision/head", AT(precision.head),
+             Names<HeadFormat>{{HeadFormat::Storage, "storage"}, {HeadFormat::FP8, "fp8"}},
+             about("products of the head: in storage precision, or by the roles above", Recorded)));
+  list.push_back(
+      choice("/precision/attention", AT(precision.attention),
+             Names<AttentionFormat>{{AttentionFormat::Storage, "storage"}, {AttentionFormat::FP8, "fp8"}},
+             about("products inside attention: in the storage's format, or in FP8", Recorded)));
+  list.push_back(choice("/precision/moments/first", AT(precision.moments.first), moment_formats,
+                        about("format of Adam's first moment", Forbidden)));
+  list.push_back(choice("/precision/moments/second", AT(precision.moments.second), moment_formats,
+                        about("format of Adam's second moment", Forbidden)));
+  list.push_back(integer("/precision/moments/block", AT(precision.moments.block), {0, 1024},
+                         about("elements that share a scale; 0: one scale a tensor", Forbidden)));
+  list.push_back(
+      boolean("/precision/moments/range_expansion", AT(precision.moments.range_expansion),
+              about("FP8 moments are spread over their format's range, block by block (COAT)", Forbidden)));
+  list.push_back(choice("/precision/master", AT(precision.master),
+                        Names<MasterFormat>{{MasterFormat::FP32, "fp32"},
+                                            {MasterFormat::BF16Remainder, "bf16_remainder"},
+                                            {MasterFormat::BF16Kahan, "bf16_kahan"},
+                                            {MasterFormat::BF16Stochastic, "bf16_stochastic"},
+                                            {MasterFormat::BF16Nearest, "bf16_nearest"},
+                                            {MasterFormat::FP16Scaled, "fp16_scaled"}},
+                        about("how the optimizer stores matrices and embeddings; bf16_nearest is a control "
+                              "that loses small updates",
+                              Forbidden)));
+  mark_parts_of_linears(list);
+  list.push_back(
+      overrides("/precision/overrides", AT(precision.overrides),
+                about("linears that run otherwise; the last one that names a linear decides", Recorded)));
+}
+
+std::string in_override(const Field& field) { return field.pointer.substr(std::size("/precision") - 1); }
+
+}  // namespace octet

@@ -1,0 +1,458 @@
+// The operations of a transformer, as arguments: what each computes, on which shapes and types, what it
+// rounds.
+//
+// Conventions, everywhere:
+//  - T tokens (rows of a micro-batch, T = B * S), D width, F ffn_width, H heads, K kv_heads, Dh head_width,
+//    V vocabulary.
+//  - "storage" is the recipe's activation type: F32 or BF16. Arithmetic inside an operation is FP32; a result
+//    is rounded once, when it is stored. Codes are made from the value rounded to storage
+//    (numerics/recipe.h).
+//  - Tensors are row-major and do not overlap unless the operation says "in place".
+//  - Sums have a fixed order (numerics/sums.h): same inputs, same bits, on any device and any number of
+//    threads. Matmul and attention are exempt: their order is their library's unless `deterministic`.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "device/observation.h"
+#include "device/scale_table.h"
+#include "numerics/activation.h"
+#include "numerics/query_key_norm.h"
+#include "numerics/recipe.h"
+#include "tensor/parameter.h"
+#include "tensor/tensor.h"
+
+namespace octet {
+
+// ---- casting
+// ---------------------------------------------------------------------------------------------------
+
+// Where and how an operation leaves its result [rows, columns]. The device makes as many passes as the
+// scaling needs; the model does not know. A tensor, row or column with a non-finite value gets a NaN inverse
+// scale: saturation must not hide a diverged step.
+struct CastTarget {
+  Tensor high;    // storage [rows, columns]; on the CPU always present
+  Tensor row;     // codes [rows, columns], or empty
+  Tensor column;  // codes of the transpose [columns, rows], or empty
+  Cast cast;      // read only when row or column is present
+  Site site;
+  // Scales finer than the site's, both F32, both holding *inverse* scales after the cast. Power of two, from
+  // this very tensor: fine_scale(). The site keeps amax and counters.
+  Tensor row_inverse_scale;     // [rows]: `row` has one scale per row
+  Tensor column_inverse_scale;  // [columns]: `column` has one scale per column of the source
+  // F32 [rows]: `column` is made from source[t, :] * row_factor[t] (Smooth-SwiGLU `token`: dY takes up the
+  // tokens' scales), with its own scale in column_site.
+  Tensor row_factor;
+  Site column_site;
+  uint64_t rounding_key = 0;  // for stochastic rounding: a pure function of (seed, step, micro-batch, site)
+};
+
+enum class ScaleGranularity : uint8_t { Tensor, Outer };  // Outer: one per row of the operand as listed below
+
+// What a GEMM reads.
+struct Operand {
+  Tensor values;                         // F32, BF16 or codes
+  bool transposed = false;               // false: [outer, inner]; true: [inner, outer] (F32 and BF16 only)
+  const float* inverse_scale = nullptr;  // codes only
+  ScaleGranularity granularity = ScaleGranularity::Tensor;
+};
+
+// Attention: the products inside the attention core, counted by the attention operations themselves (causal
+// part only).
+enum class GemmClass : uint8_t { Fprop, Dgrad, Wgrad, HeadFprop, HeadDgrad, HeadWgrad, Attention };
+const char* name_of(GemmClass c);
+
+// out[M, N] (+)= sum_k a[M, k] * b[N, k] * inverse scales. FP32 accumulation; one rounding to out's type.
+// Allowed operand pairs: F32/F32, BF16/BF16, E4M3/E4M3, E4M3/E5M2, E5M2/E4M3. Anything else is
+// Error(Internal). With `simulate` (BF16 operands only) both operands are reduced to that format first, in
+// copies: what others read of them stays as it is.
+struct Matmul {
+  Operand a, b;
+  Tensor out;               // F32 or BF16 [M, N]
+  bool accumulate = false;  // out += (an F32 or BF16 accumulator)
+  // Codes only: partial sums may stay in the tensor cores' own precision. The CPU's are FP32 either way.
+  bool fast_accumulation = false;
+  GemmClass gemm_class = GemmClass::Fprop;
+  SmallFloat simulate = {};
+};
+
+// Counted by matmul itself from the operands it was given.
+struct MatmulKey {
+  GemmClass gemm_class;
+  DType a, b, out;
+  SmallFloat simulate = {};  // what BF16 operands were reduced to
+  auto operator<=>(const MatmulKey&) const = default;
+};
+std::string operand_name(const MatmulKey& key, DType operand);  // "E4M3", "BF16 truncated to E8M3"
+struct MatmulCount {
+  uint64_t calls = 0, flops = 0;
+  std::string implementation;
+};  // implementation: "blocked-f32", "onednn-bf16", ...
+using MatmulCounts = std::map<MatmulKey, MatmulCount>;
+
+// ---- operations
+// ------------------------------------------------------------------------------------------------
+
+// out[t] = table[tokens[t]] * multiplier.
+struct EmbeddingForward {
+  Tensor out;
+  Tensor tokens;
+  Tensor table;
+  float multiplier = 1;
+};  // [T, D] storage; I32 [T]; [V, D] storage
+// table_gradient[tokens[t]] += out_gradient[t] * multiplier; each row summed in token order.
+struct EmbeddingBackward {
+  Tensor table_gradient;
+  Tensor tokens;
+  Tensor out_gradient;
+  float multiplier = 1;
+};  // [V, D]
+
+// residual += branch (when branch is given; rounded to storage); out = residual * rstd * gain. The branch may
+// be scaled or normalised on its way: residual += branch * branch_rstd * branch_gain, rounded once.
+struct RmsNormForward {
+  Tensor residual;      // storage [T, D], in place
+  Tensor branch;        // storage [T, D] or empty
+  Tensor residual_out;  // storage [T, D] or empty: the sum is written here instead of in place
+  Tensor gain;          // F32 [D]; empty: there is a branch, and out is the sum, high in the sum's place
+  Tensor rstd;          // F32 [T], written; empty without gain
+  float epsilon = 1e-5f;
+  CastTarget out;           // [T, D]
+  Tensor branch_gain = {};  // F32 [D] or empty: the branch is added as it is
+  Tensor branch_rstd = {};  // F32 [T], written, or empty: the branch is scaled, not normalised
+};
+void check(const RmsNormForward& op);  // Error(Internal) when what there is does not go together
+// residual_gradient += d(norm)/d(residual) * out_gradient. The sum is rounded to storage, then cast.
+// Also the backward of what was scaled or normalised before it was added.
+struct RmsNormBackward {
+  Tensor out_gradient;           // storage [T, D]
+  Tensor residual;               // storage [T, D], as normalised in forward
+  Tensor gain;                   // F32 [D]
+  Tensor rstd;                   // F32 [T]; empty: scaled by the gain only
+  Tensor gain_gradient;          // += [D]
+  Tensor residual_gradient_in;   // storage [T, D] or empty (= zero)
+  CastTarget residual_gradient;  // [T, D]; .high may be the same memory as residual_gradient_in
+};
+
+// The regulariser of query and key heads [numerics/query_key_norm.h]; its statistics come from `kept`.
+struct QueryKeyNorm {
+  QkNorm kind = QkNorm::None;
+  Tensor kept;                  // storage [T, (H+K)Dh]: the heads before it. Forward writes, backward reads
+  Tensor query_gain, key_gain;  // F32: RMS [Dh], Tanh [1] (alpha), else empty
+  float epsilon = 1e-5f;        // of the two RMS
+};
+// QKV rows are [H query heads | K key heads | K value heads] x Dh. In place: the bias (if any), the
+// regulariser (before which heads are rounded to storage), then rotate-half RoPE on query and key heads.
+// Position of row t is t % S.
+struct RopeForward {
+  Tensor qkv;
+  Tensor bias;
+  Tensor cosine, sine;
+  int heads, kv_heads, head_width;
+  QueryKeyNorm norm = {};
+};  // storage [T,(H+2K)Dh]; F32 or empty; F32 [S, Dh/2]
+struct RopeBackward {
+  Tensor qkv_gradient;   // storage [T, (H+2K)Dh] after rotation: read
+  Tensor bias_gradient;  // += F32 [(H+2K)Dh] or empty
+  Tensor cosine, sine;
+  int heads, kv_heads, head_width;
+  CastTarget out;  // gradient before all of it; .high may be the same memory as qkv_gradient
+  QueryKeyNorm norm = {};
+  Tensor query_gain_gradient = {}, key_gain_gradient = {};  // +=, where there are gains
+};
+
+// Codes that are made with a scale that is known beforehand, straight from FP32: nothing of them was in
+// storage. The scale is the site's; without history (0) that of a start which the operation states
+// [numerics/float8_attention.h]. The cast is delayed and rounds to nearest. The site's inverse scale is
+// written: NaN if a value was not finite.
+struct CodesBeforehand {
+  Tensor codes;  // empty where they do not leave the operation
+  Cast cast;
+  Site site;
+};
+
+// Causal softmax(scale * Q K^T) V per context window of S tokens; softmax and sums in FP32.
+//
+// In FP8 when qkv is codes: S = Q K^T and O = P' V are products of codes, accumulated in FP32, with
+//   P' = E4M3(exp(scale * S - log_sum_exp) * 256) / 256.
+// O becomes codes (start: the largest of V); out.high is what these decode to, and `out` is cast from that.
+struct AttentionForward {
+  Tensor qkv;          // storage, or E4M3 codes [T, (H+2K)Dh]
+  Tensor log_sum_exp;  // F32 [B, H, S], natural log of the softmax sum, written
+  int context, heads, kv_heads, head_width;
+  float softmax_scale;
+  CastTarget out;  // [T, H*Dh]
+  // FP8 only:
+  const float* qkv_inverse_scale = nullptr;
+  CodesBeforehand out_codes = {};  // E4M3 [T, H*Dh]
+};
+// In FP8 when qkv is codes; then all six products are of codes, with P' as in forward and
+//   dP = dO V^T   dS = P (dP - sum(dO O)) scale   dS' = E5M2(dS)   dQ = dS' K   dK = dS'^T Q   dV = P'^T dO.
+// qkv_gradient is what the codes of dQ, dK and dV decode to.
+struct AttentionBackward {
+  Tensor qkv, out, out_gradient;  // storage, or E4M3, E4M3 and E5M2 codes
+  Tensor log_sum_exp;
+  Tensor qkv_gradient;  // storage [T, (H+2K)Dh], written
+  int context, heads, kv_heads, head_width;
+  float softmax_scale;
+  // FP8 only:
+  const float *qkv_inverse_scale = nullptr, *out_inverse_scale = nullptr,
+              *out_gradient_inverse_scale = nullptr;
+  CodesBeforehand score_gradient = {};      // of dS; its codes stay inside
+  CodesBeforehand qkv_gradient_codes = {};  // E5M2 [T, (H+2K)Dh]
+};
+
+// gate_up rows are [F gate | F up]; h = silu(gate) * up. `mode` says which scales `out` gets:
+//   None: the site's. Dual: out.row_inverse_scale and out.column_inverse_scale. Token: out.row_inverse_scale
+//   for both copies (column = transpose of row). Channel: out.column_inverse_scale for both copies.  Scales
+//   come from the product h.
+struct SwiGluForward {
+  Tensor gate_up;
+  SmoothSwiGLU mode = SmoothSwiGLU::None;
+  CastTarget out;
+};  // storage [T, 2F] -> [T, F]
+struct SwiGluBackward {
+  Tensor gate_up;
+  Tensor h_gradient;
+  CastTarget out;
+};  // [T, 2F], [T, F] -> [T, 2F]
+
+// h = f(x) for an activation with one input [numerics/activation.h]; `mode` as for SwiGLU.
+struct ActivationForward {
+  Activation activation;
+  Tensor x;                   // storage [T, F]
+  Tensor positive, negative;  // F32 [1]: p and n of xIELU, else empty
+  SmoothSwiGLU mode = SmoothSwiGLU::None;
+  CastTarget out;  // [T, F]
+};
+struct ActivationBackward {
+  Activation activation;
+  Tensor x, h_gradient;  // storage [T, F]
+  Tensor positive, negative;
+  Tensor positive_gradient, negative_gradient;  // += F32 [1]: rows first, then over the tokens
+  CastTarget out;                               // [T, F]
+};
+
+// Softmax cross-entropy with optional z-loss, over a chunk of tokens.  loss = lse - logit[target]; logits
+// become (softmax - onehot + 2 z_loss lse softmax) * gradient_scale when `backward`, rounded to storage.
+struct CrossEntropy {
+  Tensor logits;   // storage [Tc, V], in place
+  Tensor targets;  // I32 [Tc]; negative = ignored (loss 0, gradient 0)
+  Tensor loss;     // F32 [Tc], written (cross-entropy alone, without the z term)
+  float gradient_scale = 0;
+  float z_loss = 0;
+  bool backward = true;
+};
+
+// target from source as it stands: working weights after an update (source F32 master), gradients that enter
+// a linear. column_factor (F32 [columns], optional) multiplies the source's columns first (Smooth-SwiGLU
+// `channel`: folded weights).
+//
+// With `amax`, which somebody has measured already, the source is read once. It may then be a part of a
+// larger tensor with one scale, row codes only: `amax` is the whole tensor's, and value i of the part is
+// element first + i of it, for stochastic rounding. Together the parts have the codes, the scale and the
+// counts of one cast of the whole, and each records the whole's amax.
+struct CastOperation {
+  Tensor source;
+  Tensor column_factor;
+  CastTarget out;
+  Tensor amax = {};  // F32 [1], of measure_amax or adamw; empty: not known yet
+  int64_t first = 0;
+};
+
+// amax = max(amax, largest magnitude of the values rounded to BF16), which is what a cast of them measures.
+// NaN is above infinity, and a cast takes it as infinity.
+struct MeasureAmax {
+  Tensor source;  // F32 or BF16
+  Tensor amax;    // F32 [1], not negative
+};
+
+// transposed[c, r] = codes[r, c].
+struct TransposeCodes {
+  Tensor codes;       // one byte each [rows, columns]
+  Tensor transposed;  // [columns, rows]
+};
+
+// What the update of a step may do; written on the device so that no host round trip is needed.
+struct UpdateControl {
+  float gradient_norm;  // global L2 norm before clipping
+  float scale;          // what gradients are multiplied by (clipping)
+  float loss;           // mean loss of the step
+  uint32_t apply;       // 0: loss or norm is not finite, the update changes nothing
+  // 0: every gradient is finite. Else 1 + the first piece with a value that is not, of the pieces of
+  // norm_piece values (numerics/sums.h) of all gradients in their order.
+  uint32_t nonfinite_piece;
+};
+// partials[p] = sum of the squares of piece p: norm_piece values of the gradient (numerics/sums.h).
+struct GradientSquares {
+  Tensor gradient;
+  Tensor partials;  // F64 [norm_pieces(elements)]
+};
+// gradient_norm = sqrt(sum of partials); control->loss = loss_sum[0] / loss_divisor; apply = both are finite.
+struct GradientNorm {
+  Tensor partials;  // F64: of all gradients, in their order
+  Tensor loss_sum;  // F64 [1]: sum of the step's token losses
+  double loss_divisor = 1;
+  float clip_norm = 0;     // 0 = no clipping
+  UpdateControl* control;  // device memory, written
+};
+
+void check(const GradientSquares& op);  // Error(Internal) when the partials do not fit the gradient
+
+struct MomentTensor {
+  Tensor values;   // F32, BF16, or codes in FP16 or FP8; the master's shape
+  Tensor inverse;  // F32 [ceil(n / block)] (block 0: [1]) inverse scales; empty for F32 and BF16
+  int block = 128;
+  // FP8 with range expansion: U8 [ceil(n / block)], sixteenths of k; `inverse` has the largest magnitudes.
+  Tensor exponents = {};
+};
+// Of the update of one tensor that these gradients would make, in pieces of norm_piece elements
+// (numerics/sums.h):
+//   partials[p] = sum over piece p of g^2 / max(v / (1 - b2^t), epsilon^2)
+// with g = scale * gradient and v after this step, in FP32; FP64 sums. Zero when the step is not applied.
+struct UpdateSquares {
+  Tensor gradient;
+  MomentTensor second;  // before the step
+  float beta2, epsilon;
+  int64_t step;                  // t, from 1
+  const UpdateControl* control;  // device memory
+  Tensor partials;               // F64 [norm_pieces(elements)]
+};
+// rms = sqrt(sum of partials / elements): StableAdamW's RMS_t of a tensor.  [2304.13013, 3.2]
+struct UpdateRms {
+  Tensor partials;  // F64: of the whole tensor
+  int64_t elements = 1;
+  Tensor rms;  // F32 [1], written
+};
+// One AdamW update of one tensor.  [Fishman et al., released code; docs/numerics.md]
+//   g = scale * gradient;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   w = (1 - lr*decay) w - lr * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + epsilon)
+// m and v as computed in FP32 drive the update; then they are stored (exact scale, round to nearest, v > 0
+// never below the smallest subnormal). w is stored as master_code says, rounded once.
+struct AdamWUpdate {
+  Tensor master, gradient;
+  MomentTensor first, second;
+  float learning_rate, beta1, beta2, epsilon, weight_decay;
+  int64_t step;                  // t, from 1
+  const UpdateControl* control;  // device memory
+  // F32 [1] or empty: as measure_amax of the masters' numbers after it, also where the update is not applied.
+  Tensor amax = {};
+  MasterCode master_code = {};
+  // For stochastic rounding: random_bits(rounding_key, first_element + i) of element i; a multiple of 4.
+  uint64_t rounding_key = 0;
+  int64_t first_element = 0;
+  // F32 [1] or empty: of UpdateRms. lr is divided by what it exceeds 1 by.  [2304.13013, algorithm 2]
+  Tensor update_rms = {};
+};
+
+// values = the numbers that the model sees of these masters: F32, or rounded to BF16.
+struct ReadMasters {
+  Tensor master;
+  MasterCode code;
+  Tensor values;  // F32 or BF16, as many
+};
+// Masters from numbers in FP32, rounded to nearest: initial weights.
+struct WriteMasters {
+  Tensor values;  // F32
+  Tensor master;
+  MasterCode code;
+};
+void check(const ReadMasters& op);  // Error(Internal) when types or shapes do not fit
+void check(const WriteMasters& op);
+void check(const UpdateSquares& op);
+
+// Pushes this step's amaxes into the history and refreshes the scales of delayed sites; clears `amax`.
+// With a control that says 0 only `amax` is cleared: a step that was not applied leaves no trace.
+// [numerics/scaling.h]
+struct ScaleTableUpdate {
+  ScaleTable* table;
+  DelayedScaling options;
+  int64_t step;
+  const UpdateControl* control = nullptr;  // device memory; null: applied
+};
+
+// Codes of a gradient for the wire, in messages of `piece` values each [numerics/block_codes.h]:
+//   code = E4M3(source * scale of its block), rounded stochastically
+// with random_bits(rounding_key, p * coded_bytes(piece) + i) for value i of message p. What lies beyond the
+// source is zero.
+struct EncodeBlocks {
+  Tensor source;    // F32 or BF16 [n]
+  Tensor messages;  // U8 [pieces, message_bytes(piece)], 16-byte aligned; n <= pieces * piece
+  int64_t piece = 0;
+  int log2_mu = 0;  // every scale is multiplied by 2^log2_mu
+  uint64_t rounding_key = 0;
+  Tensor saturated;  // U32 [1]: += finite values beyond the largest code
+};
+// out[p * piece + i] = sum over s of value i of message [s, p]: in FP32 in the order of s, rounded once to
+// out. With `accumulate` the sum begins with what out holds.
+struct DecodeBlocks {
+  Tensor messages;  // U8 [sources, pieces, message_bytes(piece)], 16-byte aligned
+  Tensor out;       // F32 or BF16 [n], n <= pieces * piece
+  int64_t piece = 0;
+  bool accumulate = false;
+};
+// sum[i] = ((sum[i] + sources[0][i]) + sources[1][i]) + ..., in the type of the sum.
+struct AddInOrder {
+  Tensor sum;      // F32 or F64 [n]
+  Tensor sources;  // [S, n]: F32 or BF16 onto F32, F64 onto F64
+};
+void check(const AddInOrder& op);  // Error(Internal) when types or shapes do not fit
+
+// Local SGD [2311.08105, algorithm 1]. How far a rank's own masters went from those that all ranks had:
+//   local[i] = outer[i] - local[i]
+struct OuterDifference {
+  Tensor outer, local;  // F32 [n]
+};
+// The outer step, with Nesterov's momentum, on the sum of all ranks' differences; then the rank's masters are
+// everybody's again. Every operation is rounded to FP32 by itself, in this order:
+//   d = scale * local;  velocity = momentum * velocity + d
+//   outer = outer - learning_rate * (d + momentum * velocity);  local = outer
+struct OuterUpdate {
+  Tensor outer, velocity, local;  // F32 [n]
+  float scale = 1, learning_rate = 1, momentum = 0;
+};
+void check(const OuterDifference& op);  // Error(Internal) when they are not F32 of one size
+void check(const OuterUpdate& op);
+
+// Every operation, once: its name and its arguments. Device declares them from this list, and so does every
+// device that implements them.
+// clang-format off
+#define OCTET_DEVICE_OPERATIONS(operation) \
+  operation(matmul, Matmul) \
+  operation(cast, CastOperation) \
+  operation(measure_amax, MeasureAmax) \
+  operation(transpose_codes, TransposeCodes) \
+  operation(embedding_forward, EmbeddingForward) \
+  operation(embedding_backward, EmbeddingBackward) \
+  operation(rmsnorm_forward, RmsNormForward) \
+  operation(rmsnorm_backward, RmsNormBackward) \
+  operation(rope_forward, RopeForward) \
+  operation(rope_backward, RopeBackward) \
+  operation(attention_forward, AttentionForward) \
+  operation(attention_backward, AttentionBackward) \
+  operation(swiglu_forward, SwiGluForward) \
+  operation(swiglu_backward, SwiGluBackward) \
+  operation(activation_forward, ActivationForward) \
+  operation(activation_backward, ActivationBackward) \
+  operation(cross_entropy, CrossEntropy) \
+  operation(gradient_squares, GradientSquares) \
+  operation(gradient_norm, GradientNorm) \
+  operation(update_squares, UpdateSquares) \
+  operation(update_rms, UpdateRms) \
+  operation(adamw, AdamWUpdate) \
+  operation(read_masters, ReadMasters) \
+  operation(write_masters, WriteMasters) \
+  operation(scale_table_update, ScaleTableUpdate) \
+  operation(encode_blocks, EncodeBlocks) \
+  operation(decode_blocks, DecodeBlocks) \
+  operation(add_in_order, AddInOrder) \
+  operation(outer_difference, OuterDifference) \
+  operation(outer_update, OuterUpdate) \
+  operation(tensor_statistics, TensorStatistics) \
+  operation(channel_amax, ChannelAmax) \
+  operation(row_cosines, RowCosines) \
+  operation(cast_error, CastError)
+// clang-format on
+
+}  // namespace octet
