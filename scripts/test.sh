@@ -21,6 +21,8 @@ check() {   # NAME COMMAND...
     echo "FAILED: $name"
   fi
 }
+# Tests run side by side: threads that spin while they wait would take each other's cores.
+export OMP_WAIT_POLICY=passive
 run_tests() {   # BUILD CTEST-ARGUMENTS...
   local build=$1 log=$1/ctest.log bad total
   shift

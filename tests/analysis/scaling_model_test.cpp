@@ -124,7 +124,7 @@ TEST_CASE("a small all-reduce takes the tree, a large one the ring") {
 }
 
 TEST_CASE(
-    "FP8 codes halve BF16's time within a node; all-to-all between nodes of eight costs more than a ring") {
+    "FP8 codes halve BF16's time within a node, all-to-all between nodes of eight costs more than a ring") {
   Network n = cluster();
   n.call_latency = n.intra_latency = n.inter_latency = 0;
   const double parameters = 1e9, bf16 = parameters * bytes_of(WireFormat::BF16),

@@ -73,7 +73,7 @@ TEST_CASE("local SGD: repeats have the same bits, and a death or a stop inside a
 }
 
 TEST_CASE(
-    "local SGD: every rank's share of the batch is the synchronous run's; a round's bytes are a step's") {
+    "local SGD: every rank's share of the batch is the synchronous run's, a round's bytes are a step's") {
   const SharedRun place;
   REQUIRE(place.train("local", rounds + "--ranks 2").code == 0);
   REQUIRE(place.train("synchronous", rounds + "--ranks 2 --set parallel.sync_every=1").code == 0);
