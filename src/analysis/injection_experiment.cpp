@@ -21,7 +21,8 @@ Json variants() {
   Json list = Json::object();
   list["bf16"] = Json::array({"precision.recipe=bf16"});
   list["fp8-plain"] = fp8("delayed", "none");
-  list["fp8-smooth"] = fp8("delayed", "dual");
+  list["fp8-dual"] = fp8("delayed", "dual");
+  list["fp8-channel"] = fp8("delayed", "channel");
   list["fp8-bf16-down"] = fp8("delayed", "bf16");
   return list;
 }

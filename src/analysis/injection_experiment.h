@@ -19,8 +19,8 @@ struct InjectionOptions {
   std::string output;
 };
 // The experiment around a run's configuration: BF16; FP8 with delayed scaling and without smoothing; FP8 with
-// Smooth-SwiGLU `dual`; FP8 with the down projection in BF16. Or, when the file is a sweep with "inject",
-// that sweep.
+// Smooth-SwiGLU `dual` and `channel`; FP8 with the down projection in BF16. Or, when the file is a sweep with
+// "inject", that sweep.
 Sweep injection_experiment(const std::string& path, const InjectionOptions& options);
 
 // What a group of an injected sweep did, against its BF16 twins with the same seeds and the same injection.

@@ -18,13 +18,15 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& text, const std::string& why) {
   throw Error(ExitCode::Usage, fmt::format("--inject {}: {}", escape_control(text), why),
-              "for example align:step=200, align:step=200,neurons=2,scale=50 or "
+              "for example align:step=200, align:step=200,hidden=1e6,contribution=1, "
+              "align:step=200,neurons=2,scale=50 "
+              "or "
               "row:step=200,parameter=embedding.weight,row=10,scale=100");
 }
 
 const std::map<std::string, std::vector<std::string>>& grammar() {
   static const std::map<std::string, std::vector<std::string>> keys = {
-      {"align", {"step", "neuron", "neurons", "hidden", "scale"}},
+      {"align", {"step", "neuron", "neurons", "hidden", "scale", "contribution"}},
       {"row", {"step", "parameter", "row", "scale"}}};
   return keys;
 }
@@ -166,6 +168,17 @@ double scale_for(const InjectionSite& site, int64_t block, const StateInjection&
   return largest == 0 ? 1 : preactivation_of(injection.hidden) / largest;
 }
 
+// Every rank multiplies what it holds of the column.
+void scale_column(const InjectionSite& site, const Parameter& p, int64_t column, float factor) {
+  const int64_t width = p.gradient.columns();
+  std::vector<float> values(static_cast<size_t>(p.master.elements()));
+  if (values.empty()) return;
+  site.device.copy_to_host(values.data(), p.master.data, p.master.bytes());
+  for (size_t i = 0; i < values.size(); ++i)
+    if ((p.begin + static_cast<int64_t>(i)) % width == column) values[i] *= factor;
+  site.device.copy_from_host(p.master.data, values.data(), p.master.bytes());
+}
+
 std::string align(const StateInjection& injection, const InjectionSite& site) {
   MasterRows rows(site, fmt::format("inject-rows/{}/{}", site.step, site.attempt));
   const TransformerSpec& spec = site.memory.model.options().spec;
@@ -178,6 +191,9 @@ std::string align(const StateInjection& injection, const InjectionSite& site) {
       for (float& w : weights) w = static_cast<float>(scale * static_cast<double>(w));
       rows.write(gate_up, neuron, weights);
       rows.write(gate_up, spec.ffn_width + neuron, weights);
+      if (injection.contribution != 0)
+        scale_column(site, parameter_named(site, fmt::format("blocks.{}.ffn.down.weight", block)), neuron,
+                     static_cast<float>(injection.contribution / injection.hidden));
       least = std::min(least, std::abs(scale));
       most = std::max(most, std::abs(scale));
     }
@@ -224,12 +240,15 @@ std::optional<StateInjection> parse_state_injection(const std::string& text) {
     if (key == "neurons") injection.neurons = whole(text, key, value, 1);
     if (key == "row") injection.row = whole(text, key, value, 0);
     if (key == "hidden") injection.hidden = number(text, key, value);
+    if (key == "contribution") injection.contribution = number(text, key, value);
     if (key == "scale") injection.scale = number(text, key, value);
     if (key == "parameter") injection.parameter = value;
   }
   if (injection.step == 0) refuse(text, "when? step=K is missing");
   if (aligns && text.find("hidden=") != std::string::npos && injection.scale != 0)
     refuse(text, "hidden and scale both say by how much; give one");
+  if (injection.contribution != 0 && injection.scale != 0)
+    refuse(text, "a contribution is beside what the product reaches: give hidden in place of scale");
   if (!aligns && (injection.parameter.empty() || injection.row < 0 || injection.scale == 0))
     refuse(text, "'row' needs parameter, row and scale");
   return injection;

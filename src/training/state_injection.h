@@ -2,11 +2,13 @@
 // experiment. Unlike other faults (inject.h) they leave a trace in the checkpoint, and they are exact: a run
 // that is resumed from before the step makes the same change, one from after it has made it.
 //
-//   align:step=K[,neuron=N][,neurons=M][,hidden=X | scale=C]
+//   align:step=K[,neuron=N][,neurons=M][,hidden=X[,contribution=Y] | scale=C]
 //       Neurons N .. N+M-1 (17, one) of every block's SwiGLU: the linear branch's weights become the gate's,
 //       and both are multiplied by C, or so that h = silu(z) z of the step's first micro-batch reaches X
 //       (1e4) there, one block after the other.  [Fishman et al. 2409.12517, Theorem 1: w1 and w2 align, and
-//       the neuron becomes quadratic in its input; this is that end of the road at once.]
+//       the neuron becomes quadratic in its input; this is that end of the road at once.] With a contribution
+//       the down projection's column of the neuron is multiplied by Y / X: the block's output is that of a
+//       neuron which reaches Y, so that the outlier is a matter of number formats and not of the function.
 //   row:step=K,parameter=NAME,row=R,scale=C
 //       Row R of a matrix is multiplied by C. Of "embedding.weight" that is one token's embedding.
 //
@@ -32,7 +34,8 @@ struct StateInjection {
   int64_t neuron = 17, neurons = 1;  // Align
   double hidden = 1e4;               // Align, when scale is 0
   double scale = 0;
-  std::string parameter;  // Row
+  double contribution = 0;  // Align: 0 leaves the down projection as it is
+  std::string parameter;    // Row
   int64_t row = -1;
 };
 

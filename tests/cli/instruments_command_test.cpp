@@ -77,13 +77,13 @@ TEST_CASE("octet sharpness measures every checkpoint of a run on the same sequen
         std::string::npos);
 }
 
-TEST_CASE("octet inject runs BF16 and three FP8 variants with the same outlier, and says who breaks") {
+TEST_CASE("octet inject runs BF16 and four FP8 variants with the same outlier, and says who breaks") {
   const TemporaryFolder folder;
   write_inputs(folder.path());
   const CommandRun dry = run_octet("inject run.json --dry-run", folder.path());
   INFO(dry.output);
   CHECK(dry.code == 0);
-  CHECK(dry.says("12 cells in 4 groups"));
+  CHECK(dry.says("15 cells in 5 groups"));
   CHECK(dry.says("injected: align:step=13"));
   const CommandRun run = run_octet(
       "inject run.json --seeds 5 --fault align:step=10,hidden=1000 --output out --jobs 2", folder.path());
@@ -91,7 +91,7 @@ TEST_CASE("octet inject runs BF16 and three FP8 variants with the same outlier, 
   REQUIRE(run.code == 0);
   CHECK(run.says("reference"));
   const nlohmann::json report = json_of(folder.path() / "out/sweep.json");
-  REQUIRE(report["groups"].size() == 4);
+  REQUIRE(report["groups"].size() == 5);
   CHECK(report["inject"][0] == "align:step=10,hidden=1000");
   CHECK(report["groups"][0]["injection"] == "reference");
   for (const auto& cell : report["cells"]) {

@@ -69,6 +69,24 @@ TEST_CASE("an aligned neuron's product reaches what was asked for in that very s
   }
 }
 
+TEST_CASE(
+    "an aligned neuron with a contribution has its column of the down projection divided, and no other") {
+  const TinyData data;
+  const std::vector<std::string> overrides = {"model.layers=2", "schedule.learning_rate=1e-30",
+                                              "schedule.warmup_steps=0"};
+  TinyRun plain(data, overrides), injected(data, overrides);
+  plain.go();
+  injected.go({"align:step=3,hidden=4096,contribution=2"});
+  for (const char* name : {"blocks.0.ffn.down.weight", "blocks.1.ffn.down.weight"})
+    for (const int64_t row : {int64_t{0}, int64_t{5}}) {
+      std::vector<float> before = row_of(plain, 4, name, row);
+      const std::vector<float> after = row_of(injected, 4, name, row);
+      CHECK(before != after);
+      before[17] *= 2.0f / 4096;
+      CHECK(before == after);
+    }
+}
+
 TEST_CASE("a run with an injection that stops anywhere and goes on is the run that was never stopped") {
   const TinyData data;
   const std::vector<std::vector<std::string>> recipes = {
