@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "numerics/bfloat16.h"
 #include "numerics/block_codes.h"
+#include "numerics/group_codes.h"
 #include "numerics/small_float.h"
 #include "numerics/sums.h"
 
@@ -98,6 +99,16 @@ void add_ends(std::vector<SelftestCase>& cases, Libraries libraries) {
 // ---- update
 
 namespace {
+
+void keep_as_codes(Workbench& w, DType storage, int64_t n) {
+  const Tensor codes = w.zeros(DType::E4M3, {n}), scales = w.zeros(DType::U8, {n / code_group}),
+               back = w.zeros(storage, {n});
+  w.device().encode_groups({.source = w.floats(storage, {n}, hard(n, 1)), .codes = codes, .scales = scales});
+  w.device().decode_groups({.codes = codes, .scales = scales, .out = back});
+  w.output("codes", codes);
+  w.output("scales", scales);
+  w.output("decoded", back);
+}
 
 // What three ranks would send each other, and its sum.
 void encode_and_add_up(Workbench& w, DType storage, int64_t n, int log2_mu) {
@@ -191,6 +202,10 @@ void add_update(std::vector<SelftestCase>& cases) {
       }
     }
   }
+  for (const DType storage : {DType::F32, DType::BF16})
+    for (const int64_t n : {code_group, 1251 * code_group})
+      cases.push_back({"kept activations", with_storage(storage, fmt::format("{}", n)), 0,
+                       [=](Workbench& w) { keep_as_codes(w, storage, n); }});
   for (const DType storage : {DType::F32, DType::BF16})
     for (const int64_t n : {int64_t{3}, int64_t{20003}})
       cases.push_back({"add in order", with_storage(storage, fmt::format("{}", n)), 0,

@@ -194,6 +194,11 @@ void check_micro_alignment(const RunConfig& c, Problems& out) {
 }
 
 void check_states(const RunConfig& c, Problems& out) {
+  if (const std::string problem = saved_activations_problem(c.precision, c.model, c.batch.recompute);
+      !problem.empty())
+    out.push_back({"/precision/saved_activations",
+                   {"/precision", "/batch/recompute", "/model"},
+                   "found \"fp8\"; " + problem});
   const Moments& m = c.precision.moments;
   const std::vector<std::string> section = {"/precision"};
   if (const std::string problem = master_problem(c.precision); !problem.empty())

@@ -234,6 +234,11 @@ void add_precision(List& list) {
       choice("/precision/attention", AT(precision.attention),
              Names<AttentionFormat>{{AttentionFormat::Storage, "storage"}, {AttentionFormat::FP8, "fp8"}},
              about("products inside attention: in the storage's format, or in FP8", Recorded)));
+  list.push_back(
+      choice("/precision/saved_activations", AT(precision.saved_activations),
+             Names<SavedActivations>{{SavedActivations::Storage, "storage"}, {SavedActivations::FP8, "fp8"}},
+             about("what norms and activations read in backward: in the storage's format, or a byte a value",
+                   Recorded)));
   list.push_back(choice("/precision/moments/first", AT(precision.moments.first), moment_formats,
                         about("format of Adam's first moment", Forbidden)));
   list.push_back(choice("/precision/moments/second", AT(precision.moments.second), moment_formats,

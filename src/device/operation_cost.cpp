@@ -82,6 +82,8 @@ uint64_t least_bytes(const EncodeBlocks& op) { return sum({op.source, op.message
 uint64_t least_bytes(const DecodeBlocks& op) {
   return sum({op.messages, op.out}) + (op.accumulate ? op.out.bytes() : 0);
 }
+uint64_t least_bytes(const EncodeGroups& op) { return sum({op.source, op.codes, op.scales}); }
+uint64_t least_bytes(const DecodeGroups& op) { return sum({op.codes, op.scales, op.out}); }
 uint64_t least_bytes(const AddInOrder& op) { return op.sources.bytes() + 2 * op.sum.bytes(); }
 uint64_t least_bytes(const OuterDifference& op) { return op.outer.bytes() + 2 * op.local.bytes(); }
 uint64_t least_bytes(const OuterUpdate& op) { return 2 * sum({op.outer, op.velocity, op.local}); }

@@ -41,6 +41,8 @@ uint64_t least_bytes(const WriteMasters& operation);
 uint64_t least_bytes(const ScaleTableUpdate& operation);
 uint64_t least_bytes(const EncodeBlocks& operation);
 uint64_t least_bytes(const DecodeBlocks& operation);
+uint64_t least_bytes(const EncodeGroups& operation);
+uint64_t least_bytes(const DecodeGroups& operation);
 uint64_t least_bytes(const AddInOrder& operation);
 uint64_t least_bytes(const OuterDifference& operation);
 uint64_t least_bytes(const OuterUpdate& operation);

@@ -392,6 +392,18 @@ struct DecodeBlocks {
   int64_t piece = 0;
   bool accumulate = false;
 };
+// Activations that backward reads, kept as codes [numerics/group_codes.h]. Groups follow each other in the
+// order of the values; none goes over the end of a row when rows are multiples of 16.
+struct EncodeGroups {
+  Tensor source;  // F32 or BF16, n values, n a multiple of 16
+  Tensor codes;   // E4M3, n
+  Tensor scales;  // U8, n / 16: inverse scales, E8M0
+};
+struct DecodeGroups {
+  Tensor codes, scales;
+  Tensor out;  // F32 or BF16, n values
+};
+
 // sum[i] = ((sum[i] + sources[0][i]) + sources[1][i]) + ..., in the type of the sum.
 struct AddInOrder {
   Tensor sum;      // F32 or F64 [n]
@@ -446,6 +458,8 @@ void check(const OuterUpdate& op);
   operation(scale_table_update, ScaleTableUpdate) \
   operation(encode_blocks, EncodeBlocks) \
   operation(decode_blocks, DecodeBlocks) \
+  operation(encode_groups, EncodeGroups) \
+  operation(decode_groups, DecodeGroups) \
   operation(add_in_order, AddInOrder) \
   operation(outer_difference, OuterDifference) \
   operation(outer_update, OuterUpdate) \

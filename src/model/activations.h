@@ -65,6 +65,14 @@ constexpr ActivationGroups recomputed_groups(Recompute policy) {
   return {!stored.residual, !stored.norms, !stored.hidden, !stored.others};
 }
 
+// One of those fields, kept for backward as codes [numerics/group_codes.h]. `values` is memory that all
+// blocks use in turn.
+struct SavedCodes {
+  Tensor values;  // storage [T, n]
+  Tensor codes;   // E4M3 [T, n]
+  Tensor scales;  // U8 [T, n / 16]
+};
+
 // Gradients of the loss, one set for all blocks.
 struct BlockGradients {
   CastBuffers residual;  // of the residual stream [T, D]

@@ -57,10 +57,12 @@ LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear wh
 
 Block::Block(const Blueprint& blueprint, int index)
     : name_(fmt::format("blocks.{}", index)),
+      index_(index),
       spec_(blueprint.spec()),
       micro_batch_(blueprint.options.micro_batch),
       storage_(blueprint.storage()),
       recompute_(blueprint.options.recompute),
+      saves_codes_(blueprint.options.recipe.saved_activations == SavedActivations::FP8),
       attention_norm_(declare_pre_norm(blueprint, index, "attention_norm")),
       attention_(blueprint, index),
       attention_post_norm_(declare_post_norm(blueprint, index, "attention_post_norm")),
@@ -117,10 +119,22 @@ void Block::normalise_middle(const Pass& pass, const ResidualStream& in) const {
 ResidualStream Block::forward(const Pass& pass, const ResidualStream& in, const Tensor& branch) const {
   const ResidualStream middle = after_attention(branch), out = after_ffn(branch);
   normalise_input(pass, in);
+  if (index_ > 0) pass.observe(index_ - 1, Observed::BlockOutput, activations_.residual);
   attention_.forward(pass, activations_, middle.branch);
   normalise_middle(pass, middle);
   feed_forward_.forward(pass, activations_, out.branch);
+  if (pass.kind != PassKind::Evaluation) encode(pass);
   return out;
+}
+
+void Block::encode(const Pass& pass) const {
+  for (const SavedCodes& saved : saved_codes_)
+    pass.device.encode_groups({.source = saved.values, .codes = saved.codes, .scales = saved.scales});
+}
+
+void Block::decode(const Pass& pass) const {
+  for (const SavedCodes& saved : saved_codes_)
+    pass.device.decode_groups({.codes = saved.codes, .scales = saved.scales, .out = saved.values});
 }
 
 void Block::recompute(const Pass& pass, const Tensor& branch) const {
@@ -186,6 +200,7 @@ void Block::branch_backward(const Pass& pass, const BlockGradients& g, const Par
 void Block::backward(const Pass& pass, const BlockGradients& g, const CastTarget& input_gradient,
                      const Tensor& branch) const {
   const BlockActivations& a = activations_;
+  decode(pass);
   recompute(pass.recomputing(), branch);
   const CastTarget out_gradient = attention_.out().grad_target(pass, g.branch, a.attention_output);
   CastTarget middle_gradient = out_gradient;

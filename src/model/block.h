@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <string>
+#include <vector>
 
 #include "model/attention.h"
 #include "model/feed_forward.h"
@@ -20,6 +21,7 @@ class Block {
 
   // ---- memory. `shared` is what all blocks use in turn; each block adds what it lacks.
   void plan_shared(MemoryPlan& plan, BlockActivations& shared) const;
+  void plan_passing(MemoryPlan& plan, BlockActivations& shared) const;  // values that no block keeps
   void plan_attention_gradients(MemoryPlan& plan, BlockGradients& gradients) const;
   void plan_ffn_gradients(MemoryPlan& plan, BlockGradients& gradients) const;
   void plan_residual_gradients(MemoryPlan& plan, BlockGradients& gradients) const;
@@ -53,6 +55,18 @@ class Block {
   ResidualStream after_attention(const Tensor& branch) const;
   ResidualStream after_ffn(const Tensor& branch) const;
 
+  // The wide tensors that a block hands from operation to operation, and what backward finds of them.
+  enum class Kept : uint8_t { Values, Codes, Nothing };
+  struct Wide {
+    Tensor BlockActivations::*tensor;
+    std::string field;
+    int64_t width;
+    Kept kept;
+  };
+  std::vector<Wide> wide_tensors() const;
+  void encode(const Pass& pass) const;
+  void decode(const Pass& pass) const;
+
   void plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockActivations& a) const;
   void add_and_normalise(const Pass& pass, const ResidualStream& in, const PreNorm& norm,
                          const CastTarget& out) const;
@@ -65,10 +79,12 @@ class Block {
                        const ResidualStream& stream, const CastTarget& gradient) const;
 
   std::string name_;
+  int index_;
   TransformerSpec spec_;
   int64_t micro_batch_;
   DType storage_;
   Recompute recompute_;
+  bool saves_codes_;
   // Gains [D]; tensors empty where the spec has no such norm.
   Parameter attention_norm_;
   Attention attention_;
@@ -76,6 +92,7 @@ class Block {
   FeedForward feed_forward_;
   Parameter ffn_post_norm_;
   BlockActivations activations_;
+  std::vector<SavedCodes> saved_codes_;
 };
 
 }  // namespace octet

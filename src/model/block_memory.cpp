@@ -1,17 +1,44 @@
 // Where a block's activations and gradients live.
 #include "model/block.h"
+#include "numerics/group_codes.h"
 
 namespace octet {
 
 using Reader = Linear::LastReader;
+
+// Norms read what they normalised, post-norms the branch, the activation its input: as values or as codes.
+// Without a norm in front of a layer only its weight gradient reads the stream, and not that when it has
+// codes of its own.
+std::vector<Block::Wide> Block::wide_tensors() const {
+  const Kept kept = saves_codes_ ? Kept::Codes : Kept::Values;
+  const auto stream = [&](const Linear& reader) {
+    if (spec_.pre_norm) return kept;
+    return recompute_ == Recompute::None && reader.formats().wgrad_float8() ? Kept::Nothing : Kept::Values;
+  };
+  using A = BlockActivations;
+  std::vector<Wide> wide = {
+      {&A::residual, ".residual", spec_.width, stream(attention_.qkv())},
+      {&A::middle, ".middle", spec_.width, stream(feed_forward_.up())},
+      {&A::up, is_gated(spec_.activation) ? ".ffn.gate_up" : ".ffn.up", spec_.up_width(), kept}};
+  if (scales_branches()) {
+    wide.push_back({&A::attention_branch, ".attention_branch", spec_.width, kept});
+    wide.push_back({&A::ffn_branch, ".ffn_branch", spec_.width, kept});
+  }
+  return wide;
+}
 
 void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockActivations& a) const {
   const int64_t tokens = micro_batch_ * spec_.context;
   const auto add = [&](Tensor& tensor, const char* field, DType dtype, const Shape& shape) {
     if (tensor.empty()) tensor = plan.add(name_ + field, Category::Activations, dtype, shape);
   };
+  const auto add_values = [&](Tensor BlockActivations::*tensor) {
+    for (const Wide& wide : wide_tensors())
+      if (wide.tensor == tensor && wide.kept == Kept::Values)
+        add(a.*tensor, wide.field.c_str(), storage_, {tokens, wide.width});
+  };
   if (groups.residual) {
-    add(a.residual, ".residual", storage_, {tokens, spec_.width});
+    add_values(&BlockActivations::residual);
     feed_forward_.down().plan_input(plan, Reader::GradCast, tokens, a.hidden);
     if (spec_.post_norm == PostNorm::RMS) add(a.ffn_branch_rstd, ".ffn_branch_rstd", DType::F32, {tokens});
   }
@@ -32,14 +59,22 @@ void Block::plan_groups(MemoryPlan& plan, const ActivationGroups& groups, BlockA
     }
     add(a.log_sum_exp, ".attention.log_sum_exp", DType::F32, {micro_batch_, spec_.heads, spec_.context});
     attention_.out().plan_input(plan, Reader::Wgrad, tokens, a.attention_output);
-    if (scales_branches()) add(a.attention_branch, ".attention_branch", storage_, {tokens, spec_.width});
+    add_values(&BlockActivations::attention_branch);
     if (spec_.post_norm == PostNorm::RMS)
       add(a.attention_branch_rstd, ".attention_branch_rstd", DType::F32, {tokens});
-    add(a.middle, ".middle", storage_, {tokens, spec_.width});
+    add_values(&BlockActivations::middle);
     if (spec_.pre_norm) add(a.ffn_rstd, ".ffn_rstd", DType::F32, {tokens});
-    add(a.up, is_gated(spec_.activation) ? ".ffn.gate_up" : ".ffn.up", storage_, {tokens, spec_.up_width()});
-    if (scales_branches()) add(a.ffn_branch, ".ffn_branch", storage_, {tokens, spec_.width});
+    add_values(&BlockActivations::up);
+    add_values(&BlockActivations::ffn_branch);
   }
+}
+
+void Block::plan_passing(MemoryPlan& plan, BlockActivations& shared) const {
+  const int64_t tokens = micro_batch_ * spec_.context;
+  for (const Wide& wide : wide_tensors())
+    if (wide.kept != Kept::Values && (shared.*wide.tensor).empty())
+      shared.*wide.tensor =
+          plan.add("passing" + wide.field, Category::Activations, storage_, {tokens, wide.width});
 }
 
 void Block::plan_shared(MemoryPlan& plan, BlockActivations& shared) const {
@@ -57,7 +92,7 @@ void Block::plan_stored(MemoryPlan& plan, const BlockActivations& shared) {
   BlockActivations own;
   plan_groups(plan, stored_groups(recompute_), own);
   const auto either = [](const Tensor& mine, const Tensor& common) { return mine.empty() ? common : mine; };
-  activations_.residual = own.residual;
+  activations_.residual = either(own.residual, shared.residual);
   activations_.attention_rstd = either(own.attention_rstd, shared.attention_rstd);
   activations_.attention_input = own.attention_input.or_else(shared.attention_input);
   activations_.query_keys = either(own.query_keys, shared.query_keys);
@@ -79,6 +114,14 @@ void Block::plan_stored(MemoryPlan& plan, const BlockActivations& shared) {
     activations_.attention_input.high = activations_.residual;
     activations_.ffn_input.high = activations_.middle;
   }
+  const int64_t tokens = micro_batch_ * spec_.context;
+  for (const Wide& wide : wide_tensors())
+    if (wide.kept == Kept::Codes)
+      saved_codes_.push_back({.values = activations_.*wide.tensor,
+                              .codes = plan.add(name_ + wide.field + ".codes", Category::Activations,
+                                                DType::E4M3, {tokens, wide.width}),
+                              .scales = plan.add(name_ + wide.field + ".scales", Category::Activations,
+                                                 DType::U8, {tokens, wide.width / code_group})});
 }
 
 void Block::plan_residual_gradients(MemoryPlan& plan, BlockGradients& g) const {

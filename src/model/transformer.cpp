@@ -11,6 +11,7 @@
 #include "model/block.h"
 #include "model/blueprint.h"
 #include "model/head.h"
+#include "numerics/group_codes.h"
 
 namespace octet {
 
@@ -29,6 +30,7 @@ void require_buildable(const TransformerOptions& options) {
   if (broken.empty() && (options.micro_batch < 1 || options.head_chunk < 1))
     broken = fmt::format("micro-batch and head chunk must be at least 1, found {} and {}",
                          options.micro_batch, options.head_chunk);
+  if (broken.empty()) broken = saved_activations_problem(options.recipe, options.spec, options.recompute);
   if (!broken.empty()) throw Error(ExitCode::Usage, broken, "change the model or batch section");
 }
 
@@ -56,6 +58,18 @@ std::string master_problem(const Recipe& recipe) {
   return {};
 }
 
+std::string saved_activations_problem(const Recipe& recipe, const TransformerSpec& spec,
+                                      Recompute recompute) {
+  if (recipe.saved_activations == SavedActivations::Storage) return {};
+  if (recompute != Recompute::None)
+    return "backward would recompute from codes what forward computed from values; allowed with "
+           "batch.recompute \"none\"";
+  for (const int64_t width : {spec.width, spec.ffn_width})
+    if (width % code_group != 0)
+      return fmt::format("a row of {} values is no whole number of groups of {}", width, code_group);
+  return {};
+}
+
 std::string offload_problem(const Recipe& recipe) {
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read the masters themselves";
   if (folds_scales(recipe))
@@ -76,7 +90,6 @@ struct Transformer::Implementation {
   void reset_scales();
   uint64_t training_signature(uint64_t position, float gradient_scale) const;
   void plan_observations(MemoryPlan& plan);
-  void observe_outputs(const Pass& pass) const;
   void observe_weights();
 
   // Buffers that no two phases need at once share memory: forward, head and backward, in this order, unless
@@ -180,6 +193,7 @@ void Transformer::Implementation::plan_scratch(MemoryPlan& plan) {
                       {tokens.rows(), options.spec.width});
   head->plan_output(plan);
   for (const Block& block : blocks) block.plan_residual_gradients(plan, gradients);
+  for (const Block& block : blocks) block.plan_passing(plan, shared);
   {
     const MemoryPlan::Lifetime life(plan);
     head->plan_scratch(plan);
@@ -252,14 +266,8 @@ void Transformer::Implementation::forward(const Pass& pass) {
   ResidualStream stream{blocks.front().input(), {}, {}, {}};
   for (const Block& block : blocks) stream = block.forward(pass, stream, branch);
   head->normalise(pass, stream);
-  observe_outputs(pass);
-}
-
-// The stream after a block is there once the norm that follows has added the branch to it.
-void Transformer::Implementation::observe_outputs(const Pass& pass) const {
-  for (size_t i = 0; i < blocks.size(); ++i)
-    pass.observe(static_cast<int>(i), Observed::BlockOutput,
-                 i + 1 < blocks.size() ? blocks[i + 1].input() : head->stream());
+  // The stream after a block is there once the norm that follows has added the branch to it.
+  pass.observe(static_cast<int>(blocks.size()) - 1, Observed::BlockOutput, head->stream());
 }
 
 void Transformer::Implementation::plan_observations(MemoryPlan& plan) {

@@ -43,6 +43,9 @@ std::string offload_problem(const Recipe& recipe);
 // Why the masters may not be stored as the recipe says. Empty: they may.
 std::string master_problem(const Recipe& recipe);
 
+// Why activations may not be kept as codes. Empty: they may, or the recipe does not ask for it.
+std::string saved_activations_problem(const Recipe& recipe, const TransformerSpec& spec, Recompute recompute);
+
 // Where in the run a micro-batch is: keys stochastic rounding.
 struct MicroStep {
   int64_t step = 0, micro = 0;

@@ -161,6 +161,10 @@ enum class HeadFormat : uint8_t { Storage, FP8 };
 // (docs/numerics.md, "FP8 attention").  [Hernandez-Cano et al. 2505.20524, FP8DPA]
 enum class AttentionFormat : uint8_t { Storage, FP8 };
 
+// What non-linear operations read in backward: as forward computed it, or as E4M3 codes in groups of 16,
+// which backward decodes (numerics/group_codes.h; COAT 2410.19313, mixed granularity).
+enum class SavedActivations : uint8_t { Storage, FP8 };
+
 struct Recipe {
   std::string name = "bf16";
   Format storage = Format::BF16;  // activations between operations: FP32 or BF16
@@ -177,6 +181,7 @@ struct Recipe {
   Moments moments;
   MasterFormat master = MasterFormat::FP32;
   AttentionFormat attention = AttentionFormat::Storage;
+  SavedActivations saved_activations = SavedActivations::Storage;
   bool operator==(const Recipe&) const = default;
 
   bool float8() const { return is_float8(input.format) && is_float8(weight.format); }

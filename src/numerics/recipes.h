@@ -10,17 +10,8 @@
 namespace octet {
 
 inline std::vector<std::string> recipe_names() {
-  return {"fp32",
-          "bf16",
-          "fp8",
-          "fishman",
-          "torchao-rowwise",
-          "torchao-rowwise-gw-hp",
-          "switchback",
-          "nanotron",
-          "fp8-lm",
-          "coat-states",
-          "fog"};
+  return {"fp32",     "bf16",   "fp8",  "fishman", "torchao-rowwise", "torchao-rowwise-gw-hp", "switchback",
+          "nanotron", "fp8-lm", "coat", "fog"};
 }
 
 inline void set_formats(Recipe& recipe, Format grad) {
@@ -77,8 +68,9 @@ inline Recipe make_recipe(const std::string& name) {
     set_formats(recipe, Format::E5M2);
     recipe.moments = {.first = Format::E4M3, .second = Format::FP16, .block = 0};
     recipe.master = MasterFormat::FP16Scaled;
-  } else if (name == "coat-states") {
+  } else if (name == "coat") {
     set_formats(recipe, Format::E5M2);
+    recipe.saved_activations = SavedActivations::FP8;
     recipe.moments = {.first = Format::E4M3, .second = Format::E4M3, .block = 128, .range_expansion = true};
   } else if (name == "fog") {
     set_formats(recipe, Format::E5M2);

@@ -167,12 +167,12 @@ TEST_CASE("the quickstart's optimizers are the quickstart but for what they show
   const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
   const RunConfig fp8 = load_config((folder / "quickstart.json").string()),
                   bf16 = load_config((folder / "quickstart-bf16.json").string());
-  for (const char* name : {"coat-states", "six-bytes", "update-clipping"}) {
+  for (const char* name : {"coat", "six-bytes", "update-clipping"}) {
     INFO(name);
     RunConfig c = load_config((folder / (std::string("quickstart-") + name + ".json")).string());
     const RunConfig& plain = c.precision.float8() ? fp8 : bf16;
     CHECK_FALSE(c == plain);
-    CHECK(c.precision.moments.range_expansion == (name == std::string("coat-states")));
+    CHECK(c.precision.moments.range_expansion == (name == std::string("coat")));
     CHECK(c.optimizer.update_clipping == (name == std::string("update-clipping")));
     CHECK((c.precision.master == MasterFormat::BF16Stochastic) == (name == std::string("six-bytes")));
     c.run.name = plain.run.name;

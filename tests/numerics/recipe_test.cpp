@@ -29,8 +29,8 @@ TEST_CASE("an unknown recipe is refused with the known ones and the nearest") {
 }
 
 TEST_CASE("recipes named after a source have its formats of states and operands") {
-  const Recipe nanotron = make_recipe("nanotron"), fp8_lm = make_recipe("fp8-lm"),
-               coat = make_recipe("coat-states"), fog = make_recipe("fog");
+  const Recipe nanotron = make_recipe("nanotron"), fp8_lm = make_recipe("fp8-lm"), coat = make_recipe("coat"),
+               fog = make_recipe("fog");
   for (const Recipe& recipe : {nanotron, fp8_lm, coat, fog}) {
     INFO(recipe.name);
     CHECK(recipe.input.format == Format::E4M3);
@@ -40,6 +40,7 @@ TEST_CASE("recipes named after a source have its formats of states and operands"
     CHECK((recipe.master == MasterFormat::FP16Scaled) == !(recipe == coat));
     CHECK((recipe.attention == AttentionFormat::FP8) == (recipe == fog));
     CHECK(recipe.moments.range_expansion == (recipe == coat));
+    CHECK((recipe.saved_activations == SavedActivations::FP8) == (recipe == coat));
   }
   CHECK(make_recipe("fishman").master == MasterFormat::FP16Scaled);
   CHECK(nanotron.moments.second == Format::E4M3);

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 
+#include "device/group_codes.h"
 #include "device/products.h"
 #include "device/smooth_swiglu.h"
 #include "kernels/activation.h"
 #include "kernels/cast.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
+#include "kernels/group_codes.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
@@ -222,6 +224,26 @@ void GpuDevice::cross_entropy(const CrossEntropy& op) {
                           .z_loss = op.z_loss,
                           .backward = op.backward,
                           .bad_target = faults_ + 1,
+                          .stream = backend_->stream()});
+}
+
+void GpuDevice::encode_groups(const EncodeGroups& op) {
+  check(op);
+  kernels::encode_groups({.source = op.source.data,
+                          .storage = format_of(op.source),
+                          .count = op.source.elements(),
+                          .codes = op.codes.as<uint8_t>(),
+                          .scales = op.scales.as<uint8_t>(),
+                          .stream = backend_->stream()});
+}
+
+void GpuDevice::decode_groups(const DecodeGroups& op) {
+  check(op);
+  kernels::decode_groups({.codes = op.codes.as<uint8_t>(),
+                          .scales = op.scales.as<uint8_t>(),
+                          .out = op.out.data,
+                          .storage = format_of(op.out),
+                          .count = op.out.elements(),
                           .stream = backend_->stream()});
 }
 
