@@ -66,13 +66,6 @@ __device__ __forceinline__ float updated(const Rule& rule, float w, float m, flo
   return w - (rule.decay * w + rule.rate * (m / (sqrtf(v) + rule.epsilon)));
 }
 
-// The largest magnitude of masters, of all threads of a block. Rounding keeps the order, so that the largest
-// is rounded instead of each.
-__device__ __forceinline__ void raise_master_amax(const Update& update, uint32_t largest) {
-  const float amax = block_max_magnitude(__uint_as_float(largest));
-  if (threadIdx.x == 0) raise_amax(reinterpret_cast<float*>(update.master_amax), round_to_bfloat16(amax));
-}
-
 // Moments after this step, of the four neighbours from i on.
 template <class Gradient>
 __device__ __forceinline__ void advance4(const Update& update, float scale, Access access, int64_t i, int n,
@@ -111,18 +104,7 @@ __global__ void __launch_bounds__(threads) update_kernel(Update update) {
     store_moment(update.first, Moment::First, at.access, at.i, at.n, m, update.amaxes);
     store_moment(update.second, Moment::Second, at.access, at.i, at.n, v, second_amax(update));
   }
-  if (update.master_amax) raise_master_amax(update, largest);
-}
-
-// Where nothing changes the masters' amax is wanted all the same.
-__global__ void __launch_bounds__(threads) measure_masters(Update update) {
-  if (update.control->apply != 0) return;
-  uint32_t largest = 0;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * threads;
-#pragma unroll 4
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x; i < update.count; i += stride)
-    largest = larger(largest, value_of_one(update.master, i));
-  raise_master_amax(update, largest);
+  if (update.master_amax) raise_master_amax(update.master_amax, largest);
 }
 
 // ---- one scale a tensor
@@ -204,7 +186,7 @@ __global__ void __launch_bounds__(32 * span_warps) update_spans(Update update) {
     store_span(update.second, Moment::Second, begin, n, second, second_amax(update));
     __syncwarp();  // the next span may overwrite
   }
-  if (update.master_amax) raise_master_amax(update, largest);
+  if (update.master_amax) raise_master_amax(update.master_amax, largest);
 }
 
 // ---- host side
@@ -268,7 +250,8 @@ void adamw(const AdamWArguments& args) {
                   update);
     }
   });
-  if (args.master_amax) gpu::launch(measure_masters, walk, update);
+  if (args.master_amax)
+    measure_unchanged({args.master, args.count, args.control, args.master_amax, args.stream});
   if (one_scale) gpu::launch(store_inverses, {.grid = 1, .block = 1, .stream = args.stream}, update);
 }
 

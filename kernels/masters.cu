@@ -32,6 +32,16 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
+__global__ void __launch_bounds__(threads) measure_kernel(MeasureUnchangedArguments args) {
+  if (args.control->apply != 0) return;
+  uint32_t largest = 0;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * threads;
+#pragma unroll 4
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x; i < args.count; i += stride)
+    largest = larger(largest, value_of_one(args.master, i));
+  raise_master_amax(args.amax, largest);
+}
+
 gpu::Launch walk(int64_t count, Stream stream) {
   return {.grid = walking_grid(count, warps * usual_block), .block = threads, .stream = stream};
 }
@@ -55,6 +65,11 @@ void write_masters(const WriteMastersArguments& args) {
   const bool vectors = is_aligned16(master) && is_aligned16(args.from);
   gpu::launch(vectors ? write_kernel<true> : write_kernel<false>, walk(args.count, args.stream), args.from,
               master, args.count);
+}
+
+void measure_unchanged(const MeasureUnchangedArguments& args) {
+  if (args.count <= 0) return;
+  gpu::launch(measure_kernel, walk(args.count, args.stream), args);
 }
 
 OCTET_KERNELS_END

@@ -95,6 +95,13 @@ __device__ __forceinline__ float store_one(const MasterArguments& master, int64_
   return master_value(master.format, stored, 1.0f / scale);
 }
 
+// The largest magnitude of masters, of all threads of a block. Rounding keeps the order, so that the largest
+// is rounded instead of each.
+__device__ __forceinline__ void raise_master_amax(uint32_t* amax, uint32_t largest) {
+  const float of_block = block_max_magnitude(__uint_as_float(largest));
+  if (threadIdx.x == 0) raise_amax(reinterpret_cast<float*>(amax), round_to_bfloat16(of_block));
+}
+
 // Host side: may four neighbours be reached at once?
 inline bool is_aligned16(const MasterArguments& master) {
   return is_aligned16(master.values) && is_aligned16(master.rest);

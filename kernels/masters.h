@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/gradient_norm.h"
 #include "kernels/namespace.h"
 #include "numerics/recipe.h"
 
@@ -33,5 +34,16 @@ struct WriteMastersArguments {
   Stream stream = nullptr;
 };
 void write_masters(const WriteMastersArguments&);
+
+// Where a step is not applied (control->apply == 0): amax is raised to the bits of the largest |BF16(w)|, as
+// an update leaves it.
+struct MeasureUnchangedArguments {
+  MasterArguments master;
+  int64_t count;
+  const Control* control;
+  uint32_t* amax;
+  Stream stream = nullptr;
+};
+void measure_unchanged(const MeasureUnchangedArguments&);
 
 OCTET_KERNELS_END

@@ -10,7 +10,9 @@
 #include <set>
 
 #include "base/text.h"
+#include "device/products.h"
 #include "numerics/small_float.h"
+#include "optimizer/muon.h"
 #include "optimizer/schedule.h"
 #include "training/open_device.h"
 #include "training/precision_proof.h"
@@ -42,7 +44,11 @@ void add_memory(const RunConfig& config, const PlannedFor& target, RunPlan& plan
   const std::unique_ptr<Device> cpu = make_cpu_device(device_options(config));
   Device* const planned_for = target.open ? target.open : gpu.device ? gpu.device.get() : cpu.get();
   MemoryPlan device, host, offload;
-  const RunMemory memory(planned_for, config, {device, host, offload});
+  RunMemory memory(planned_for, config, {device, host, offload});
+  if (config.optimizer.name == OptimizerName::Muon)
+    for (const Matmul& m : muon_products(memory.model.parameters(), dtype_of(config.precision.storage)))
+      plan.update_flops +=
+          static_cast<double>(config.optimizer.muon_steps) * static_cast<double>(matmul_flops(m));
   plan.device_bytes = device.peak_bytes();
   plan.offload_bytes = offload.peak_bytes();
   plan.host_bytes = host.peak_bytes();

@@ -35,6 +35,7 @@ struct PlannedGemm {
 struct RunPlan {
   int64_t parameters = 0, matmul_parameters = 0;
   double flops_per_token = 0, flops_per_step = 0, flops_total = 0;
+  double update_flops = 0;       // of Muon's products in a step, on every rank; not in the three above
   double float8_flop_share = 0;  // of all GEMM FLOPs (block linears and head), as the recipe promises
   int64_t tokens_per_step = 0, micro_batches_per_step = 0, steps = 0, tokens_total = 0;
   double tokens_per_parameter = 0;

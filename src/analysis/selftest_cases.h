@@ -30,7 +30,7 @@ void compare_cast(Workbench& w, const CastTarget& out);
 Values rope_table(int64_t context, int64_t half, bool sine);
 void add_ends(std::vector<SelftestCase>& cases, Libraries libraries);  // embedding and cross-entropy
 void add_update(std::vector<SelftestCase>& cases);
-void add_optimizer(std::vector<SelftestCase>& cases);  // AdamW, masters, the mean square of an update
+void add_optimizer(std::vector<SelftestCase>& cases);  // AdamW, Muon, masters, mean squares of updates
 void add_products(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_attention(std::vector<SelftestCase>& cases, Libraries libraries);
 void add_observation(std::vector<SelftestCase>& cases);  // what the health monitor looks at

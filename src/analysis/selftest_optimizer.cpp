@@ -1,5 +1,5 @@
-// The cases of octet selftest for the optimizer: AdamW with moments and masters in every format, and the mean
-// square of an update.
+// The cases of octet selftest for the optimizer: AdamW and Muon with moments and masters in every format, and
+// the mean square of an update.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -118,6 +118,43 @@ void read_back(Workbench& w, MasterFormat format) {
   }
 }
 
+struct MuonStep {
+  MomentFormats moments;
+  DType gradient = DType::F32, storage = DType::BF16;
+  uint32_t apply = 1;
+  MasterFormat master = MasterFormat::FP32;
+};
+
+// Two steps of Muon's operations, its products left out.
+void muon_steps(Workbench& w, const MuonStep& step) {
+  constexpr int64_t n = 1000;
+  const Masters master = masters(w, step.master, n);
+  const MomentTensor first = moment(w, step.moments.first, step.moments, n);
+  const Tensor direction = w.zeros(step.storage, {n}), partials = w.zeros(DType::F64, {norm_pieces(n)}),
+               amax = w.zeros(DType::F32, {1});
+  const UpdateControl* const decided = control(w, step.apply);
+  for (uint64_t t = 1; t <= 2; ++t) {
+    w.device().muon_momentum({w.floats(step.gradient, {n}, hard(n, t)), first, direction, 0.95f, decided});
+    w.device().gradient_squares({direction, partials});
+    w.device().normalize({direction, partials});
+    w.device().weighted_sum(
+        {direction, w.floats(step.storage, {n}, normal(n, 7)), direction, 3.4445f, -4.775f});
+    w.device().muon_update({.master = master.values,
+                            .master_code = master.code,
+                            .direction = direction,
+                            .learning_rate = 1e-2f,
+                            .weight_decay = 0.1f,
+                            .control = decided,
+                            .amax = amax,
+                            .rounding_key = 11 + t,
+                            .first_element = 256});
+  }
+  output(w, master);
+  output(w, "first", first);
+  w.output("direction", direction);
+  w.output("amax", amax);
+}
+
 const MasterFormat master_formats[] = {MasterFormat::BF16Remainder, MasterFormat::BF16Kahan,
                                        MasterFormat::BF16Stochastic, MasterFormat::BF16Nearest,
                                        MasterFormat::FP16Scaled};
@@ -157,6 +194,20 @@ void add_optimizer(std::vector<SelftestCase>& cases) {
   cases.push_back({"adamw", "clipped by its update's mean square", 0, [](Workbench& w) {
                      three_steps(w, {{DType::E4M3, DType::E5M2, 128}, DType::F32, 1, MasterFormat::FP32, 3});
                    }});
+  for (const MomentFormats& m : moments)
+    for (const DType storage : {DType::F32, DType::BF16})
+      for (const uint32_t apply : {1u, 0u})
+        cases.push_back({"muon",
+                         fmt::format("momentum {} block {}{}, direction {}{}", octet::name_of(m.first),
+                                     m.block, m.expanded ? " expanded" : "", octet::name_of(storage),
+                                     apply ? "" : ", step refused"),
+                         0, [=](Workbench& w) {
+                           muon_steps(w, {m, storage, storage, apply});
+                         }});
+  for (const MasterFormat master : master_formats)
+    cases.push_back({"muon", fmt::format("master {}", name_of(master)), 0, [=](Workbench& w) {
+                       muon_steps(w, {{DType::E4M3, DType::F32, 128}, DType::F32, DType::BF16, 1, master});
+                     }});
   for (const MasterFormat master : master_formats)
     cases.push_back({"masters", fmt::format("{} to FP32 and BF16", name_of(master)), 0,
                      [=](Workbench& w) { read_back(w, master); }});

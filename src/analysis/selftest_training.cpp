@@ -12,7 +12,7 @@
 #include "base/random.h"
 #include "model/transformer.h"
 #include "numerics/recipes.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "training/run_memory.h"
 
 namespace octet {
@@ -61,9 +61,9 @@ enum class Resume { No, Halfway };
 struct Trained {
   Trained(Device& device, const TransformerOptions& options, MemoryPlan& plan)
       : model(&device, options, plan),
-        optimizer(&device, AdamWOptions{}, {options.recipe.moments}, model.parameters(), plan) {}
+        optimizer(&device, OptimizerOptions{}, {options.recipe.moments}, model.parameters(), plan) {}
   Transformer model;
-  AdamW optimizer;
+  Optimizer optimizer;
 };
 
 class DeviceArena {

@@ -87,6 +87,7 @@ Json to_json(const RunPlan& plan, const RunConfig& config) {
   root["flops"] = {{"per_token", plan.flops_per_token},
                    {"per_step", plan.flops_per_step},
                    {"total", plan.flops_total},
+                   {"update_per_step", plan.update_flops},
                    {"float8_share", plan.float8_flop_share}};
   root["tokens"] = {{"per_step", plan.tokens_per_step},
                     {"total", plan.tokens_total},
@@ -229,6 +230,9 @@ void print(const RunPlan& plan, const RunConfig& config, const Target& target, c
              human_count(static_cast<double>(plan.tokens_total)), plan.tokens_per_parameter);
   fmt::print("FLOPs     {:.3e} a token, {:.3e} a step, {:.3e} in all; {:.1f} % of GEMM FLOPs in FP8\n",
              plan.flops_per_token, plan.flops_per_step, plan.flops_total, 100 * plan.float8_flop_share);
+  if (plan.update_flops > 0)
+    fmt::print("Muon      {:.3e} FLOPs a step more: {:.1f} % beside those of a rank that has all tokens\n",
+               plan.update_flops, 100 * plan.update_flops / plan.flops_per_step);
   fmt::print("Disk      {} a checkpoint, {} for all that are kept\n", human_bytes(plan.checkpoint_bytes),
              human_bytes(plan.disk_bytes));
   print_memory(plan, target, options);

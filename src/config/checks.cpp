@@ -94,6 +94,17 @@ void check_sync(const RunConfig& c, Problems& out) {
     check_multiple("/evaluation/every", c.evaluation.every, "have one model to evaluate");
 }
 
+// Newton-Schulz needs a matrix whole.
+void check_muon(const RunConfig& c, Problems& out) {
+  if (c.optimizer.name != OptimizerName::Muon || c.parallel.zero == 0) return;
+  out.push_back(
+      {"/parallel/zero",
+       {"/optimizer/name"},
+       fmt::format("found {} with /optimizer/name \"muon\": a rank would own parts of matrices, and Muon "
+                   "makes whole ones orthogonal; allowed: 0, or /optimizer/name \"adamw\"",
+                   c.parallel.zero)});
+}
+
 void check_run(const RunConfig& c, Problems& out) {
   if (!plain_name(c.run.name) || c.run.name == "." || c.run.name == "..") {
     out.push_back({"/run/name",
@@ -240,6 +251,7 @@ std::vector<RuleProblem> check_rules(const RunConfig& c) {
   Problems out;
   check_parallel(c, out);
   check_sync(c, out);
+  check_muon(c, out);
   check_run(c, out);
   check_data(c, out);
   check_batch(c, out);

@@ -204,11 +204,10 @@ void add_batch(List& list) {
 }
 
 void add_optimizer(List& list) {
-  Field name = base("/optimizer/name", ValueKind::Choice, about("the optimizer", Forbidden));
-  name.choices = {"adamw"};
-  name.get = [](const RunConfig&) { return Json("adamw"); };
-  name.set = [](RunConfig&, const Json&) {};
-  list.push_back(name);
+  list.push_back(
+      choice("/optimizer/name", AT(optimizer.name),
+             Names<OptimizerName>{{OptimizerName::AdamW, "adamw"}, {OptimizerName::Muon, "muon"}},
+             about("the optimizer; muon: of the blocks' matrices, with adamw for the rest", Forbidden)));
   list.push_back(number("/optimizer/beta1", AT(optimizer.beta1), {0, 1, false, true},
                         about("decay of the first moment", Recorded)));
   list.push_back(number("/optimizer/beta2", AT(optimizer.beta2), {0, 1, false, true},
@@ -225,6 +224,10 @@ void add_optimizer(List& list) {
                          about("divide a tensor's learning rate by the root mean square of its update where "
                                "that exceeds 1 (StableAdamW)",
                                Recorded)));
+  list.push_back(number("/optimizer/muon_momentum", AT(optimizer.muon_momentum), {0, 1, false, true},
+                        about("muon: decay of the momentum", Recorded)));
+  list.push_back(integer("/optimizer/muon_steps", AT(optimizer.muon_steps), {1, 20},
+                         about("muon: Newton-Schulz iterations", Recorded)));
   list.push_back(choice("/schedule/name", AT(schedule.name),
                         Names<ScheduleName>{{ScheduleName::Constant, "constant"},
                                             {ScheduleName::Linear, "linear"},

@@ -9,7 +9,7 @@
 #include "model/spec.h"
 #include "model/transformer.h"
 #include "numerics/recipe.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "optimizer/schedule.h"
 
 namespace octet {
@@ -94,7 +94,7 @@ struct RunConfig {
   MemoryOptions memory;
   ParallelOptions parallel;
   LossOptions loss;
-  AdamWOptions optimizer;
+  OptimizerOptions optimizer;
   ScheduleOptions schedule;
   CheckpointOptions checkpoint;
   EvaluationOptions evaluation;

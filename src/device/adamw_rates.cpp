@@ -86,6 +86,49 @@ void check(const UpdateSquares& op) {
                 fmt::format("{} partials for {} values", op.partials.elements(), op.gradient.elements()));
 }
 
+namespace {
+
+bool is_storage(const Tensor& tensor) { return tensor.dtype == DType::F32 || tensor.dtype == DType::BF16; }
+
+}  // namespace
+
+void check(const MuonMomentum& op) {
+  const int64_t n = op.gradient.elements();
+  check("muon_momentum", op.first, n);
+  if (op.direction.elements() != n || !is_storage(op.direction) || !is_storage(op.gradient))
+    throw wrong("muon_momentum",
+                fmt::format("{} gradients of {}, a direction of {} of {}", n, name_of(op.gradient.dtype),
+                            op.direction.elements(), name_of(op.direction.dtype)));
+}
+
+void check(const Normalize& op) {
+  if (!is_storage(op.x) || op.partials.dtype != DType::F64 ||
+      op.partials.elements() != norm_pieces(op.x.elements()))
+    throw wrong("normalize",
+                fmt::format("{} values of {}, {} partials of {}", op.x.elements(), name_of(op.x.dtype),
+                            op.partials.elements(), name_of(op.partials.dtype)));
+}
+
+void check(const WeightedSum& op) {
+  const int64_t n = op.out.elements();
+  if (!is_storage(op.out) || op.x.dtype != op.out.dtype || op.y.dtype != op.out.dtype ||
+      op.x.elements() != n || op.y.elements() != n)
+    throw wrong("weighted_sum",
+                fmt::format("{} of {} and {} of {} to {} of {}", op.x.elements(), name_of(op.x.dtype),
+                            op.y.elements(), name_of(op.y.dtype), n, name_of(op.out.dtype)));
+}
+
+void check(const MuonUpdate& op) {
+  check_one_float("muon_update", "amax", op.amax);
+  check("muon_update", op.master, op.master_code);
+  if (op.direction.elements() != op.master.elements() || !is_storage(op.direction))
+    throw wrong("muon_update", fmt::format("{} masters, a direction of {} of {}", op.master.elements(),
+                                           op.direction.elements(), name_of(op.direction.dtype)));
+  if (op.first_element % 4 != 0)
+    throw wrong("muon_update",
+                fmt::format("a piece begins at element {}, not at a multiple of 4", op.first_element));
+}
+
 UpdateSquareRates update_square_rates(const UpdateSquares& op) {
   const double beta2 = static_cast<double>(op.beta2), epsilon = static_cast<double>(op.epsilon);
   return {static_cast<float>(1.0 / (1.0 - std::pow(beta2, static_cast<double>(op.step)))),

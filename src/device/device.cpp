@@ -94,6 +94,8 @@ const char* name_of(GemmClass c) {
       return "head wgrad";
     case GemmClass::Attention:
       return "attention";
+    case GemmClass::Muon:
+      return "muon";
   }
   return "unknown";
 }

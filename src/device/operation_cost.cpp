@@ -71,6 +71,14 @@ uint64_t least_bytes(const AdamWUpdate& op) {
          2 * sum({op.master, op.master_code.rest, op.master_code.inverse, op.first.values, op.first.inverse,
                   op.first.exponents, op.second.values, op.second.inverse, op.second.exponents});
 }
+uint64_t least_bytes(const MuonMomentum& op) {
+  return sum({op.gradient, op.direction}) + 2 * sum({op.first.values, op.first.inverse, op.first.exponents});
+}
+uint64_t least_bytes(const Normalize& op) { return 2 * op.x.bytes() + op.partials.bytes(); }
+uint64_t least_bytes(const WeightedSum& op) { return sum({op.x, op.y, op.out}); }
+uint64_t least_bytes(const MuonUpdate& op) {
+  return op.direction.bytes() + 2 * sum({op.master, op.master_code.rest, op.master_code.inverse});
+}
 uint64_t least_bytes(const ReadMasters& op) {
   return sum({op.master, op.code.rest, op.code.inverse, op.values});
 }

@@ -60,7 +60,8 @@ struct Operand {
 
 // Attention: the products inside the attention core, counted by the attention operations themselves (causal
 // part only).
-enum class GemmClass : uint8_t { Fprop, Dgrad, Wgrad, HeadFprop, HeadDgrad, HeadWgrad, Attention };
+// Muon: those of the optimizer.
+enum class GemmClass : uint8_t { Fprop, Dgrad, Wgrad, HeadFprop, HeadDgrad, HeadWgrad, Attention, Muon };
 const char* name_of(GemmClass c);
 
 // out[M, N] (+)= sum_k a[M, k] * b[N, k] * inverse scales. FP32 accumulation; one rounding to out's type.
@@ -346,6 +347,48 @@ struct AdamWUpdate {
   Tensor update_rms = {};
 };
 
+// ---- Muon: a matrix goes along its momentum made orthogonal.  [Jordan et al. 2024,
+// kellerjordan.github.io/posts/muon, and its code; Liu et al. 2502.16982; docs/numerics.md, "Muon"]
+
+// The momentum of one tensor, and Nesterov's direction from it:
+//   g = scale * gradient;  m = momentum * m + (1 - momentum) * g
+//   direction = (1 - momentum) * g + momentum * m
+// m as computed in FP32 makes the direction, then it is stored, as AdamW's is. Neither is written when the
+// step is not applied.
+struct MuonMomentum {
+  Tensor gradient;
+  MomentTensor first;
+  Tensor direction;  // storage, as many
+  float momentum;
+  const UpdateControl* control;  // device memory
+};
+// x = x * (1 / (sqrt(sum of partials) + 1e-7)), in place, rounded once: to a Frobenius norm of 1.
+struct Normalize {
+  Tensor x;         // storage
+  Tensor partials;  // F64, of GradientSquares
+};
+// out[i] = alpha * x[i] + beta * y[i], rounded once. out may be x or y.
+struct WeightedSum {
+  Tensor x, y, out;  // storage
+  float alpha, beta;
+};
+// w = w - (lr * weight_decay * w + lr * direction), read and stored as AdamW's masters are.
+struct MuonUpdate {
+  Tensor master;
+  MasterCode master_code;
+  Tensor direction;  // storage, as many
+  float learning_rate, weight_decay;
+  const UpdateControl* control;  // device memory
+  // The rest as AdamWUpdate's.
+  Tensor amax = {};
+  uint64_t rounding_key = 0;
+  int64_t first_element = 0;
+};
+void check(const MuonMomentum& op);  // Error(Internal) when types or shapes do not fit
+void check(const Normalize& op);
+void check(const WeightedSum& op);
+void check(const MuonUpdate& op);
+
 // values = the numbers that the model sees of these masters: F32, or rounded to BF16.
 struct ReadMasters {
   Tensor master;
@@ -453,6 +496,10 @@ void check(const OuterUpdate& op);
   operation(update_squares, UpdateSquares) \
   operation(update_rms, UpdateRms) \
   operation(adamw, AdamWUpdate) \
+  operation(muon_momentum, MuonMomentum) \
+  operation(normalize, Normalize) \
+  operation(weighted_sum, WeightedSum) \
+  operation(muon_update, MuonUpdate) \
   operation(read_masters, ReadMasters) \
   operation(write_masters, WriteMasters) \
   operation(scale_table_update, ScaleTableUpdate) \

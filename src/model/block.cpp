@@ -24,6 +24,16 @@ LinearShape shape_of(const TransformerSpec& spec, BlockLinear which) {
   return {"ffn.down", spec.width, spec.ffn_width};
 }
 
+// The matrices that a linear is.
+std::vector<int64_t> matrices_of(const TransformerSpec& spec, BlockLinear which) {
+  if (which == BlockLinear::Qkv) {
+    const int64_t keys = spec.kv_heads * spec.head_width_();
+    return {spec.attention_width(), keys, keys};
+  }
+  if (which == BlockLinear::Up && is_gated(spec.activation)) return {spec.ffn_width, spec.ffn_width};
+  return {};
+}
+
 Parameter declare_pre_norm(const Blueprint& blueprint, int block, const char* norm) {
   if (!blueprint.spec().pre_norm) return {};
   return blueprint.parameters.add(fmt::format("blocks.{}.{}.gain", block, norm), ParameterKind::Vector,
@@ -47,6 +57,7 @@ LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear wh
   linear.block = block;
   linear.outputs = shape.outputs;
   linear.inputs = shape.inputs;
+  linear.matrices = matrices_of(spec, which);
   linear.storage = blueprint.storage();
   const bool projects_back = which == BlockLinear::Out || which == BlockLinear::Down;
   linear.initial.deviation = projects_back ? spec.projection_deviation() : spec.init_deviation;

@@ -76,7 +76,7 @@ CastBuffers CastBuffers::first_rows(int64_t rows) const {
 
 Linear::Linear(const LinearOptions& options, const Blueprint& blueprint) : options_(options) {
   parameter_ = blueprint.parameters.add(options.name + ".weight", options.kind,
-                                        {options.outputs, options.inputs}, options.initial);
+                                        {options.outputs, options.inputs}, options.initial, options.matrices);
   add_sites(blueprint.scales);
   plan_working_weights(blueprint.plan);
 }

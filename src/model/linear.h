@@ -36,6 +36,7 @@ struct LinearOptions {
   std::string name;  // "blocks.3.ffn.down"
   int block = 0;
   int64_t outputs = 0, inputs = 0;  // N, K
+  std::vector<int64_t> matrices;    // Parameter::matrices
   DType storage = DType::BF16;
   LinearFormats formats;
   // The input is the residual stream itself: its high copy is the block's, and dgrad adds to the stream's

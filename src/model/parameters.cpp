@@ -43,10 +43,11 @@ void ParameterList::begin_slot(int slot) {
 }
 
 Parameter ParameterList::add(const std::string& name, ParameterKind kind, const Shape& shape,
-                             const Initial& initial) {
+                             const Initial& initial, const std::vector<int64_t>& matrices) {
   Parameter parameter;
   parameter.name = name;
   parameter.kind = kind;
+  parameter.matrices = matrices;
   parameter.index = parameters_.size();
   const bool vector = kind == ParameterKind::Vector;
   const int64_t elements = shape.elements();

@@ -44,7 +44,9 @@ class ParameterList {
 
   // The parameters declared from now on have this slot's scratch, in the order in which those before had it.
   void begin_slot(int slot);
-  Parameter add(const std::string& name, ParameterKind kind, const Shape& shape, const Initial& initial);
+  // `matrices`: Parameter::matrices.
+  Parameter add(const std::string& name, ParameterKind kind, const Shape& shape, const Initial& initial,
+                const std::vector<int64_t>& matrices = {});
   std::vector<Parameter>& all() { return parameters_; }
   const std::vector<Parameter>& all() const { return parameters_; }
   const SharedGradients& shared_gradients() const { return shared_; }

@@ -230,6 +230,8 @@ size_t Transformer::Implementation::workspace_bytes() const {
   for (const Block& block : blocks)
     for (const Linear* linear : block.linears())
       for (const Matmul& matmul : linear->matmul_shapes(tokens.rows())) matmuls.push_back(matmul);
+  if (options.update_products)
+    for (const Matmul& matmul : options.update_products(parameters.all())) matmuls.push_back(matmul);
   // One of each precision: blocks differ in nothing else.
   std::vector<AttentionForward> attentions;
   for (const Block& block : blocks) {

@@ -34,6 +34,9 @@ struct TransformerOptions {
   uint64_t seed = 0;
   Sharding sharding;
   bool observe = false;  // plan observations()
+  // Products that whoever updates the parameters runs on the device, as shapes without data: device.workspace
+  // is planned for them too.
+  std::function<std::vector<Matmul>(std::span<const Parameter>)> update_products = {};
 };
 
 // Why the masters of matrices and embeddings may not live outside the device: what reads them there. Empty:

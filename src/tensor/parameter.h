@@ -1,6 +1,7 @@
 // A trainable tensor: what the optimizer owns and what the model accumulates into.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "tensor/tensor.h"
 
@@ -46,6 +47,8 @@ struct Parameter {
   std::string name;  // "blocks.3.attention.qkv.weight"
   ParameterKind kind = ParameterKind::Matrix;
   size_t index = 0;  // in the model's list
+  // Rows of the matrices that it holds one below the other: Q, K and V; gate and up. Empty: it is one.
+  std::vector<int64_t> matrices;
   // Of master_code's format; on the device or, offloaded, in the host's page-locked memory. Sharded: flat,
   // the elements [begin, begin + master.elements()), which may be none.
   Tensor master;

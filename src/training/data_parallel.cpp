@@ -5,7 +5,7 @@
 namespace octet {
 
 DataParallel::DataParallel(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
-                           Transformer& model, AdamW& optimizer, MemoryPlan& plan)
+                           Transformer& model, Optimizer& optimizer, MemoryPlan& plan)
     : communicator_(communicator),
       ranks_(ranks),
       model_(model),
@@ -29,7 +29,7 @@ void DataParallel::begin_step() {
 void DataParallel::decide(int64_t step) {
   // What every rank has whole is measured once.
   const bool whole = !weights_.sharded() || communicator_->rank() == 0;
-  const AdamW::Whole measures = whole ? AdamW::Whole::Yes : AdamW::Whole::No;
+  const Optimizer::Whole measures = whole ? Optimizer::Whole::Yes : Optimizer::Whole::No;
   const auto over_ranks = [&](const Tensor& partials) {
     if (weights_.sharded()) add_up(partials);
   };
@@ -63,7 +63,7 @@ void DataParallel::merge_observations() {
 }
 
 void DataParallel::update(double learning_rate, int64_t step) {
-  const AdamW::Updated to_weights = [&](const MasterPiece& piece) { weights_.take(piece, step); };
+  const Optimizer::Updated to_weights = [&](const MasterPiece& piece) { weights_.take(piece, step); };
   optimizer_.update(model_.parameters(), learning_rate, step,
                     [&](const MasterPiece& piece) { exchange_->take(piece, step, to_weights); });
   exchange_->finish_update(step, to_weights);

@@ -21,7 +21,7 @@ class DataParallel {
  public:
   // Plans what it needs. `communicator` may be null while measuring, and with one rank.
   DataParallel(Device* device, Communicator* communicator, int ranks, const RunConfig& config,
-               Transformer& model, AdamW& optimizer, MemoryPlan& plan);
+               Transformer& model, Optimizer& optimizer, MemoryPlan& plan);
 
   // The working weights of the masters of the seed or of a checkpoint, from which all ranks go on.
   void start(int64_t step);
@@ -38,7 +38,7 @@ class DataParallel {
   Transformer::ReadyWork ready_work() const { return exchange_->ready_work(); }
   // The step's gradients and loss sum are complete.
   void finish_gradients() { exchange_->finish_gradients(); }
-  // AdamW::decide with the norm of the step's gradients, and its measure_updates. `step` from 1.
+  // Optimizer::decide with the norm of the step's gradients, and its measure_updates. `step` from 1.
   void decide(int64_t step);
   // amax = the largest of all ranks of the step, before the scale table is updated.
   void merge_amaxes();
@@ -67,7 +67,7 @@ class DataParallel {
   Communicator* communicator_;
   int ranks_;
   Transformer& model_;
-  AdamW& optimizer_;
+  Optimizer& optimizer_;
   Device* device_;
   std::unique_ptr<StepExchange> exchange_;
   int step_ranks_;  // whose micro-batches make one gradient

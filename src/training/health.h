@@ -58,7 +58,7 @@ struct WeightHealth {
   double rms = 0;
   double growth = unknown;  // rms over that of the first record
   // Of this step's update, beside what the second moment expects; 0: the step is not applied.
-  double update_rms = 0;  // [AdamW::update_rms]
+  double update_rms = 0;  // [Optimizer::update_rms]
 };
 struct Health {
   std::vector<SiteHealth> sites;

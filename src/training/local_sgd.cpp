@@ -41,8 +41,8 @@ void LocalSgd::masters_set() {
   for (const Parameter& p : model_.parameters()) device_->copy(outer_[p.index], p.master);
 }
 
-// Differences are on their way while AdamW updates the parameters that follow.
-void LocalSgd::take(const MasterPiece& piece, int64_t step, const AdamW::Updated& hand_on) {
+// Differences are on their way while the optimizer updates the parameters that follow.
+void LocalSgd::take(const MasterPiece& piece, int64_t step, const Optimizer::Updated& hand_on) {
   if (!agrees_after(step)) return hand_on(piece);
   const Parameter& p = model_.parameters()[piece.parameter];
   device_->outer_difference({outer_[p.index].flat(), p.master.flat()});
@@ -54,7 +54,7 @@ void LocalSgd::take(const MasterPiece& piece, int64_t step, const AdamW::Updated
     newest_reduction_ = reduction_.all_reduce(p.master, static_cast<uint64_t>(step), p.index);
 }
 
-void LocalSgd::finish_update(int64_t step, const AdamW::Updated& hand_on) {
+void LocalSgd::finish_update(int64_t step, const Optimizer::Updated& hand_on) {
   if (!agrees_after(step)) return;
   merge_scales(step);
   if (ranks_ > 1) {

@@ -24,8 +24,8 @@ class LocalSgd final : public StepExchange {
   int ranks_of_step() const override { return 1; }
 
   bool agrees_after(int64_t step) const override { return step % options_.sync_every == 0; }
-  void take(const MasterPiece& piece, int64_t step, const AdamW::Updated& hand_on) override;
-  void finish_update(int64_t step, const AdamW::Updated& hand_on) override;
+  void take(const MasterPiece& piece, int64_t step, const Optimizer::Updated& hand_on) override;
+  void finish_update(int64_t step, const Optimizer::Updated& hand_on) override;
   void masters_set() override;
 
   std::vector<NamedTensor> states() const override { return velocities_; }

@@ -17,6 +17,7 @@ bool ran_in_fp8(const MatmulKey& key) { return is_codes(key.a) && is_codes(key.b
 double fp8_flop_share(const MatmulCounts& counts) {
   double fp8 = 0, all = 0;
   for (const auto& [key, count] : counts) {
+    if (key.gemm_class == GemmClass::Muon) continue;
     all += static_cast<double>(count.flops);
     if (ran_in_fp8(key)) fp8 += static_cast<double>(count.flops);
   }

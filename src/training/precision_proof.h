@@ -8,7 +8,8 @@
 
 namespace octet {
 
-// FLOPs of GEMMs that read FP8 codes on both sides, over all GEMM FLOPs (block linears and head).
+// FLOPs of GEMMs that read FP8 codes on both sides, over all GEMM FLOPs (block linears, head and attention;
+// not the optimizer's).
 double fp8_flop_share(const MatmulCounts& counts);
 
 // One row per class and operand types: {"class", "a", "b", "out", "implementation", "calls", "flops"}.

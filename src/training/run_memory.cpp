@@ -20,6 +20,10 @@ TransformerOptions transformer_options(const RunConfig& c, const Sharding& ranks
   o.z_loss = c.loss.z_loss;
   o.seed = c.run.seed;
   o.observe = c.health.every > 0 && c.health.activations;
+  if (c.optimizer.name == OptimizerName::Muon)
+    o.update_products = [storage = dtype_of(c.precision.storage)](std::span<const Parameter> parameters) {
+      return muon_products(parameters, storage);
+    };
   return o;
 }
 
@@ -85,7 +89,8 @@ RunMemory::RunMemory(Device* device, const RunConfig& c, const Plans& plans, con
     : model(device, transformer_options(c, ranks), plans.device, offload(c) ? &plans.offload : nullptr),
       optimizer(device, c.optimizer,
                 {c.precision.moments, offload(c) ? &plans.offload : nullptr,
-                 [this](size_t parameter) { return model.splits_refresh(parameter); }, c.run.seed},
+                 [this](size_t parameter) { return model.splits_refresh(parameter); }, c.run.seed,
+                 dtype_of(c.precision.storage)},
                 model.parameters(), plans.device),
       data_parallel(device, communicator, ranks.ranks, c, model, optimizer, plans.device),
       evaluation_sums(

@@ -8,7 +8,7 @@
 #include "data/loader.h"
 #include "device/device.h"
 #include "model/transformer.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "tensor/memory_plan.h"
 #include "training/data_parallel.h"
 #include "training/snapshot.h"
@@ -27,7 +27,7 @@ struct RunMemory {
             Communicator* communicator = nullptr);
 
   Transformer model;
-  AdamW optimizer;
+  Optimizer optimizer;
   DataParallel data_parallel;
   Tensor evaluation_sums;  // F64 [batches] on the device: of token losses
   Tensor

@@ -22,10 +22,10 @@ std::string moments_file(int rank) {
 
 }  // namespace
 
-Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan)
+Snapshot::Snapshot(Transformer& model, Optimizer& optimizer, MemoryPlan& plan)
     : Snapshot(model, optimizer, plan, Local{}) {}
 
-Snapshot::Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& plan, const Local& local)
+Snapshot::Snapshot(Transformer& model, Optimizer& optimizer, MemoryPlan& plan, const Local& local)
     : model_(&model), scales_(&model.scales()), rank_(local.rank) {
   payloads_.resize(3);
   payloads_[0].file = "masters.safetensors";
@@ -70,11 +70,12 @@ std::vector<Snapshot::Item> Snapshot::masters_of(const Parameter& p) {
   return items;
 }
 
-std::vector<Snapshot::Item> Snapshot::moments_of(const Parameter& parameter, const AdamW::State& state) {
+std::vector<Snapshot::Item> Snapshot::moments_of(const Parameter& parameter, const Optimizer::State& state) {
   const std::pair<const char*, const MomentTensor*> moments[] = {{".first", &state.first},
                                                                  {".second", &state.second}};
   std::vector<Item> items;
   for (const auto& [suffix, moment] : moments) {
+    if (moment->values.empty()) continue;
     const std::string name = parameter.name + suffix;
     items.push_back({name, moment->values, parameter.gradient.shape, parameter.begin});
     if (!moment->inverse.empty()) add_scales(items, parameter, name, *moment);

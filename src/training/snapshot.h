@@ -7,7 +7,7 @@
 
 #include "device/device.h"
 #include "model/transformer.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "tensor/memory_plan.h"
 #include "tensor/safetensors.h"
 #include "training/checkpoint.h"
@@ -27,8 +27,8 @@ class Snapshot {
     int rank = 0, ranks = 1;
     std::vector<NamedTensor> outer = {};  // of local SGD, the same on all ranks; empty: synchronous
   };
-  Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& host_plan);
-  Snapshot(Transformer& model, AdamW& optimizer, MemoryPlan& host_plan, const Local& local);
+  Snapshot(Transformer& model, Optimizer& optimizer, MemoryPlan& host_plan);
+  Snapshot(Transformer& model, Optimizer& optimizer, MemoryPlan& host_plan, const Local& local);
   void take(Device& device);            // device -> host
   void put_back(Device& device) const;  // host -> device (resume, rollback)
   // Files -> host; names, types and shapes of the whole tensors must match, however many ranks wrote them and
@@ -55,7 +55,7 @@ class Snapshot {
     int64_t begin = 0;
   };
   static std::vector<Item> masters_of(const Parameter& parameter);
-  static std::vector<Item> moments_of(const Parameter& parameter, const AdamW::State& state);
+  static std::vector<Item> moments_of(const Parameter& parameter, const Optimizer::State& state);
   static void add_scales(std::vector<Item>& items, const Parameter& parameter, const std::string& name,
                          const MomentTensor& moment);
   void add(Payload& payload, const Item& item, MemoryPlan& plan);

@@ -10,7 +10,7 @@
 #include "config/run_config.h"
 #include "device/device.h"
 #include "model/transformer.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "tensor/memory_plan.h"
 #include "tensor/safetensors.h"
 
@@ -50,11 +50,11 @@ class StepExchange {
   virtual bool agrees_after(int64_t step) const { return (void)step, true; }
   // Each updated piece on its way to the working weights: handed on at once, or in finish_update() as it is
   // then.
-  virtual void take(const MasterPiece& piece, int64_t step, const AdamW::Updated& hand_on) {
+  virtual void take(const MasterPiece& piece, int64_t step, const Optimizer::Updated& hand_on) {
     (void)step;
     hand_on(piece);
   }
-  virtual void finish_update(int64_t step, const AdamW::Updated& hand_on) { (void)step, (void)hand_on; }
+  virtual void finish_update(int64_t step, const Optimizer::Updated& hand_on) { (void)step, (void)hand_on; }
   // The masters are those of the seed or of a checkpoint, the same on all ranks.
   virtual void masters_set() {}
 

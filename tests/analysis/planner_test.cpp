@@ -135,6 +135,22 @@ TEST_CASE("the plan is that of a device with the run's own options") {
   }
 }
 
+TEST_CASE("Muon's plan is without second moments of matrices, and counts its products") {
+  const RunConfig muon = load_config(configs + "quickstart-muon.json");
+  RunConfig adamw = muon;
+  adamw.optimizer.name = OptimizerName::AdamW;
+  const RunPlan plan = plan_run(muon), plain = plan_run(adamw);
+  const auto weights = static_cast<double>(4 * (256 * 128 + 128 * 128 + 704 * 128 + 128 * 352));
+  const double saved = bytes_of(plain, "second moments F8_E5M2") - bytes_of(plan, "second moments F8_E5M2");
+  CHECK(std::fabs(saved * static_cast<double>(plan.parameters) - weights) < 1);
+  CHECK(plan.checkpoint_bytes < plain.checkpoint_bytes);
+  // Five iterations of 2 (2 n n k + n n n): Q, out 128 x 128, K and V 64 x 128, gate, up, down 128 x 352.
+  const auto of = [](double n, double k) { return 2 * (2 * n * n * k + n * n * n); };
+  CHECK(plan.update_flops == 4 * 5 * (2 * of(128, 128) + 2 * of(64, 128) + 3 * of(128, 352)));
+  CHECK(plain.update_flops == 0);
+  CHECK(plan.flops_total == plain.flops_total);
+}
+
 TEST_CASE("FLOPs and tokens follow from the shape") {
   const RunConfig c = load_config(configs + "7b-fp8.json");
   const RunPlan plan = plan_run(c);

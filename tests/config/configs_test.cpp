@@ -105,7 +105,7 @@ TEST_CASE("shipped twins differ in the precision section only") {
     twins.insert(base);
   }
   // Neither: 3b-fp8-24gb.json and the quickstart with one thing changed, below.
-  CHECK(twins.size() * 2 + 6 == shipped().size());
+  CHECK(twins.size() * 2 + 7 == shipped().size());
 }
 
 TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
@@ -189,6 +189,18 @@ TEST_CASE("the quickstart's optimizers are the quickstart but for what they show
   coat.run.output = fp8.run.output;
   coat.precision = fp8.precision;
   CHECK(coat == fp8);
+}
+
+TEST_CASE("the quickstart with Muon is the quickstart but for the optimizer") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig muon = load_config((folder / "quickstart-muon.json").string());
+  const RunConfig plain = load_config((folder / "quickstart.json").string());
+  CHECK(muon.optimizer.name == OptimizerName::Muon);
+  muon.optimizer.name = plain.optimizer.name;
+  muon.parallel.zero = plain.parallel.zero;
+  muon.run.name = plain.run.name;
+  muon.run.output = plain.run.output;
+  CHECK(muon == plain);
 }
 
 TEST_CASE("the quickstart's FP8 section spells out the recipe fp8") {

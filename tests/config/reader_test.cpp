@@ -237,6 +237,29 @@ TEST_CASE("local SGD refuses what needs the ranks to be one after every step, an
   CHECK(complaint_of("{}", {"parallel.zero=2", "checkpoint.every=10", "run.steps=210"}).what.empty());
 }
 
+TEST_CASE("Muon refuses parts of matrices on ranks, and says what works") {
+  const std::vector<std::string> works = {"optimizer.name=muon", "parallel.zero=0"};
+  CHECK(complaint_of("{}", works).what.empty());
+  CHECK(parse_config("{}", "t", works).optimizer.name == OptimizerName::Muon);
+  const auto complaint_with = [&](const std::string& change) {
+    std::vector<std::string> settings = works;
+    settings.push_back(change);
+    return complaint_of("{}", settings);
+  };
+  for (const char* zero : {"1", "2"}) {
+    const Complaint complaint = complaint_with(std::string("parallel.zero=") + zero);
+    CHECK(complaint.has(std::string("/parallel/zero: found ") + zero));
+    CHECK(complaint.has("/optimizer/name \"muon\""));
+    CHECK(complaint.has("allowed: 0, or /optimizer/name \"adamw\""));
+    CHECK(complaint_of("{}", {std::string("parallel.zero=") + zero}).what.empty());  // negative control
+  }
+  CHECK(complaint_of("{}", {"optimizer.name=muon"}).has("/parallel/zero"));  // 1 is the default
+  CHECK(complaint_with("optimizer.muon_momentum=1").has("/optimizer/muon_momentum"));
+  CHECK(complaint_with("optimizer.muon_steps=0").has("/optimizer/muon_steps"));
+  CHECK(complaint_with("memory.offload=optimizer").what.empty());
+  CHECK(complaint_with("optimizer.name=moun").has("muon"));
+}
+
 TEST_CASE("a preset or recipe is expanded first and the fields beside it override, in any order") {
   const RunConfig c = parse_config(
       R"({"model": {"layers": 8, "preset": "llama-1b"}, "precision": {"smooth_swiglu": "token", "recipe": "fp8"},

@@ -10,7 +10,7 @@
 #include "environment.h"
 #include "kernels/launch_error.h"
 #include "numerics/bfloat16.h"
-#include "numerics/masters.h"
+#include "stored_states.h"
 
 using namespace octet;
 
@@ -27,90 +27,9 @@ struct Problem {
   std::optional<float> rms = {};
 };
 
-Format format_of(DType type) {
-  switch (type) {
-    case DType::F32:
-      return Format::FP32;
-    case DType::BF16:
-      return Format::BF16;
-    case DType::F16:
-      return Format::FP16;
-    case DType::E4M3:
-      return Format::E4M3;
-    default:
-      return Format::E5M2;
-  }
-}
-
-struct MomentArray {
-  MomentArray(DType type, int block_size, int64_t count, size_t misaligned, bool expanded)
-      : values(type, {count}, misaligned), block(block_size) {
-    const Shape scales{block ? (count + block - 1) / block : 1};
-    if (size_of(type) == 1 || type == DType::F16) inverse.emplace(DType::F32, scales);
-    if (size_of(type) == 1 && expanded) exponents.emplace(DType::U8, scales);
-  }
-  MomentArray(const MomentArray&) = default;
-  MomentTensor tensor() const {
-    return {values, inverse ? inverse->tensor() : Tensor(), block,
-            exponents ? exponents->tensor() : Tensor()};
-  }
-  kernels::MomentArguments arguments() const {
-    return {.values = values.data(),
-            .format = format_of(values.tensor().dtype),
-            .inverse = inverse ? inverse->as<float>() : nullptr,
-            .block = block,
-            .exponents = exponents ? exponents->as<uint8_t>() : nullptr};
-  }
-  int64_t differences_from(const MomentArray& other) const {
-    return differences(values, other.values) + (inverse ? differences(*inverse, *other.inverse) : 0) +
-           (exponents ? differences(*exponents, *other.exponents) : 0);
-  }
-
-  Array values;
-  std::optional<Array> inverse, exponents;
-  int block;
-};
-
-// Masters of random numbers.
-struct MasterArray {
-  explicit MasterArray(const Problem& p)
-      : values(values_dtype(p.master), {p.count}, p.misaligned), format(p.master) {
-    if (format == MasterFormat::BF16Remainder) rest.emplace(DType::U16, Shape{p.count}, p.misaligned);
-    if (format == MasterFormat::BF16Kahan) rest.emplace(DType::BF16, Shape{p.count}, p.misaligned);
-    if (format == MasterFormat::FP16Scaled)
-      inverse.emplace(DType::F32, Shape{(p.count + master_block - 1) / master_block});
-    Array numbers(DType::F32, {p.count});
-    randomize(numbers, Values::Tame, 1);
-    specification().write_masters({numbers, values, code()});
-  }
-  MasterCode code() const {
-    return {format, rest ? rest->tensor() : Tensor(), inverse ? inverse->tensor() : Tensor()};
-  }
-  kernels::MasterArguments arguments() const {
-    return {.values = values.data(),
-            .format = format,
-            .rest = rest ? static_cast<uint16_t*>(rest->data()) : nullptr,
-            .inverse = inverse ? inverse->as<float>() : nullptr};
-  }
-  int64_t differences_from(const MasterArray& other) const {
-    return differences(values, other.values) + (rest ? differences(*rest, *other.rest) : 0) +
-           (inverse ? differences(*inverse, *other.inverse) : 0);
-  }
-  // The numbers that the model sees.
-  Array numbers() const {
-    Array to(DType::F32, {values.elements()});
-    specification().read_masters({values, code(), to});
-    return to;
-  }
-
-  Array values;
-  std::optional<Array> rest, inverse;
-  MasterFormat format;
-};
-
 struct State {
   explicit State(const Problem& p)
-      : master(p),
+      : master(p.master, p.count, p.misaligned),
         gradient(p.gradient, {p.count}, p.misaligned),
         first(p.first, p.first_block, p.count, p.misaligned, p.expanded),
         second(p.second, p.second_block, p.count, p.misaligned, p.expanded) {
@@ -363,8 +282,8 @@ TEST_CASE("masters are read and written with the bits of the CPU's, at any count
       for (const size_t misaligned : {0u, 4u}) {
         INFO("master " << static_cast<int>(master) << ", " << count << " misaligned by " << misaligned);
         const Problem p{.count = count, .misaligned = misaligned, .master = master};
-        const MasterArray theirs(p);
-        MasterArray ours(p);
+        const MasterArray theirs(p.master, p.count, p.misaligned);
+        MasterArray ours(p.master, p.count, p.misaligned);
         Array numbers(DType::F32, {count}, misaligned);
         randomize(numbers, Values::Wide, 5);
         specification().write_masters({numbers, theirs.values, theirs.code()});

@@ -1,4 +1,4 @@
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 
 #include <cmath>
 #include <limits>
@@ -14,7 +14,7 @@ constexpr int64_t rows = 4, columns = 96;
 
 // One matrix, one embedding and one vector with their optimizer.
 struct Trio {
-  explicit Trio(const AdamWOptions& options, const Moments& moments = make_recipe("fp32").moments)
+  explicit Trio(const OptimizerOptions& options, const Moments& moments = make_recipe("fp32").moments)
       : device(make_cpu_device(test::deterministic())) {
     MemoryPlan measured;
     build(measured, options, moments);
@@ -27,7 +27,7 @@ struct Trio {
       device->fill_normal(parameters[i].gradient, 0.1f, 100 + i);
     }
   }
-  void build(MemoryPlan& plan, const AdamWOptions& options, const Moments& moments) {
+  void build(MemoryPlan& plan, const OptimizerOptions& options, const Moments& moments) {
     parameters.clear();
     const auto add = [&](const char* name, ParameterKind kind, const Shape& shape) {
       Parameter p;
@@ -41,7 +41,7 @@ struct Trio {
     add("embedding", ParameterKind::Embedding, {rows, columns});
     add("gain", ParameterKind::Vector, {columns});
     loss_sum = plan.add("loss_sum", Category::Batch, DType::F64, {1});
-    adamw = std::make_unique<AdamW>(device.get(), options, AdamW::States{moments}, parameters, plan);
+    adamw = std::make_unique<Optimizer>(device.get(), options, Optimizer::States{moments}, parameters, plan);
   }
   std::vector<float> master(size_t i) const {
     const float* data = parameters[i].master.as<float>();
@@ -53,7 +53,7 @@ struct Trio {
   std::unique_ptr<test::Arena> arena;
   std::vector<Parameter> parameters;
   Tensor loss_sum;
-  std::unique_ptr<AdamW> adamw;
+  std::unique_ptr<Optimizer> adamw;
   std::vector<MemoryPlan::Item> items;
 };
 
@@ -70,7 +70,7 @@ double norm_of(const Trio& trio) {
 
 TEST_CASE("only matrices and embeddings decay, and embeddings only when asked to") {
   for (bool decay_embeddings : {true, false}) {
-    AdamWOptions options;
+    OptimizerOptions options;
     options.decay_embeddings = decay_embeddings;
     options.weight_decay = 0.5;
     Trio trio(options);
@@ -89,7 +89,7 @@ TEST_CASE("only matrices and embeddings decay, and embeddings only when asked to
 
 TEST_CASE("only matrices and embeddings have FP8 moments") {
   Trio trio({}, make_recipe("fp8").moments);
-  const std::vector<AdamW::State>& states = trio.adamw->states();
+  const std::vector<Optimizer::State>& states = trio.adamw->states();
   for (size_t i : {0, 1}) {
     CHECK(states[i].first.values.dtype == DType::E4M3);
     CHECK(states[i].second.values.dtype == DType::E5M2);
@@ -119,7 +119,7 @@ TEST_CASE("moments take the bytes their formats say") {
 }
 
 TEST_CASE("clipping measures the global norm before the update") {
-  AdamWOptions options;
+  OptimizerOptions options;
   options.clip_norm = 0.25;
   Trio trio(options);
   const double norm = norm_of(trio);
@@ -136,7 +136,7 @@ TEST_CASE("clipping measures the global norm before the update") {
 }
 
 TEST_CASE("gradients below the threshold are not clipped, and zero switches clipping off") {
-  AdamWOptions options;
+  OptimizerOptions options;
   for (double clip : {1e6, 0.0}) {
     options.clip_norm = clip;
     Trio trio(options);
@@ -156,7 +156,7 @@ TEST_CASE("a step with a non-finite gradient or loss changes nothing") {
         const auto state = [&] {
           std::vector<uint64_t> hashes;
           for (size_t i = 0; i < 3; ++i) {
-            const AdamW::State& s = trio.adamw->states()[i];
+            const Optimizer::State& s = trio.adamw->states()[i];
             for (const Tensor& t :
                  {trio.parameters[i].master, s.first.values, s.second.values, s.first.inverse})
               hashes.push_back(hash64(t.data, t.bytes()));

@@ -6,7 +6,7 @@
 #include "catch.h"
 #include "model/tiny_model.h"
 #include "numerics/masters.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 
 using namespace octet;
 
@@ -18,7 +18,7 @@ constexpr MasterFormat formats[] = {MasterFormat::FP32,        MasterFormat::BF1
 
 // A tiny model and its optimizer, trained on a few batches.
 struct Trained {
-  explicit Trained(const Recipe& recipe, const AdamWOptions& adamw = {}, int steps = 4)
+  explicit Trained(const Recipe& recipe, const OptimizerOptions& adamw = {}, int steps = 4)
       : device(make_cpu_device(test::deterministic())) {
     const TransformerOptions options = test::tiny(recipe);
     MemoryPlan measured;
@@ -40,12 +40,12 @@ struct Trained {
       losses.push_back(optimizer->read_control().loss);
     }
   }
-  void build(const TransformerOptions& options, const AdamWOptions& adamw, MemoryPlan& plan) {
+  void build(const TransformerOptions& options, const OptimizerOptions& adamw, MemoryPlan& plan) {
     optimizer.reset();
     model = std::make_unique<Transformer>(device.get(), options, plan);
-    optimizer = std::make_unique<AdamW>(device.get(), adamw,
-                                        AdamW::States{options.recipe.moments, nullptr, {}, options.seed},
-                                        model->parameters(), plan);
+    optimizer = std::make_unique<Optimizer>(
+        device.get(), adamw, Optimizer::States{options.recipe.moments, nullptr, {}, options.seed},
+        model->parameters(), plan);
   }
   int64_t master_bytes(const std::string& prefix) const {
     int64_t bytes = 0;
@@ -64,7 +64,7 @@ struct Trained {
   std::unique_ptr<Device> device;
   std::unique_ptr<test::Arena> arena;
   std::unique_ptr<Transformer> model;
-  std::unique_ptr<AdamW> optimizer;
+  std::unique_ptr<Optimizer> optimizer;
   std::vector<MemoryPlan::Item> items;
   std::vector<float> losses;
 };
@@ -154,7 +154,7 @@ TEST_CASE("expanded moments take 2.08 bytes a weight, FP16 and E4M3 ones 3.06, t
       const Parameter& p = trained.model->parameters()[i];
       if (p.kind == ParameterKind::Vector || p.master.elements() % 128 != 0) continue;
       weights += p.master.elements();
-      const AdamW::State& state = trained.optimizer->states()[i];
+      const Optimizer::State& state = trained.optimizer->states()[i];
       for (const MomentTensor* m : {&state.first, &state.second})
         bytes += static_cast<int64_t>(m->values.bytes() + m->inverse.bytes() + m->exponents.bytes());
     }
@@ -166,7 +166,7 @@ TEST_CASE("expanded moments take 2.08 bytes a weight, FP16 and E4M3 ones 3.06, t
 }
 
 TEST_CASE("update clipping: the mean square of each tensor is measured, and divides its rate above one") {
-  AdamWOptions clipping;
+  OptimizerOptions clipping;
   clipping.update_clipping = true;
   // In the first step g^2 / v_hat is 1 for every weight with a gradient.
   const Trained one(make_recipe("bf16"), clipping, 1);

@@ -1,7 +1,7 @@
 // AdamW against the oracle (fixtures/oracle_adamw): twenty steps in float64, five steps with FP8 moments bit
 // for bit.
 #include "catch.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "oracle_fixture.h"
 
 using namespace octet;
@@ -51,7 +51,7 @@ class Trained {
     return out;
   }
   Values master() { return values(parameters_[0].master); }
-  AdamW::State& state() { return optimizer_->states()[0]; }
+  Optimizer::State& state() { return optimizer_->states()[0]; }
   Values expected(const std::string& what) const { return fixture_.values(name_ + "." + what); }
   std::vector<uint8_t> expected_bytes(const std::string& what) const {
     return fixture_.bytes(name_ + "." + what);
@@ -67,14 +67,14 @@ class Trained {
     parameter.gradient = plan.add("gradient", Category::Gradients, DType::F32, shape);
     loss_ = plan.add("loss", Category::Other, DType::F64, {1});
     parameters_ = {parameter};
-    AdamWOptions options;
+    OptimizerOptions options;
     options.beta1 = description_["beta1"];
     options.beta2 = description_["beta2"];
     options.epsilon = description_["epsilon"];
     options.weight_decay = setup.weight_decay;
     options.clip_norm = 0;
-    optimizer_ =
-        std::make_unique<AdamW>(device_.get(), options, AdamW::States{setup.moments}, parameters_, plan);
+    optimizer_ = std::make_unique<Optimizer>(device_.get(), options, Optimizer::States{setup.moments},
+                                             parameters_, plan);
   }
 
   std::string name_;
@@ -85,7 +85,7 @@ class Trained {
   std::vector<Parameter> parameters_;
   Tensor loss_;
   std::vector<float> gradients_;
-  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<Optimizer> optimizer_;
 };
 
 Values difference(const Values& a, const Values& b) {
@@ -145,7 +145,7 @@ TEST_CASE("oracle: FP8 moments are the oracle's codes, bit for bit", "[oracle]")
       trained.step(t);
       INFO(name << " step " << t);
       const std::string step = "float8.step" + std::to_string(t);
-      const AdamW::State& state = trained.state();
+      const Optimizer::State& state = trained.state();
       REQUIRE(state.first.values.dtype == DType::E4M3);
       REQUIRE(state.second.values.dtype == DType::E5M2);
       const std::vector<uint8_t> second = trained.bytes(state.second.values);

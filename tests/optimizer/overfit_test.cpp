@@ -1,7 +1,7 @@
 // The whole chain learns: a model can memorise one small batch in every precision.
 #include "catch.h"
 #include "model/tiny_model.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 
 using namespace octet;
 using test::TinyModel;
@@ -19,16 +19,17 @@ struct Run {
 
 Memorised memorise(const TransformerOptions& options, const Run& run = {}) {
   TinyModel tiny(options);
-  AdamWOptions adamw_options;
+  OptimizerOptions adamw_options;
   adamw_options.weight_decay = 0;
   MemoryPlan measured;
   {
-    const AdamW sizes(tiny.device.get(), adamw_options, {options.recipe.moments}, tiny.model->parameters(),
-                      measured);
+    const Optimizer sizes(tiny.device.get(), adamw_options, {options.recipe.moments},
+                          tiny.model->parameters(), measured);
   }
   const test::Arena arena(*tiny.device, measured.peak_bytes());
   MemoryPlan placed = arena.plan();
-  AdamW adamw(tiny.device.get(), adamw_options, {options.recipe.moments}, tiny.model->parameters(), placed);
+  Optimizer adamw(tiny.device.get(), adamw_options, {options.recipe.moments}, tiny.model->parameters(),
+                  placed);
 
   const test::Batch batch = test::random_batch(options, 1);
   // Different beginnings: from its first token on, a window can be told from the other.

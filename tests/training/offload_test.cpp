@@ -24,10 +24,11 @@ struct States {
   Moments moments;
   MasterFormat master = MasterFormat::FP32;
   bool update_clipping = false;
+  OptimizerName optimizer = OptimizerName::AdamW;
 };
 
 Trained train_states(Device& device, const States& options, bool offload) {
-  const auto& [moments, master, update_clipping] = options;
+  const auto& [moments, master, update_clipping, by] = options;
   const std::vector<std::pair<ParameterKind, Shape>> shapes = {{ParameterKind::Embedding, {130, 400}},
                                                                {ParameterKind::Matrix, {64, 200}},
                                                                {ParameterKind::Vector, {200}},
@@ -67,11 +68,12 @@ Trained train_states(Device& device, const States& options, bool offload) {
       parameters.push_back(p);
     }
     const Tensor loss = plans[0].add("loss", Category::Other, DType::F64, {1});
-    AdamWOptions adamw_options;
-    adamw_options.update_clipping = update_clipping;
-    AdamW adamw(&device, adamw_options,
-                {moments, offload ? &plans[1] : nullptr, [](size_t p) { return p == 0; }, 5}, parameters,
-                plans[0]);
+    OptimizerOptions optimizer_options;
+    optimizer_options.update_clipping = update_clipping;
+    optimizer_options.name = by;
+    Optimizer optimizer(&device, optimizer_options,
+                        {moments, offload ? &plans[1] : nullptr, [](size_t p) { return p == 0; }, 5},
+                        parameters, plans[0]);
     const Tensor initial = plans[0].add("initial", Category::Other, DType::F32, {52000});
     if (!placing) continue;
     for (const Parameter& p : parameters) {
@@ -87,11 +89,11 @@ Trained train_states(Device& device, const States& options, bool offload) {
               random_normal(static_cast<uint64_t>(t) * 100 + p.index, static_cast<uint64_t>(i)))));
         device.upload(p.gradient.data, values.data(), p.gradient.bytes());
       }
-      adamw.measure(parameters);
-      adamw.decide(loss, 1);
-      adamw.measure_updates(parameters, t);
+      optimizer.measure(parameters);
+      optimizer.decide(loss, 1);
+      optimizer.measure_updates(parameters, t);
       trained.pieces.clear();
-      adamw.update(parameters, 1e-2, t, [&](const MasterPiece& piece) {
+      optimizer.update(parameters, 1e-2, t, [&](const MasterPiece& piece) {
         trained.pieces.push_back(
             {static_cast<int64_t>(piece.parameter), piece.begin, piece.values.elements()});
       });
@@ -102,14 +104,14 @@ Trained train_states(Device& device, const States& options, bool offload) {
       trained.states.resize(at + tensor.bytes());
       device.copy_to_host(trained.states.data() + at, tensor.data, tensor.bytes());
     };
-    take(adamw.update_rms());
+    take(optimizer.update_rms());
     for (const Parameter& p : parameters) {
       take(p.master);
       for (const Tensor& tensor : {p.master_code.rest, p.master_code.inverse})
         if (!tensor.empty()) take(tensor);
-      for (const MomentTensor* moment : {&adamw.states()[p.index].first, &adamw.states()[p.index].second}) {
-        take(moment->values);
-        for (const Tensor& tensor : {moment->inverse, moment->exponents})
+      for (const MomentTensor* moment :
+           {&optimizer.states()[p.index].first, &optimizer.states()[p.index].second}) {
+        for (const Tensor& tensor : {moment->values, moment->inverse, moment->exponents})
           if (!tensor.empty()) take(tensor);
       }
     }
@@ -163,6 +165,24 @@ TEST_CASE("masters and moments of any format visit with the bits of residents, a
   }
   // Negative control: clipping does something here.
   CHECK((train_states(*cpu, {make_recipe("fp8").moments}, false).states != seen[0]));
+}
+
+TEST_CASE("Muon's matrices visit whole, with the bits of residents") {
+  const auto cpu = make_cpu_device({.threads = 1}), late = make_interpreted_device({.threads = 1}),
+             early = make_interpreted_device({.threads = 1}, {}, Fetches::Early);
+  for (const char* recipe : {"bf16", "fp8"}) {
+    const States muon{make_recipe(recipe).moments, MasterFormat::BF16Stochastic, true, OptimizerName::Muon};
+    States adamw = muon;
+    adamw.optimizer = OptimizerName::AdamW;
+    const Trained resident = train_states(*cpu, muon, false);
+    for (Device* device : {cpu.get(), late.get(), early.get()}) {
+      const Trained visiting = train_states(*device, muon, true);
+      CHECK((visiting.states == resident.states));
+      CHECK(visiting.pieces.size() == 7);
+      CHECK(visiting.offload_bytes < train_states(*device, adamw, true).offload_bytes);
+    }
+    CHECK((train_states(*cpu, adamw, false).states != resident.states));  // negative control
+  }
 }
 
 TEST_CASE("lanes run beside each other until they are ordered") {

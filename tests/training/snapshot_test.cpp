@@ -3,7 +3,7 @@
 #include <set>
 
 #include "model/tiny_model.h"
-#include "optimizer/adamw.h"
+#include "optimizer/optimizer.h"
 #include "training/run_memory.h"
 #include "training/team.h"
 
@@ -41,8 +41,8 @@ class RankState {
     model = std::make_unique<Transformer>(&device, model_options(sharding), device_plan);
     Moments moments = model->options().recipe.moments;
     moments.block = block;
-    optimizer = std::make_unique<AdamW>(&device, AdamWOptions{}, AdamW::States{moments}, model->parameters(),
-                                        device_plan);
+    optimizer = std::make_unique<Optimizer>(&device, OptimizerOptions{}, Optimizer::States{moments},
+                                            model->parameters(), device_plan);
     snapshot = std::make_unique<Snapshot>(*model, *optimizer, host_plan);
   }
   std::unique_ptr<Device> device_;
@@ -51,7 +51,7 @@ class RankState {
  public:
   Device& device;
   std::unique_ptr<Transformer> model;
-  std::unique_ptr<AdamW> optimizer;
+  std::unique_ptr<Optimizer> optimizer;
   std::unique_ptr<Snapshot> snapshot;
 };
 

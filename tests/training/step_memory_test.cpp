@@ -21,7 +21,8 @@ using octet::testing::AllocationWatch;
 namespace {
 
 // Blocks with ragged sizes and chunks of the head that do not divide the tokens.
-RunConfig tiny(const std::string& recipe, bool deterministic, int threads) {
+RunConfig tiny(const std::string& recipe, bool deterministic, int threads,
+               const std::vector<std::string>& settings = {}) {
   return parse_config(fmt::format(R"({{
     "run": {{"name": "tiny", "seed": 7, "steps": 8, "deterministic": {}, "threads": {}}},
     "model": {{"layers": 2, "width": 64, "heads": 4, "kv_heads": 2, "ffn_width": 96, "context": 64,
@@ -31,7 +32,7 @@ RunConfig tiny(const std::string& recipe, bool deterministic, int threads) {
     "schedule": {{"learning_rate": 1e-2, "warmup_steps": 2}}
   }})",
                                   deterministic, threads, recipe),
-                      "tiny", {});
+                      "tiny", settings);
 }
 
 class Steps {
@@ -131,6 +132,22 @@ TEST_CASE("no step takes memory that was not planned, the first one included") {
           CHECK(std::isfinite(steps.loss()));
         }
       }
+}
+
+TEST_CASE("no step of Muon takes memory that was not planned") {
+  if (!AllocationWatch::works()) return;
+  for (const char* recipe : {"fp32", "bf16", "fp8"})
+    for (const bool deterministic : {true, false}) {
+      Steps steps(tiny(recipe, deterministic, 2, {"optimizer.name=muon", "parallel.zero=0"}));
+      for (int64_t step = 0; step < 2; ++step) {
+        AllocationWatch watch;
+        steps.run(step);
+        watch.stop();
+        INFO(recipe << (deterministic ? " deterministic" : "") << ", step " << step + 1);
+        CHECK(above_limit(watch) == std::vector<std::string>());
+        CHECK(std::isfinite(steps.loss()));
+      }
+    }
 }
 
 TEST_CASE("the watch sees scratch that a step makes for itself") {

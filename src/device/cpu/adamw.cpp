@@ -88,32 +88,13 @@ int64_t span_of(const StoredMoment& first, const StoredMoment& second, const Mas
   return span / step * step;
 }
 
-// Rounding keeps the order, so that the largest magnitude may be rounded instead of each.
-void raise_amax(const Tensor& tensor, uint32_t largest) {
-  float& amax = *tensor.as<float>();
-  amax = max_magnitude(amax, round_to_bfloat16(std::bit_cast<float>(largest)));
-}
-
-// Where nothing changes the masters' amax is wanted all the same.
-void measure_masters(const AdamWUpdate& op) {
-  const StoredMasters masters(op.master, op.master_code);
-  const int64_t n = op.master.elements();
-  uint32_t largest = 0;
-  for (int64_t begin = 0; begin < n; begin += span) {
-    const int64_t count = std::min(span, n - begin);
-    float w[span];
-    masters.values(begin, count, w);
-    largest = std::max(largest, amax_bits(w, count));
-  }
-  raise_amax(op.amax, largest);
-}
-
 }  // namespace
 
 void CpuDevice::adamw(const AdamWUpdate& op) {
   check(op);
+  const StoredMasters masters(op.master, op.master_code);
   if (op.control->apply == 0) {
-    if (!op.amax.empty()) measure_masters(op);
+    if (!op.amax.empty()) masters.raise_amax(op.master.elements(), op.amax);
     return;
   }
   const AdamWRates rates = adamw_rates(op);
@@ -128,7 +109,6 @@ void CpuDevice::adamw(const AdamWUpdate& op) {
                   .epsilon = op.epsilon};
   const StoredMoment first(op.first, Moment::First), second(op.second, Moment::Second);
   const Work work{op, rule, first, second};
-  const StoredMasters masters(op.master, op.master_code);
   const StoredMasters::Draws draws{op.rounding_key, op.first_element};
   const bool in_place = op.master_code.format == MasterFormat::FP32;
   const int64_t n = op.master.elements(), step = span_of(first, second, op.master_code),
@@ -167,7 +147,7 @@ void CpuDevice::adamw(const AdamWUpdate& op) {
   }
   if (first.one_scale()) first.set_inverse(0, first_scale.inverse);
   if (second.one_scale()) second.set_inverse(0, second_scale.inverse);
-  if (!op.amax.empty()) raise_amax(op.amax, largest);
+  if (!op.amax.empty()) raise_master_amax(op.amax, largest);
 }
 
 }  // namespace octet

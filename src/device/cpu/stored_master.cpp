@@ -8,7 +8,9 @@
 #include "device/cpu/amax.h"
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/unpack.h"
+#include "numerics/bfloat16.h"
 #include "numerics/masters.h"
+#include "numerics/scaling.h"
 
 namespace octet {
 namespace {
@@ -61,6 +63,22 @@ void StoredMasters::store(int64_t begin, int64_t n, const float* w, const Draws*
       if (!code_.rest.empty()) rests()[begin + i] = stored.rest;
     }
   }
+}
+
+void StoredMasters::raise_amax(int64_t n, const Tensor& amax) const {
+  uint32_t largest = 0;
+  for (int64_t begin = 0; begin < n; begin += span) {
+    const int64_t count = std::min(span, n - begin);
+    float w[span];
+    values(begin, count, w);
+    largest = std::max(largest, amax_bits(w, count));
+  }
+  raise_master_amax(amax, largest);
+}
+
+void raise_master_amax(const Tensor& tensor, uint32_t largest) {
+  float& amax = *tensor.as<float>();
+  amax = max_magnitude(amax, round_to_bfloat16(std::bit_cast<float>(largest)));
 }
 
 void CpuDevice::read_masters(const ReadMasters& op) {

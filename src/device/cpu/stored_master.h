@@ -20,6 +20,8 @@ class StoredMasters {
   void values(int64_t begin, int64_t n, float* w) const;  // what the model sees
   // Whole blocks of master_block, or their rest.
   void store(int64_t begin, int64_t n, const float* w, const Draws* draws) const;
+  // Of the first n values, as they are: where an update changes nothing their amax is wanted all the same.
+  void raise_amax(int64_t n, const Tensor& amax) const;
 
  private:
   template <class Read>
@@ -30,5 +32,9 @@ class StoredMasters {
   Tensor values_;
   MasterCode code_;
 };
+
+// amax = max(amax, BF16 of the value of these bits). Rounding keeps the order, so that the largest magnitude
+// may be rounded instead of each.
+void raise_master_amax(const Tensor& amax, uint32_t largest);
 
 }  // namespace octet

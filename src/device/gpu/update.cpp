@@ -9,9 +9,11 @@
 #include "kernels/block_codes.h"
 #include "kernels/gradient_norm.h"
 #include "kernels/masters.h"
+#include "kernels/muon.h"
 #include "kernels/outer_update.h"
 #include "kernels/scale_table.h"
 #include "kernels/update_rms.h"
+#include "numerics/muon.h"
 
 namespace octet {
 inline namespace OCTET_GPU {
@@ -193,6 +195,62 @@ void GpuDevice::adamw(const AdamWUpdate& op) {
                   .first_element = op.first_element,
                   .update_rms = op.update_rms.empty() ? nullptr : op.update_rms.as<float>(),
                   .stream = backend_->stream()});
+}
+
+void GpuDevice::muon_momentum(const MuonMomentum& op) {
+  check(op);
+  Scratch memory = scratch(scratch_size<uint32_t>(1));
+  uint32_t* amax = nullptr;
+  if (!op.first.inverse.empty() && op.first.block == 0) {
+    amax = memory.take<uint32_t>(1);
+    backend_->clear(amax, sizeof(uint32_t));
+  }
+  kernels::muon_momentum({.gradient = op.gradient.data,
+                          .gradient_storage = format_of(op.gradient),
+                          .first = arguments_of(op.first),
+                          .direction = op.direction.data,
+                          .direction_storage = format_of(op.direction),
+                          .count = op.gradient.elements(),
+                          .momentum = op.momentum,
+                          .control = reinterpret_cast<const kernels::Control*>(op.control),
+                          .amax = amax,
+                          .stream = backend_->stream()});
+}
+
+void GpuDevice::normalize(const Normalize& op) {
+  check(op);
+  kernels::normalize({.x = op.x.data,
+                      .storage = format_of(op.x),
+                      .count = op.x.elements(),
+                      .partial = op.partials.as<double>(),
+                      .stream = backend_->stream()});
+}
+
+void GpuDevice::weighted_sum(const WeightedSum& op) {
+  check(op);
+  kernels::weighted_sum({.x = op.x.data,
+                         .y = op.y.data,
+                         .out = op.out.data,
+                         .storage = format_of(op.out),
+                         .count = op.out.elements(),
+                         .alpha = op.alpha,
+                         .beta = op.beta,
+                         .stream = backend_->stream()});
+}
+
+void GpuDevice::muon_update(const MuonUpdate& op) {
+  check(op);
+  kernels::muon_update({.master = arguments_of(op.master, op.master_code),
+                        .direction = op.direction.data,
+                        .direction_storage = format_of(op.direction),
+                        .count = op.master.elements(),
+                        .decay = muon_decay(op.learning_rate, op.weight_decay),
+                        .rate = op.learning_rate,
+                        .control = reinterpret_cast<const kernels::Control*>(op.control),
+                        .master_amax = op.amax.empty() ? nullptr : static_cast<uint32_t*>(op.amax.data),
+                        .rounding_key = op.rounding_key,
+                        .first_element = op.first_element,
+                        .stream = backend_->stream()});
 }
 
 void GpuDevice::scale_table_update(const ScaleTableUpdate& op) {

@@ -1,49 +1,58 @@
-// AdamW with decoupled decay over masters and moments in several formats.  [docs/numerics.md,
-// "Optimizer"]
+// The optimizer of a run: AdamW with decoupled decay for all parameters, or for those that are not Muon's;
+// over masters and moments in several formats.  [docs/numerics.md, "Optimizer"]
 #pragma once
-#include <array>
 #include <functional>
 #include <span>
 #include <vector>
 
 #include "device/device.h"
 #include "numerics/recipe.h"
+#include "optimizer/muon.h"
+#include "optimizer/pager.h"
+#include "optimizer/states.h"
 #include "tensor/memory_plan.h"
 #include "tensor/parameter.h"
 
 namespace octet {
 
-struct AdamWOptions {
+enum class OptimizerName : uint8_t {
+  AdamW,
+  Muon,  // of the matrices of the blocks; AdamW of everything else
+};
+
+struct OptimizerOptions {
+  OptimizerName name = OptimizerName::AdamW;
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1, clip_norm = 1.0;
   bool decay_embeddings = true;
   // The learning rate of a tensor is divided by the root mean square of its update where that exceeds 1.
-  // [StableAdamW 2304.13013]
+  // [StableAdamW 2304.13013] Not of Muon's, whose updates all have the same size.
   bool update_clipping = false;
-  bool operator==(const AdamWOptions&) const = default;
+  double muon_momentum = 0.95;
+  int muon_steps = 5;  // of Newton-Schulz
+  bool operator==(const OptimizerOptions&) const = default;
 };
 
+// Whether Muon updates the parameter.
+inline bool is_muons(const OptimizerOptions& options, const Parameter& parameter) {
+  return options.name == OptimizerName::Muon && parameter.kind == ParameterKind::Matrix;
+}
+
 // Only matrices and embeddings take the recipe's moment formats; vectors keep FP32 moments and never decay.
-//
-// Offloaded, the masters and moments of matrices and embeddings live in the host's page-locked memory and
-// visit the device piece by piece, in two slots: while one is updated, the next is fetched and the one before
-// put back. A piece is a parameter, or a part of a larger one whose refresh may be split. The bits do not
-// change.
-class AdamW {
+class Optimizer {
  public:
   struct States {
     Moments moments;
-    MemoryPlan* offload = nullptr;  // where those states go instead
+    MemoryPlan* offload = nullptr;  // where those of matrices and embeddings go instead [optimizer/pager.h]
     // Whether the parameter of this index may be refreshed in pieces: with offload it visits in pieces. One
     // that may not is cast as a whole, and is handed on with its amax.
-    std::function<bool(size_t parameter)> splits = {};
-    uint64_t seed = 0;  // of stochastic rounding of masters
+    StatePager::Splits splits = {};
+    uint64_t seed = 0;            // of stochastic rounding of masters
+    DType storage = DType::BF16;  // of what Muon multiplies
   };
-  AdamW(Device* device, const AdamWOptions& options, const States& states,
-        std::span<const Parameter> parameters, MemoryPlan& plan);
+  Optimizer(Device* device, const OptimizerOptions& options, const States& states,
+            std::span<const Parameter> parameters, MemoryPlan& plan);
 
-  struct State {
-    MomentTensor first, second;
-  };
+  using State = OptimizerState;
   std::vector<State>& states() { return states_; }  // in the parameters' order
 
   // measure(), decide(), measure_updates(), then update().
@@ -63,8 +72,9 @@ class AdamW {
   void measure_updates(std::span<const Parameter> parameters, int64_t t, Whole whole = Whole::Yes,
                        const std::function<void(const Tensor& partials)>& add_up = {});
   void measure_update_rms(bool on) { measures_rms_ = on; }
-  // F32 [parameters] in device memory, as last measured; 0 where the step was not applied. A loss spike
-  // follows within some steps of values far above 1.  [2304.13013, 3.4]
+  // F32 [parameters] in device memory, as last measured; 0 where the step was not applied, and of Muon's,
+  // which have no second moment. A loss spike follows within some steps of values far above 1.
+  // [2304.13013, 3.4]
   const Tensor& update_rms() const { return update_rms_; }
   // t from 1. `updated` is called after each piece's update is enqueued: its values are there until it
   // returns.
@@ -75,34 +85,22 @@ class AdamW {
   UpdateControl read_control() const;    // waits for the device
 
  private:
-  struct Piece {
-    size_t parameter;  // place in the list
-    int64_t begin, count;
-  };
-  // Master and moments of a piece, wherever they are.
-  struct PieceState {
-    Tensor master;
-    MasterCode code;
-    State moments;
-  };
-  enum class Part : uint8_t { All, SecondMoment };
-  enum class After : uint8_t { Keep, PutBack };
   double decay_of(const Parameter& parameter) const;
-  void plan_slots(std::span<const Parameter> parameters, const States& states, MemoryPlan& plan);
-  PieceState at_home(const Parameter& parameter, const Piece& piece) const;
-  PieceState in_slot(size_t slot, const PieceState& home) const;
-  void transfer(Device::Lane lane, const PieceState& to, const PieceState& from, Part part);
-  // What is offloaded, piece by piece, on the device.
-  template <class Body>
-  void visit(std::span<const Parameter> parameters, Part part, After after, const Body& body);
+  void plan_amaxes(std::span<const Parameter> parameters, const StatePager::Splits& splits, MemoryPlan& plan);
   // body(place in the list, partial sums) for each parameter whose sums this rank makes; all others are zero.
   template <class Body>
   void for_partials(std::span<const Parameter> parameters, Whole whole, const Body& body);
-  void update(const Parameter& parameter, const Piece& piece, const PieceState& state,
-              const AdamWUpdate& common);
+  struct Step {
+    double learning_rate;
+    int64_t t;
+  };
+  uint64_t rounding_key(const StatePiece& piece, const Step& step) const;  // of masters
+  void update(const Parameter& parameter, const StatePiece& piece, const PieceState& state, const Step& step);
+  void adamw(const Parameter& parameter, const StatePiece& piece, const PieceState& state, const Step& step);
+  void muon(const Parameter& parameter, const StatePiece& piece, const PieceState& state, const Step& step);
 
   Device* device_;
-  AdamWOptions options_;
+  OptimizerOptions options_;
   std::vector<State> states_;
   Tensor control_;              // U8 [sizeof(UpdateControl)]
   std::vector<Tensor> amaxes_;  // in the parameters' order, F32 [1]; empty: nobody wants it
@@ -112,8 +110,8 @@ class AdamW {
   bool measures_rms_ = false;
   std::vector<Tensor> offloaded_partials_;  // of what this rank measures, in the parameters' order
   uint64_t seed_;
-  std::vector<Piece> offloaded_;  // in the order of their visits
-  std::array<Tensor, 2> slots_;   // U8
+  StatePager pager_;
+  Muon muon_;
 };
 
 }  // namespace octet
