@@ -9,6 +9,7 @@
 #include "kernels/cast.h"
 
 #include "kernels/block.h"
+#include "kernels/encode.cuh"
 #include "kernels/gpu.h"
 #include "kernels/grid.h"
 #include "kernels/output.cuh"
@@ -20,7 +21,6 @@ namespace {
 constexpr unsigned warps = 8, threads = 32 * warps;
 constexpr int64_t warp_values = 32 * vector_values;
 constexpr int steps_ahead = 2;  // loads issued before the first is used
-constexpr uint32_t infinity_bits = 0x7f800000u;
 
 struct Shape {
   Access access;
@@ -71,11 +71,6 @@ __global__ void __launch_bounds__(threads) measure_factored_kernel(MeasureFactor
   }
   const float of_block = block_max_magnitude(__uint_as_float(largest));
   if (threadIdx.x == 0) raise_amax(reinterpret_cast<float*>(args.factored), of_block);
-}
-
-// A scale was made of finite values, or a NaN tells that it was not.
-__device__ __forceinline__ float inverse_or_nan(float scale, uint32_t amax) {
-  return amax < infinity_bits ? __fdiv_rn(1.0f, scale) : __uint_as_float(0x7fc00000u);
 }
 
 __global__ void decide_kernel(DecideArguments args) {

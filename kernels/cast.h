@@ -4,7 +4,8 @@
 //   value[r, c] = BF16(source[r, c] * column_factor[c])
 //   code[r, c]  = encode(value[r, c] * scale)
 //
-// Three launches: measure (unless the producer already has), decide, encode.
+// Three launches: measure (unless the producer already has), decide, encode. With scales of blocks one:
+// cast_blockwise.
 #pragma once
 #include <cstdint>
 
@@ -93,5 +94,22 @@ struct EncodeArguments {
   Stream stream = nullptr;
 };
 void encode(const EncodeArguments&);
+
+// Codes with scales of blocks of 128 values [numerics/block_scales.h], the scales, and the amax of all, from
+// one read of the source: nothing is measured before. Each copy has its own scales, or both those of squares.
+struct BlockwiseArguments {
+  CastSource source;
+  octet::Cast cast;
+  uint64_t rounding_key = 0;           // as in EncodeArguments
+  bool squares = false;                // one a 128 x 128
+  uint8_t* row = nullptr;              // [rows, columns] or null
+  float* row_inverse_scale = nullptr;  // where there is `row`
+  uint8_t* column = nullptr;           // [columns, rows] or null
+  float* column_inverse_scale = nullptr;
+  uint32_t* amax = nullptr;      // [1], max-ed in
+  uint64_t* counters = nullptr;  // of one of the copies, as in Coding
+  Stream stream = nullptr;
+};
+void cast_blockwise(const BlockwiseArguments&);
 
 OCTET_KERNELS_END

@@ -163,8 +163,7 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
                     "memory and speed are those of BF16",
                     name_of(recipe.simulate)));
   }
-  const bool one_scale = recipe.input.scaling != Scaling::Rowwise;
-  if (recipe.float8() && one_scale && recipe.smooth_swiglu == SmoothSwiGLU::None) {
+  if (recipe.float8() && is_one_scale(recipe.input.scaling) && recipe.smooth_swiglu == SmoothSwiGLU::None) {
     warn(
         "smooth_swiglu \"none\": outliers of the SwiGLU product share one scale; FP8 runs of hundreds of "
         "billions of "

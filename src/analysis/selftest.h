@@ -49,6 +49,7 @@ struct SelftestCase {
   std::function<void(Workbench&)> run;
   bool float8_products = false;  // for devices that have them (DeviceInfo) only
   bool float8_attention = false;
+  bool block_scales = false;
 };
 
 struct SelftestRow {

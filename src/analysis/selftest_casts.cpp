@@ -7,6 +7,7 @@
 
 #include "analysis/selftest_cases.h"
 #include "base/random.h"
+#include "device/scales.h"
 #include "numerics/bfloat16.h"
 
 namespace octet::selftest {
@@ -25,8 +26,9 @@ struct CastVariant {
   ScaleRule rule = ScaleRule::PowerOfTwo;
   Rounding rounding = Rounding::Nearest;
   bool counted = true;
-  float history = 0;  // the site's scale from earlier steps
-  float poison = 0;   // one value of the tensor; 0: none
+  float history = 0;                                       // the site's scale from earlier steps
+  float poison = 0;                                        // one value of the tensor; 0: none
+  ScaleGranularity granularity = ScaleGranularity::Outer;  // of row and column scales
 };
 
 constexpr int64_t cast_rows = 67, cast_columns = 149;
@@ -39,8 +41,10 @@ CastTarget cast_target(Workbench& w, const CastVariant& v, Format format, int64_
   out.cast = {format, v.scaling, v.rule, v.rounding};
   out.site = w.site(v.history);
   if (!v.counted) out.site.counters = nullptr;
-  if (v.row_scales) out.row_inverse_scale = w.zeros(DType::F32, {rows});
-  if (v.column_scales) out.column_inverse_scale = w.zeros(DType::F32, {columns});
+  out.granularity = v.granularity;
+  if (v.row_scales) out.row_inverse_scale = w.zeros(DType::F32, scale_shape(v.granularity, rows, columns));
+  if (v.column_scales)
+    out.column_inverse_scale = w.zeros(DType::F32, scale_shape(v.granularity, columns, rows));
   if (v.row_factor) {
     Values factors = normal(rows, 77);
     out.row_factor = w.floats(DType::F32, {rows}, factors);
@@ -70,6 +74,24 @@ const CastVariant cast_variants[] = {
     {.name = "delayed, saturating", .scaling = Scaling::Delayed, .counted = false, .history = 4096},
     {.name = "per row and per column", .row_scales = true, .column_scales = true},
     {.name = "rowwise", .row_scales = true, .column_scales = true, .scaling = Scaling::Rowwise},
+    {.name = "blocks",
+     .row_scales = true,
+     .column_scales = true,
+     .scaling = Scaling::Blockwise,
+     .granularity = ScaleGranularity::Vectors},
+    {.name = "blocks, exact, stochastic, with a NaN",
+     .row_scales = true,
+     .column_scales = true,
+     .scaling = Scaling::Blockwise,
+     .rule = ScaleRule::Exact,
+     .rounding = Rounding::Stochastic,
+     .poison = NAN,
+     .granularity = ScaleGranularity::Vectors},
+    {.name = "square blocks",
+     .row_scales = true,
+     .column_scales = true,
+     .scaling = Scaling::Blockwise,
+     .granularity = ScaleGranularity::Squares},
     {.name = "per row", .row_scales = true},
     {.name = "per column", .column_scales = true},
     {.name = "row factors", .row_factor = true},
@@ -169,6 +191,11 @@ const CastVariant producer_variants[] = {
     {.name = "current E4M3"},
     {.name = "delayed E4M3", .scaling = Scaling::Delayed, .counted = false, .history = 16},
     {.name = "delayed E4M3, first step", .scaling = Scaling::Delayed, .counted = false},
+    {.name = "blocks",
+     .row_scales = true,
+     .column_scales = true,
+     .scaling = Scaling::Blockwise,
+     .granularity = ScaleGranularity::Vectors},
 };
 CastTarget producer_target(Workbench& w, const CastVariant& v, DType storage, int64_t rows, int64_t columns) {
   CastTarget out;

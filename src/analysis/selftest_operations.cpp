@@ -6,6 +6,7 @@
 
 #include "analysis/selftest_cases.h"
 #include "base/random.h"
+#include "device/scales.h"
 #include "numerics/bfloat16.h"
 #include "numerics/block_codes.h"
 #include "numerics/group_codes.h"
@@ -267,7 +268,14 @@ struct Product {
   bool a_transposed = false, b_transposed = false, outer = false, accumulate = false;
   GemmClass gemm_class = GemmClass::Fprop;
   SmallFloat simulate = {};
+  ScaleGranularity a_blocks = ScaleGranularity::Tensor, b_blocks = ScaleGranularity::Tensor;
+
+  ScaleGranularity granularity(bool of_a) const {
+    if (outer) return ScaleGranularity::Outer;
+    return of_a ? a_blocks : b_blocks;
+  }
 };
+constexpr ScaleGranularity vectors = ScaleGranularity::Vectors, squares = ScaleGranularity::Squares;
 
 std::vector<uint8_t> random_codes(int64_t count, uint64_t key) {
   std::vector<uint8_t> codes(static_cast<size_t>(count));
@@ -302,6 +310,28 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
       {DType::E5M2, DType::E4M3, DType::F32, false, false, false, true, GemmClass::Wgrad},
       {DType::E5M2, DType::E4M3, DType::F32, false, false, true, true, GemmClass::Wgrad},
       {DType::E5M2, DType::E4M3, DType::BF16, false, false, false, true, GemmClass::Wgrad},
+      {DType::E4M3,
+       DType::E4M3,
+       DType::BF16,
+       false,
+       false,
+       false,
+       false,
+       GemmClass::Fprop,
+       {},
+       vectors,
+       squares},
+      {DType::E4M3,
+       DType::E4M3,
+       DType::F32,
+       false,
+       false,
+       false,
+       true,
+       GemmClass::Wgrad,
+       {},
+       vectors,
+       vectors},
   };
   constexpr int64_t m = 96, n = 80, k = 208;
   for (const Product& p : products) {
@@ -312,41 +342,46 @@ void add_products(std::vector<SelftestCase>& cases, Libraries libraries) {
     const double accumulator = size_of(p.a) == 1 ? static_cast<double>(k) / 32 * 0x1p-13 : 0;
     const double bound =
         libraries == Libraries::Same ? 0 : sums + accumulator + (p.out == DType::BF16 ? 0x1p-7 : 0);
-    cases.push_back(
-        {"matmul",
-         fmt::format("{}: {} x {} -> {}{}{}", name_of(p.gemm_class), name_of(p.a), name_of(p.b),
-                     name_of(p.out), p.outer ? ", outer scales" : "", p.accumulate ? ", accumulated" : "") +
-             (p.simulate.reduces() ? ", reduced to " + name_of(p.simulate) : std::string()),
-         bound,
-         [=](Workbench& w) {
-           const auto operand = [&](DType type, bool transposed, int64_t outer, uint64_t key) {
-             Operand x;
-             const Shape shape = transposed ? Shape{k, outer} : Shape{outer, k};
-             x.transposed = transposed;
-             if (size_of(type) == 1) {
-               x.values = w.bytes(type, shape, random_codes(outer * k, key).data());
-               Values scales(static_cast<size_t>(outer));
-               for (size_t i = 0; i < scales.size(); ++i)
-                 scales[i] = std::ldexp(1.0f, -static_cast<int>(i % 5));
-               x.inverse_scale = w.floats(DType::F32, {outer}, scales).as<float>();
-               x.granularity = p.outer ? ScaleGranularity::Outer : ScaleGranularity::Tensor;
-             } else {
-               x.values = w.floats(type, shape, normal(outer * k, key));
-             }
-             return x;
-           };
-           Matmul op;
-           op.a = operand(p.a, p.a_transposed, m, 1);
-           op.b = operand(p.b, p.b_transposed, n, 2);
-           op.out = w.floats(p.out, {m, n}, normal(m * n, 3));
-           op.accumulate = p.accumulate;
-           op.gemm_class = p.gemm_class;
-           op.simulate = p.simulate;
-           op.fast_accumulation = size_of(p.a) == 1 && p.gemm_class == GemmClass::Fprop;  // as the recipe fp8
-           w.device().matmul(op);
-           w.output("out", op.out);
-         },
-         size_of(p.a) == 1});
+    cases.push_back({"matmul",
+                     fmt::format("{}: {} x {} -> {}{}{}", name_of(p.gemm_class), name_of(p.a), name_of(p.b),
+                                 name_of(p.out),
+                                 p.outer                 ? ", outer scales"
+                                 : is_blocks(p.a_blocks) ? ", scales of blocks"
+                                                         : "",
+                                 p.accumulate ? ", accumulated" : "") +
+                         (p.simulate.reduces() ? ", reduced to " + name_of(p.simulate) : std::string()),
+                     bound,
+                     [=](Workbench& w) {
+                       const auto operand = [&](DType type, bool transposed, int64_t outer, uint64_t key) {
+                         Operand x;
+                         x.granularity = p.granularity(key == 1);
+                         const Shape shape = transposed ? Shape{k, outer} : Shape{outer, k};
+                         x.transposed = transposed;
+                         if (size_of(type) == 1) {
+                           x.values = w.bytes(type, shape, random_codes(outer * k, key).data());
+                           const Shape of_scales = scale_shape(x.granularity, outer, k);
+                           Values scales(static_cast<size_t>(of_scales.elements()));
+                           for (size_t i = 0; i < scales.size(); ++i)
+                             scales[i] = std::ldexp(1.0f, -static_cast<int>(i % 5));
+                           x.inverse_scale = w.floats(DType::F32, of_scales, scales).as<float>();
+                         } else {
+                           x.values = w.floats(type, shape, normal(outer * k, key));
+                         }
+                         return x;
+                       };
+                       Matmul op;
+                       op.a = operand(p.a, p.a_transposed, m, 1);
+                       op.b = operand(p.b, p.b_transposed, n, 2);
+                       op.out = w.floats(p.out, {m, n}, normal(m * n, 3));
+                       op.accumulate = p.accumulate;
+                       op.gemm_class = p.gemm_class;
+                       op.simulate = p.simulate;
+                       op.fast_accumulation = size_of(p.a) == 1 && p.gemm_class == GemmClass::Fprop &&
+                                              !is_blocks(p.a_blocks);  // as the recipe fp8
+                       w.device().matmul(op);
+                       w.output("out", op.out);
+                     },
+                     size_of(p.a) == 1, false, is_blocks(p.a_blocks)});
   }
 }
 

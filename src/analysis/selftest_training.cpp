@@ -151,7 +151,7 @@ ShortRun train(Device& device, const Recipe& recipe, Recompute recompute = Recom
 }
 
 Recipe recipe_of(const std::string& name) {
-  if (name == "bf16") return make_recipe(name);
+  if (name == "bf16" || name == "deepseek") return make_recipe(name);
   Recipe recipe = make_recipe("fp8");
   if (name == "fp8 attention") recipe.attention = AttentionFormat::FP8;
   if (name != "fp8 delayed") return recipe;
@@ -174,8 +174,9 @@ void require_equal(const ShortRun& a, const ShortRun& b, SelftestRow& row) {
 std::vector<SelftestRow> selftest_training(Device& reference, Device& tested, Libraries libraries,
                                            Repeats repeats) {
   std::vector<SelftestRow> rows;
-  for (const char* name : {"bf16", "fp8", "fp8 delayed", "fp8 attention"}) {
+  for (const char* name : {"bf16", "fp8", "fp8 delayed", "fp8 attention", "deepseek"}) {
     const Recipe recipe = recipe_of(name);
+    if (recipe.weight.scaling == Scaling::Blockwise && !tested.info().block_scales) continue;
     if (recipe.float8() && !tested.info().float8_products) continue;
     // Its sums of codes are the library's, and so is the width of heads it has: cases of single operations
     // say how far they may differ.

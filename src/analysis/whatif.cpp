@@ -14,6 +14,7 @@
 #include "base/median.h"
 #include "base/text.h"
 #include "device/observed_device.h"
+#include "device/scales.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "training/loaded_model.h"
@@ -53,13 +54,12 @@ std::vector<float> values_of(Device& device, const Tensor& tensor) {
   return values;
 }
 
-// Inverse scales of a copy: one, or one a line of it along one of its dimensions.
+// Inverse scales of a copy, on the host, in coordinates of the source.
 struct Scales {
-  std::vector<float> values;  // of one element: the tensor's
-  bool by_row = false;        // of the source; else by its column
+  std::vector<float> values;
+  InverseScales grid;  // the device's values
   double at(int64_t row, int64_t column) const {
-    const size_t line = values.size() == 1 ? 0 : static_cast<size_t>(by_row ? row : column);
-    return static_cast<double>(values[line]);
+    return static_cast<double>(values[static_cast<size_t>(grid.index(row, column))]);
   }
 };
 
@@ -99,32 +99,31 @@ class CastObserver {
     device_.synchronize();
     const std::vector<float> values = values_of(device_, source);
     const int64_t columns = source.columns();
-    const bool column_differs = !target.column_inverse_scale.empty() || !target.row_factor.empty();
+    const CastScales scales = cast_scales(target, source.rows(), columns);
     if (!target.row.empty()) {
-      Scales inverse = line_scales(target.row_inverse_scale, true);
       // `channel`: both copies have one scale a channel.
-      if (inverse.values.empty() && target.row_inverse_scale.empty())
-        inverse = line_scales(target.column_inverse_scale, false);
-      if (inverse.values.empty()) inverse = site_scale(target.site);
+      const Tensor& of_row =
+          target.row_inverse_scale.empty() ? target.column_inverse_scale : target.row_inverse_scale;
       add(target.site, "",
-          quality_of(values, columns, values_of(device_, target.row), false, target.row.dtype, inverse, {}));
+          quality_of(
+              values, columns, values_of(device_, target.row), false, target.row.dtype,
+              of_row.empty() ? site_scale(target.site) : Scales{values_of(device_, of_row), scales.row}, {}));
     }
+    const bool column_differs = !target.column_inverse_scale.empty() || !target.row_factor.empty();
     if (target.column.empty() || (!column_differs && !target.row.empty())) return;
-    Scales inverse = line_scales(target.column_inverse_scale, false);
     std::vector<float> factor;
     if (!target.row_factor.empty()) factor = values_of(device_, target.row_factor);
-    if (inverse.values.empty()) inverse = site_scale(factor.empty() ? target.site : target.column_site);
+    const Tensor& of_column = target.column_inverse_scale;
     add(target.site, target.row.empty() ? "" : " (column)",
-        quality_of(values, columns, values_of(device_, target.column), true, target.column.dtype, inverse,
+        quality_of(values, columns, values_of(device_, target.column), true, target.column.dtype,
+                   of_column.empty() ? site_scale(factor.empty() ? target.site : target.column_site)
+                                     : Scales{values_of(device_, of_column), scales.column},
                    factor));
   }
 
  private:
-  Scales line_scales(const Tensor& inverse, bool by_row) const {
-    return inverse.empty() ? Scales{} : Scales{values_of(device_, inverse), by_row};
-  }
   Scales site_scale(const Site& site) const {
-    Scales inverse{{0}, true};
+    Scales inverse{{0}, {}};
     device_.copy_to_host(inverse.values.data(), site.inverse_scale, sizeof(float));
     return inverse;
   }

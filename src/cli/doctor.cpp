@@ -69,7 +69,7 @@ std::vector<Verdict> verdicts(const MachineFacts& facts) {
   std::vector<Verdict> list;
   const std::string cuda_problem = problem_of_cuda();
   // One of each kind: what the others ask of a device is among these.
-  for (const std::string recipe : {"fp32", "bf16", "fp8", "fog"}) {
+  for (const std::string recipe : {"fp32", "bf16", "fp8", "fog", "deepseek"}) {
     Verdict cpu{recipe, "cpu", "yes", ""};
     if (recipe == "fp32") {
       cpu.reason = "exact reference";

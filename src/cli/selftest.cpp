@@ -68,7 +68,8 @@ int run(const Options& options) {
   size_t left_out = 0;
   for (const SelftestCase& one : selftest_operations(libraries)) {
     if (!wanted(one.operation)) continue;
-    if ((one.float8_products && !info.float8_products) || (one.float8_attention && !info.float8_attention)) {
+    if ((one.float8_products && !info.float8_products) || (one.float8_attention && !info.float8_attention) ||
+        (one.block_scales && !info.block_scales)) {
       ++left_out;
       continue;
     }
@@ -106,8 +107,9 @@ int run(const Options& options) {
   if (!info.float8_products)
     fmt::print("Left out, for this GPU has no FP8 products: {} of them, and training in FP8.\n", left_out);
   else if (left_out > 0)
-    fmt::print("Left out: {} in FP8, of which this GPU{} has none.\n", plural(left_out, "attention"),
-               options.fastest ? "" : ", with run.deterministic,");
+    fmt::print(
+        "Left out: {} of attention in FP8 or products with scales of blocks, of which this GPU{} has none.\n",
+        plural(left_out, "case"), options.fastest ? "" : ", with run.deterministic,");
   return passed == rows.size() ? 0 : static_cast<int>(ExitCode::Hardware);
 }
 

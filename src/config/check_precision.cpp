@@ -26,10 +26,11 @@ struct Formats {
   std::vector<Role> roles() const {
     return {{"input", &formats.input}, {"weight", &formats.weight}, {"grad", &formats.grad}};
   }
-  bool any_rowwise() const {
+  // Of the roles in FP8.
+  bool any(Scaling scaling) const {
     const std::vector<Role> all = roles();
-    return std::any_of(all.begin(), all.end(), [](const Role& role) {
-      return is_float8(role.cast->format) && role.cast->scaling == Scaling::Rowwise;
+    return std::any_of(all.begin(), all.end(), [&](const Role& role) {
+      return is_float8(role.cast->format) && role.cast->scaling == scaling;
     });
   }
   RuleProblem problem(const std::string& key, const std::string& message) const {
@@ -86,12 +87,39 @@ void check_pairs(const Formats& f, Problems& out) {
 void check_smooth(const Formats& f, Problems& out) {
   const SmoothSwiGLU mode = f.formats.smooth;
   if (mode != SmoothSwiGLU::Token && mode != SmoothSwiGLU::Channel) return;
-  if (f.any_rowwise())
+  if (f.any(Scaling::Rowwise))
     out.push_back(
         f.problem("/smooth_swiglu",
                   fmt::format("found \"{}\" with scaling \"rowwise\", which gives the down projection's "
                               "input a scale a token and a channel itself; allowed: none, dual, bf16",
                               mode == SmoothSwiGLU::Token ? "token" : "channel")));
+}
+
+// Scales of blocks are a product's matter: both operands have them, and they are applied where partial sums
+// of 128 products are added up in FP32.
+void check_blockwise(const Formats& f, Problems& out) {
+  if (!f.any(Scaling::Blockwise)) return;
+  for (const auto& [role, cast] : f.roles())
+    if (is_float8(cast->format) && cast->scaling != Scaling::Blockwise)
+      out.push_back(
+          f.problem(fmt::format("/{}/scaling", role),
+                    "is not \"blockwise\" and that of another role is; both operands of a product "
+                    "have scales of blocks or neither: set /precision/scaling to \"blockwise\" or to "
+                    "another for all"));
+  if (f.formats.smooth != SmoothSwiGLU::None)
+    out.push_back(f.problem("/smooth_swiglu",
+                            "is not \"none\" with scaling \"blockwise\", which gives the down projection's "
+                            "input scales of blocks; allowed: none"));
+  const FastAccumulation& fast = f.formats.fast_accumulation;
+  const std::pair<const char*, bool> gemms[] = {{"fprop", fast.fprop && f.formats.fprop_float8()},
+                                                {"dgrad", fast.dgrad && f.formats.dgrad_float8()},
+                                                {"wgrad", fast.wgrad && f.formats.wgrad_float8()}};
+  for (const auto& [gemm, on] : gemms)
+    if (on)
+      out.push_back(
+          f.problem(fmt::format("/fast_accumulation/{}", gemm),
+                    "found true with scaling \"blockwise\", which adds up in FP32 every 128 products; "
+                    "allowed: false"));
 }
 
 void check_simulation(const Formats& f, Problems& out) {
@@ -117,7 +145,15 @@ void check_overrides(const RunConfig& c, Problems& out) {
     check_roles(f, out);
     check_pairs(f, out);
     check_smooth(f, out);
+    check_blockwise(f, out);
     check_simulation(f, out);
+    // Linears share buffers of scales, which lie differently.
+    if (other.formats.float8() && r.float8() &&
+        f.any(Scaling::Blockwise) != (r.weight.scaling == Scaling::Blockwise))
+      out.push_back(
+          f.problem("/scaling",
+                    "\"blockwise\" for some FP8 linears and not for others; allowed: for all that are "
+                    "FP8, or for none"));
     if (other.formats.float8() && !r.float8())
       out.push_back(
           f.problem("", fmt::format("puts linears into FP8, and the recipe around it is \"{}\"; allowed: "
@@ -234,6 +270,7 @@ void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
   check_roles(section, out);
   check_pairs(section, out);
   check_smooth(section, out);
+  check_blockwise(section, out);
   check_simulation(section, out);
   check_name(c, out);
   check_overrides(c, out);

@@ -34,6 +34,7 @@ struct DeviceInfo {
   std::string identity;           // of the hardware, where two processes should not share it; else empty
   bool asynchronous = false;      // operations are enqueued: the host runs ahead of them
   bool float8_products = true;    // multiplies FP8 codes (NVIDIA GPUs: from Ada on)
+  bool block_scales = true;       // multiplies codes with scales of blocks (NVIDIA GPUs: Hopper)
   bool float8_attention = true;   // attention on codes (NVIDIA GPUs: Hopper and data-centre Blackwell)
 };
 

@@ -28,6 +28,17 @@ namespace octet {
 // ---- casting
 // ---------------------------------------------------------------------------------------------------
 
+// How many inverse scales codes [outer, inner] have, and how they lie. The product sums over `inner`.
+enum class ScaleGranularity : uint8_t {
+  Tensor,   // [1]
+  Outer,    // [outer]: one a row
+  Vectors,  // [scale_blocks(inner), outer]: one a 1 x 128  [numerics/block_scales.h]
+  Squares,  // [scale_blocks(outer), square_pitch(inner)]: one a 128 x 128
+};
+constexpr bool is_blocks(ScaleGranularity g) {
+  return g == ScaleGranularity::Vectors || g == ScaleGranularity::Squares;
+}
+
 // Where and how an operation leaves its result [rows, columns]. The device makes as many passes as the
 // scaling needs; the model does not know. A tensor, row or column with a non-finite value gets a NaN inverse
 // scale: saturation must not hide a diverged step.
@@ -37,18 +48,17 @@ struct CastTarget {
   Tensor column;  // codes of the transpose [columns, rows], or empty
   Cast cast;      // read only when row or column is present
   Site site;
-  // Scales finer than the site's, both F32, both holding *inverse* scales after the cast. Power of two, from
-  // this very tensor: fine_scale(). The site keeps amax and counters.
-  Tensor row_inverse_scale;     // [rows]: `row` has one scale per row
-  Tensor column_inverse_scale;  // [columns]: `column` has one scale per column of the source
+  // Scales finer than the site's, both F32, both holding *inverse* scales after the cast, from this very
+  // tensor: fine_scale(). Codes are made with the reciprocals of these. The site keeps amax and counters.
+  Tensor row_inverse_scale;                                // of `row`, as granularity says
+  Tensor column_inverse_scale;                             // of `column`; Outer: one per column of the source
+  ScaleGranularity granularity = ScaleGranularity::Outer;  // of the two; never Tensor
   // F32 [rows]: `column` is made from source[t, :] * row_factor[t] (Smooth-SwiGLU `token`: dY takes up the
   // tokens' scales), with its own scale in column_site.
   Tensor row_factor;
   Site column_site;
   uint64_t rounding_key = 0;  // for stochastic rounding: a pure function of (seed, step, micro-batch, site)
 };
-
-enum class ScaleGranularity : uint8_t { Tensor, Outer };  // Outer: one per row of the operand as listed below
 
 // What a GEMM reads.
 struct Operand {
@@ -66,7 +76,9 @@ const char* name_of(GemmClass c);
 
 // out[M, N] (+)= sum_k a[M, k] * b[N, k] * inverse scales. FP32 accumulation; one rounding to out's type.
 // Allowed operand pairs: F32/F32, BF16/BF16, E4M3/E4M3, E4M3/E5M2, E5M2/E4M3. Anything else is
-// Error(Internal). With `simulate` (BF16 operands only) both operands are reduced to that format first, in
+// Error(Internal). Scales of blocks are on both operands, squares on one of them at most; each value is then
+// code * inverse scale, rounded to FP32 (exact for powers of two), before it is multiplied. With `simulate`
+// (BF16 operands only) both operands are reduced to that format first, in
 // copies: what others read of them stays as it is.
 struct Matmul {
   Operand a, b;
@@ -205,9 +217,9 @@ struct AttentionBackward {
 };
 
 // gate_up rows are [F gate | F up]; h = silu(gate) * up. `mode` says which scales `out` gets:
-//   None: the site's. Dual: out.row_inverse_scale and out.column_inverse_scale. Token: out.row_inverse_scale
-//   for both copies (column = transpose of row). Channel: out.column_inverse_scale for both copies.  Scales
-//   come from the product h.
+//   None: the site's, or those of blocks. Dual: out.row_inverse_scale and out.column_inverse_scale. Token:
+//   out.row_inverse_scale for both copies (column = transpose of row). Channel: out.column_inverse_scale for
+//   both copies.  Scales come from the product h.
 struct SwiGluForward {
   Tensor gate_up;
   SmoothSwiGLU mode = SmoothSwiGLU::None;

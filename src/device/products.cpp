@@ -36,6 +36,15 @@ void check_operand(const Matmul& m, const Operand& x) {
   if (!code && x.inverse_scale) refuse(m, "an inverse scale on values that are not codes");
 }
 
+void check_granularity(const Matmul& m) {
+  const ScaleGranularity a = m.a.granularity, b = m.b.granularity;
+  if (!is_blocks(a) && !is_blocks(b)) return;
+  if (!is_float8(m.a.values.dtype)) refuse(m, "scales of blocks on values that are not codes");
+  if (!is_blocks(a) || !is_blocks(b)) refuse(m, "scales of blocks on one operand only");
+  if (a == ScaleGranularity::Squares && b == a) refuse(m, "one operand may have squares, not both");
+  if (m.fast_accumulation) refuse(m, "scales of blocks are applied in FP32: no fast accumulation");
+}
+
 }  // namespace
 
 void check_shapes(const Matmul& m) {
@@ -45,6 +54,7 @@ void check_shapes(const Matmul& m) {
   if (!allowed(m.a.values.dtype, m.b.values.dtype)) refuse(m, "this pair of types is not a product of ours");
   if (m.simulate.reduces() && m.a.values.dtype != DType::BF16)
     refuse(m, "only BF16 operands can be reduced to " + name_of(m.simulate));
+  check_granularity(m);
   if (inner_size(m.a) != inner_size(m.b))
     refuse(m, fmt::format("inner sizes differ, {} and {}", inner_size(m.a), inner_size(m.b)));
   if (m.out.rows() != outer_size(m.a) || m.out.columns() != outer_size(m.b))

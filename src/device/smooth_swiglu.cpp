@@ -7,7 +7,7 @@
 namespace octet {
 
 CastTarget smooth_swiglu_target(CastTarget out, SmoothSwiGLU mode) {
-  if (out.row.empty() && out.column.empty()) return out;
+  if ((out.row.empty() && out.column.empty()) || is_blocks(out.granularity)) return out;
   const bool by_row = mode == SmoothSwiGLU::Token || (mode == SmoothSwiGLU::Dual && !out.row.empty());
   const bool by_column = mode == SmoothSwiGLU::Channel || (mode == SmoothSwiGLU::Dual && !out.column.empty());
   if ((by_row && out.row_inverse_scale.empty()) || (by_column && out.column_inverse_scale.empty())) {

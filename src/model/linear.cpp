@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "device/scales.h"
 #include "numerics/bfloat16.h"
 
 namespace octet {
@@ -19,18 +20,32 @@ Operand transposed(const Tensor& values) {
   operand.transposed = true;
   return operand;
 }
-void scale_by_site(Operand& codes, const Pass& pass, int site) {
-  codes.inverse_scale = pass.site(site).inverse_scale;
-}
 // Buffers that linears share do not know the format of their codes.
 Operand as_codes(Tensor codes, Format format) {
   codes.dtype = dtype_of(format);
   return as_stored(codes);
 }
-bool rowwise(const Cast& cast) { return cast.scaling == Scaling::Rowwise; }
 
-InverseScales scales_of(const Operand& codes) {
-  return {.values = codes.inverse_scale, .row_stride = codes.granularity == ScaleGranularity::Outer ? 1 : 0};
+// Of a role's operands; `blocks` is what block-wise scaling means for it.
+ScaleGranularity granularity_of(const Cast& cast, ScaleGranularity blocks) {
+  if (is_one_scale(cast.scaling)) return ScaleGranularity::Tensor;
+  return cast.scaling == Scaling::Blockwise ? blocks : ScaleGranularity::Outer;
+}
+// Finer scales lie beside the codes. One scale is that of a site, known in a pass: scale_by().
+Operand scaled(Operand codes, ScaleGranularity granularity, const Tensor& beside) {
+  codes.granularity = granularity;
+  if (granularity != ScaleGranularity::Tensor) codes.inverse_scale = beside.as<float>();
+  return codes;
+}
+void scale_by(Operand& codes, const float* one) {
+  if (codes.granularity == ScaleGranularity::Tensor) codes.inverse_scale = one;
+}
+// The finer scales of the copies that there are.
+void add_scales(CastTarget& target, ScaleGranularity granularity, const Tensor& row, const Tensor& column) {
+  if (granularity == ScaleGranularity::Tensor) return;
+  target.granularity = granularity;
+  if (!target.row.empty()) target.row_inverse_scale = row;
+  if (!target.column.empty()) target.column_inverse_scale = column;
 }
 
 // What the cast of `source` lost. Ranks share out weights, and count each once.
@@ -68,9 +83,15 @@ CastBuffers CastBuffers::or_else(const CastBuffers& other) const {
 
 CastBuffers CastBuffers::first_rows(int64_t rows) const {
   CastBuffers first = *this;
-  for (Tensor* tensor : {&first.high, &first.row, &first.row_inverse_scale})
+  for (Tensor* tensor : {&first.high, &first.row})
     if (!tensor->empty()) *tensor = tensor->slice(0, rows);
   if (!column.empty()) first.column.shape = {column.rows(), rows};
+  if (row_inverse_scale.shape.rank() == 2)  // vectors: [blocks of a row, rows], [blocks of rows, columns]
+    first.row_inverse_scale.shape = {row_inverse_scale.rows(), rows};
+  else if (!row_inverse_scale.empty())
+    first.row_inverse_scale = row_inverse_scale.slice(0, rows);
+  if (column_inverse_scale.shape.rank() == 2)
+    first.column_inverse_scale = column_inverse_scale.slice(0, scale_blocks(rows));
   return first;
 }
 
@@ -104,9 +125,19 @@ void Linear::add_sites(ScaleTable& scales) {
   if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", f.weight);
 }
 
-// Of a shard with one scale codes are gathered; what has a scale a row is gathered as values, then cast.
+ScaleGranularity Linear::weight_granularity() const {
+  return granularity_of(options_.formats.weight, ScaleGranularity::Squares);
+}
+ScaleGranularity Linear::grad_granularity() const {
+  return granularity_of(options_.formats.grad, ScaleGranularity::Vectors);
+}
+ScaleGranularity Linear::input_granularity() const {
+  return smooth() == SmoothSwiGLU::Dual ? ScaleGranularity::Outer
+                                        : granularity_of(options_.formats.input, ScaleGranularity::Vectors);
+}
+
+// Of a shard with one scale codes are gathered; what has finer ones is gathered as values, then cast.
 void Linear::plan_working_weights(MemoryPlan& plan) {
-  const bool by_row = rowwise(options_.formats.weight);
   if (owns_storage_weight_) {
     if (reads_storage_weight())
       storage_weight_ = StorageWeight(parameter_, options_.storage, plan);
@@ -118,10 +149,14 @@ void Linear::plan_working_weights(MemoryPlan& plan) {
   const int64_t outputs = options_.outputs, inputs = options_.inputs;
   if (fprop_float8()) buffers.add(weight_row_, ".row", dtype, {outputs, inputs});
   if (dgrad_float8()) buffers.add(weight_column_, ".column", dtype, {inputs, outputs});
-  if (!by_row) return;
-  if (fprop_float8()) buffers.add(weight_row_inverse_scale_, ".row_inverse_scale", DType::F32, {outputs});
+  const ScaleGranularity granularity = weight_granularity();
+  if (granularity == ScaleGranularity::Tensor) return;
+  if (fprop_float8())
+    buffers.add(weight_row_inverse_scale_, ".row_inverse_scale", DType::F32,
+                scale_shape(granularity, outputs, inputs));
   if (dgrad_float8())
-    buffers.add(weight_column_inverse_scale_, ".column_inverse_scale", DType::F32, {inputs});
+    buffers.add(weight_column_inverse_scale_, ".column_inverse_scale", DType::F32,
+                scale_shape(granularity, inputs, outputs));
 }
 
 // The column copy is made last: until then its memory holds this rank's values.
@@ -141,11 +176,11 @@ void Linear::plan_code_shard(MemoryPlan& plan) {
 }
 
 bool Linear::scales_input_rows() const {
-  return fprop_float8() && (rowwise(options_.formats.input) || smooth() == SmoothSwiGLU::Dual);
+  return fprop_float8() && input_granularity() != ScaleGranularity::Tensor;
 }
 bool Linear::scales_input_columns() const {
   return smooth() == SmoothSwiGLU::Channel ||
-         (wgrad_float8() && (rowwise(options_.formats.input) || smooth() == SmoothSwiGLU::Dual));
+         (wgrad_float8() && input_granularity() != ScaleGranularity::Tensor);
 }
 
 void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, CastBuffers& buffers) const {
@@ -158,7 +193,8 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
         input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (fprop_float8()) input.add(buffers.row, ".row", dtype, {tokens, inputs});
       if (scales_input_rows())
-        input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
+        input.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32,
+                  scale_shape(input_granularity(), tokens, inputs));
       break;
     case LastReader::Wgrad:
       if (wgrad_float8())
@@ -166,7 +202,9 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
       else if (!options_.reads_stream)
         input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (scales_input_columns())
-        input.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32, {inputs});
+        input.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32,
+                  smooth() == SmoothSwiGLU::Channel ? Shape{inputs}
+                                                    : scale_shape(input_granularity(), inputs, tokens));
       break;
     case LastReader::GradCast:
       if (smooth() == SmoothSwiGLU::Token)
@@ -182,9 +220,14 @@ void Linear::plan_grad(MemoryPlan& plan, int64_t tokens, CastBuffers& buffers) c
   grad.add(buffers.high, ".high", options_.storage, {tokens, outputs});
   if (dgrad_float8()) grad.add(buffers.row, ".row", dtype, {tokens, outputs});
   if (wgrad_float8()) grad.add(buffers.column, ".column", dtype, {outputs, tokens});
-  if (!rowwise(options_.formats.grad)) return;
-  if (dgrad_float8()) grad.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32, {tokens});
-  if (wgrad_float8()) grad.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32, {outputs});
+  const ScaleGranularity granularity = grad_granularity();
+  if (granularity == ScaleGranularity::Tensor) return;
+  if (dgrad_float8())
+    grad.add(buffers.row_inverse_scale, ".row_inverse_scale", DType::F32,
+             scale_shape(granularity, tokens, outputs));
+  if (wgrad_float8())
+    grad.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32,
+             scale_shape(granularity, outputs, tokens));
 }
 
 CastTarget Linear::input_target(const Pass& pass, const CastBuffers& input) const {
@@ -196,11 +239,12 @@ CastTarget Linear::input_target(const Pass& pass, const CastBuffers& input) cons
   target.rounding_key = pass.rounding_key(input_site_);
   if (fprop_float8()) target.row = input.row;
   if (wgrad_float8() && pass.kind != PassKind::Evaluation) target.column = input.column;
-  const bool both = smooth() == SmoothSwiGLU::Token || smooth() == SmoothSwiGLU::Channel;
-  if (both || (scales_input_rows() && !target.row.empty()))
+  if (smooth() == SmoothSwiGLU::Token || smooth() == SmoothSwiGLU::Channel) {
     target.row_inverse_scale = input.row_inverse_scale;
-  if (both || (scales_input_columns() && !target.column.empty()))
     target.column_inverse_scale = input.column_inverse_scale;
+  } else {
+    add_scales(target, input_granularity(), input.row_inverse_scale, input.column_inverse_scale);
+  }
   return target;
 }
 
@@ -213,10 +257,7 @@ CastTarget Linear::grad_target(const Pass& pass, const CastBuffers& grad, const 
   target.rounding_key = pass.rounding_key(grad_site_);
   if (dgrad_float8()) target.row = grad.row;
   if (wgrad_float8()) target.column = grad.column;
-  if (rowwise(options_.formats.grad)) {
-    if (dgrad_float8()) target.row_inverse_scale = grad.row_inverse_scale;
-    if (wgrad_float8()) target.column_inverse_scale = grad.column_inverse_scale;
-  }
+  add_scales(target, grad_granularity(), grad.row_inverse_scale, grad.column_inverse_scale);
   if (grad_takes_up_scales()) {
     target.row_factor = input.row_inverse_scale;
     target.column_site = pass.site(grad_column_site_);
@@ -236,14 +277,13 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
     copy_values(pass.device, encode.source, piece);
   }
   encode.source.shape = parameter_.gradient.shape;
-  if (!rowwise(options_.formats.weight)) encode.amax = piece.amax;
+  if (is_one_scale(options_.formats.weight.scaling)) encode.amax = piece.amax;
   encode.out.cast = options_.formats.weight;
   encode.out.site = pass.site(weight_site_);
   encode.out.rounding_key = pass.rounding_key(weight_site_);
   if (!folds_scales()) encode.out.row = weight_row_;
   encode.out.column = weight_column_;
-  encode.out.row_inverse_scale = weight_row_inverse_scale_;
-  encode.out.column_inverse_scale = weight_column_inverse_scale_;
+  add_scales(encode.out, weight_granularity(), weight_row_inverse_scale_, weight_column_inverse_scale_);
   if (!encode.out.row.empty() || !encode.out.column.empty()) pass.device.cast(encode);
   observe_cast(pass, weight_site_, encode.source, encode.out.row, weight_scales(pass));
 }
@@ -292,60 +332,53 @@ Matmul Linear::fprop_operands(const CastBuffers& input, const Tensor& output) co
   const LinearFormats& f = options_.formats;
   if (!fprop_float8())
     return product(options_.fprop, as_stored(input.high), as_stored(storage_weight_.values()), output);
-  Matmul matmul = product(options_.fprop, as_codes(input.row, f.input.format),
-                          as_codes(weight_row_, f.weight.format), output);
+  const ScaleGranularity of_input =
+      smooth() == SmoothSwiGLU::Token ? ScaleGranularity::Outer : input_granularity();
+  Matmul matmul =
+      product(options_.fprop, scaled(as_codes(input.row, f.input.format), of_input, input.row_inverse_scale),
+              scaled(as_codes(weight_row_, f.weight.format), weight_granularity(), weight_row_inverse_scale_),
+              output);
   matmul.fast_accumulation = f.fast_accumulation.fprop;
-  if (scales_input_rows() || smooth() == SmoothSwiGLU::Token) matmul.a.granularity = ScaleGranularity::Outer;
-  if (rowwise(f.weight)) matmul.b.granularity = ScaleGranularity::Outer;
   return matmul;
 }
 
 Matmul Linear::dgrad_operands(const CastBuffers& grad, const Tensor& input_gradient) const {
   const LinearFormats& f = options_.formats;
-  Matmul matmul = dgrad_float8() ? product(options_.dgrad, as_codes(grad.row, f.grad.format),
-                                           as_codes(weight_column_, f.weight.format), input_gradient)
-                                 : product(options_.dgrad, as_stored(grad.high),
-                                           transposed(storage_weight_.values()), input_gradient);
+  Operand dy = as_stored(grad.high), w = transposed(storage_weight_.values());
+  if (dgrad_float8()) {
+    dy = scaled(as_codes(grad.row, f.grad.format), grad_granularity(), grad.row_inverse_scale);
+    w = scaled(as_codes(weight_column_, f.weight.format), weight_granularity(), weight_column_inverse_scale_);
+  }
+  Matmul matmul = product(options_.dgrad, dy, w, input_gradient);
   matmul.accumulate = options_.reads_stream;
-  if (!dgrad_float8()) return matmul;
-  matmul.fast_accumulation = f.fast_accumulation.dgrad;
-  if (rowwise(f.grad)) matmul.a.granularity = ScaleGranularity::Outer;
-  if (rowwise(f.weight)) matmul.b.granularity = ScaleGranularity::Outer;
+  matmul.fast_accumulation = dgrad_float8() && f.fast_accumulation.dgrad;
   return matmul;
 }
 
 Matmul Linear::wgrad_operands(const CastBuffers& grad, const CastBuffers& input) const {
   const LinearFormats& f = options_.formats;
-  Matmul matmul = wgrad_float8() ? product(options_.wgrad, as_codes(grad.column, f.grad.format),
-                                           as_codes(input.column, f.input.format), parameter_.gradient)
-                                 : product(options_.wgrad, transposed(grad.high), transposed(input.high),
-                                           parameter_.gradient);
+  Operand dy = transposed(grad.high), x = transposed(input.high);
+  if (wgrad_float8()) {
+    dy = scaled(as_codes(grad.column, f.grad.format), grad_granularity(), grad.column_inverse_scale);
+    x = scaled(as_codes(input.column, f.input.format),
+               smooth() == SmoothSwiGLU::Channel ? ScaleGranularity::Outer : input_granularity(),
+               input.column_inverse_scale);
+  }
+  Matmul matmul = product(options_.wgrad, dy, x, parameter_.gradient);
   matmul.accumulate = true;
-  if (!wgrad_float8()) return matmul;
-  matmul.fast_accumulation = f.fast_accumulation.wgrad;
-  if (rowwise(f.grad)) matmul.a.granularity = ScaleGranularity::Outer;
-  if (scales_input_columns()) matmul.b.granularity = ScaleGranularity::Outer;
+  matmul.fast_accumulation = wgrad_float8() && f.fast_accumulation.wgrad;
   return matmul;
 }
 
-// Where an operand's inverse scales are: beside its codes where there is one a row, else at its site.
 void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& output) const {
   Matmul matmul = fprop_operands(input, output);
   if (fprop_float8()) {
     if (folds_scales()) fold(pass, input);
-    if (matmul.a.granularity == ScaleGranularity::Outer)
-      matmul.a.inverse_scale = input.row_inverse_scale.as<float>();
-    else if (smooth() == SmoothSwiGLU::Channel)
-      matmul.a.inverse_scale = pass.one;  // the folded weight took them up
-    else
-      scale_by_site(matmul.a, pass, input_site_);
-    if (matmul.b.granularity == ScaleGranularity::Outer)
-      matmul.b.inverse_scale = weight_row_inverse_scale_.as<float>();
-    else
-      scale_by_site(matmul.b, pass, folds_scales() ? folded_weight_site_ : weight_site_);
-    InverseScales scales = scales_of(matmul.a);
-    if (smooth() == SmoothSwiGLU::Channel)
-      scales = {.values = input.column_inverse_scale.as<float>(), .column_stride = 1};
+    const bool channel = smooth() == SmoothSwiGLU::Channel;  // the folded weight took the scales up
+    scale_by(matmul.a, channel ? pass.one : pass.site(input_site_).inverse_scale);
+    scale_by(matmul.b, pass.site(folds_scales() ? folded_weight_site_ : weight_site_).inverse_scale);
+    InverseScales scales = inverse_scales(matmul.a);
+    if (channel) scales = {.values = input.column_inverse_scale.as<float>(), .column_stride = 1};
     observe_cast(pass, input_site_, input.high, matmul.a.values, scales);
   }
   pass.device.matmul(matmul);
@@ -354,15 +387,9 @@ void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& out
 void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& input_gradient) const {
   Matmul matmul = dgrad_operands(grad, input_gradient);
   if (dgrad_float8()) {
-    if (matmul.a.granularity == ScaleGranularity::Outer)
-      matmul.a.inverse_scale = grad.row_inverse_scale.as<float>();
-    else
-      scale_by_site(matmul.a, pass, grad_site_);
-    if (matmul.b.granularity == ScaleGranularity::Outer)
-      matmul.b.inverse_scale = weight_column_inverse_scale_.as<float>();
-    else
-      scale_by_site(matmul.b, pass, weight_site_);
-    observe_cast(pass, grad_site_, grad.high, matmul.a.values, scales_of(matmul.a));
+    scale_by(matmul.a, pass.site(grad_site_).inverse_scale);
+    scale_by(matmul.b, pass.site(weight_site_).inverse_scale);
+    observe_cast(pass, grad_site_, grad.high, matmul.a.values, inverse_scales(matmul.a));
   }
   pass.device.matmul(matmul);
 }
@@ -370,16 +397,9 @@ void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& inpu
 void Linear::wgrad(const Pass& pass, const CastBuffers& grad, const CastBuffers& input) const {
   Matmul matmul = wgrad_operands(grad, input);
   if (wgrad_float8()) {
-    if (matmul.a.granularity == ScaleGranularity::Outer)
-      matmul.a.inverse_scale = grad.column_inverse_scale.as<float>();
-    else
-      scale_by_site(matmul.a, pass, grad_takes_up_scales() ? grad_column_site_ : grad_site_);
-    if (matmul.b.granularity == ScaleGranularity::Outer)
-      matmul.b.inverse_scale = input.column_inverse_scale.as<float>();
-    else if (smooth() == SmoothSwiGLU::Token)
-      matmul.b.inverse_scale = pass.one;  // the grad's column copy took them up
-    else
-      scale_by_site(matmul.b, pass, input_site_);
+    const bool token = smooth() == SmoothSwiGLU::Token;  // the grad's column copy took the scales up
+    scale_by(matmul.a, pass.site(grad_takes_up_scales() ? grad_column_site_ : grad_site_).inverse_scale);
+    scale_by(matmul.b, token ? pass.one : pass.site(input_site_).inverse_scale);
   }
   pass.device.matmul(matmul);
 }
@@ -392,9 +412,10 @@ Linear::WorkingWeight Linear::working_weight(const Pass& pass) const {
 }
 
 InverseScales Linear::weight_scales(const Pass& pass) const {
-  if (!weight_row_inverse_scale_.empty())
-    return {.values = weight_row_inverse_scale_.as<float>(), .row_stride = 1};
-  return {.values = pass.site(weight_site_).inverse_scale};
+  Operand weight = scaled(as_stored(weight_row_), weight_granularity(), weight_row_inverse_scale_);
+  weight.values.shape = {options_.outputs, options_.inputs};  // of shards too, and where no product reads it
+  scale_by(weight, pass.site(weight_site_).inverse_scale);
+  return inverse_scales(weight);
 }
 
 int64_t Linear::observed_rows() const {

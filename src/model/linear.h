@@ -23,8 +23,8 @@ struct CastBuffers {
   Tensor high;                  // storage [rows, columns]
   Tensor row;                   // codes [rows, columns]
   Tensor column;                // codes of the transpose [columns, rows]
-  Tensor row_inverse_scale;     // F32 [rows]: rowwise scaling, Smooth-SwiGLU `token` and `dual`
-  Tensor column_inverse_scale;  // F32 [columns]: rowwise scaling, Smooth-SwiGLU `channel` and `dual`
+  Tensor row_inverse_scale;     // F32: rowwise and block-wise scaling, Smooth-SwiGLU `token` and `dual`
+  Tensor column_inverse_scale;  // F32: rowwise and block-wise scaling, Smooth-SwiGLU `channel` and `dual`
 
   // These buffers, and `other`'s where there is none here.
   CastBuffers or_else(const CastBuffers& other) const;
@@ -109,6 +109,10 @@ class Linear {
   bool reads_storage_weight() const { return !fprop_float8() || !dgrad_float8(); }
   bool folds_scales() const { return smooth() == SmoothSwiGLU::Channel && fprop_float8(); }
   bool grad_takes_up_scales() const { return smooth() == SmoothSwiGLU::Token && wgrad_float8(); }
+  // Of the roles' operands as their casts leave them. Smooth-SwiGLU `token` and `channel` are others.
+  ScaleGranularity input_granularity() const;
+  ScaleGranularity weight_granularity() const;
+  ScaleGranularity grad_granularity() const;
   bool scales_input_rows() const;     // each row of fprop's copy of X
   bool scales_input_columns() const;  // each column of X, in wgrad's copy
   Matmul fprop_operands(const CastBuffers& input, const Tensor& output) const;  // scales still missing
@@ -126,8 +130,8 @@ class Linear {
   bool owns_storage_weight_ = true;     // else its owner refreshes it
   Tensor weight_row_;                   // codes [N, K]
   Tensor weight_column_;                // codes [K, N]
-  Tensor weight_row_inverse_scale_;     // F32 [N]: rowwise scaling
-  Tensor weight_column_inverse_scale_;  // F32 [K]: rowwise scaling
+  Tensor weight_row_inverse_scale_;     // F32: rowwise and block-wise scaling
+  Tensor weight_column_inverse_scale_;  // the same
   CodeShard code_shard_;  // its codes are weight_row_'s; its values lie where weight_column_ will
   int input_site_ = -1, weight_site_ = -1, grad_site_ = -1;
   int grad_column_site_ = -1;    // `token`: the column copy of dY x the tokens' scales

@@ -15,9 +15,10 @@ struct InverseScales {
   int64_t row_block = 1, column_block = 1;
   int64_t row_stride = 0, column_stride = 0;
 
-  OCTET_HD float at(int64_t row, int64_t column) const {
-    return values ? values[row / row_block * row_stride + column / column_block * column_stride] : 1.0f;
+  OCTET_HD int64_t index(int64_t row, int64_t column) const {
+    return row / row_block * row_stride + column / column_block * column_stride;
   }
+  OCTET_HD float at(int64_t row, int64_t column) const { return values ? values[index(row, column)] : 1.0f; }
 };
 
 // (1/n sum x^4) / (1/n sum x^2)^2 of `count` values, not centred: casts scale, they do not shift. 3 for a

@@ -22,7 +22,13 @@ enum class Scaling : uint8_t {
   // GEMM does not sum over, so the two copies of a tensor have scales of their own, each undone exactly.
   // Power of two, amax taken as at least 1e-12.  [torchao float8, "rowwise"]
   Rowwise,
+  // Blocks of this very tensor, along the dimension that the GEMM sums over: 1 x 128 values of input and
+  // grad, measured in each copy for itself, 128 x 128 of the weight, whose two copies have the same scales.
+  // Amax taken as at least 1e-12.  [DeepSeek-V3, 2412.19437, 3.3.2; numerics/block_scales.h]
+  Blockwise,
 };
+// One scale for the whole tensor, kept in its site.
+constexpr bool is_one_scale(Scaling s) { return s == Scaling::Current || s == Scaling::Delayed; }
 enum class ScaleRule : uint8_t { PowerOfTwo, Exact };
 enum class Rounding : uint8_t { Nearest, Stochastic };
 
@@ -125,7 +131,7 @@ struct LinearFormats {
   bool float8() const { return fprop_float8() || dgrad_float8() || wgrad_float8(); }
   // Every product reads the weight as codes of one scale, made of the master alone: ranks may gather these.
   bool gathers_codes() const {
-    return fprop_float8() && dgrad_float8() && weight.scaling != Scaling::Rowwise &&
+    return fprop_float8() && dgrad_float8() && is_one_scale(weight.scaling) &&
            smooth != SmoothSwiGLU::Channel;
   }
 

@@ -11,7 +11,7 @@ namespace octet {
 
 inline std::vector<std::string> recipe_names() {
   return {"fp32",     "bf16",   "fp8",  "fishman", "torchao-rowwise", "torchao-rowwise-gw-hp", "switchback",
-          "nanotron", "fp8-lm", "coat", "fog"};
+          "nanotron", "fp8-lm", "coat", "fog",     "deepseek"};
 }
 
 inline void set_formats(Recipe& recipe, Format grad) {
@@ -80,6 +80,11 @@ inline Recipe make_recipe(const std::string& name) {
     recipe.weight_gradient = Format::BF16;
     recipe.moments.first = recipe.moments.second = Format::FP16;
     recipe.master = MasterFormat::FP16Scaled;
+  } else if (name == "deepseek") {
+    set_formats(recipe, Format::E4M3);
+    recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Blockwise;
+    recipe.fast_accumulation = {false, false, false};
+    recipe.moments.first = recipe.moments.second = Format::BF16;
   } else {
     std::string known;
     for (const std::string& candidate : recipe_names()) known += (known.empty() ? "" : ", ") + candidate;

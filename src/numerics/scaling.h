@@ -48,11 +48,14 @@ OCTET_HD float scale_for(ScaleRule rule, float amax, float max) {
   return rule == ScaleRule::PowerOfTwo ? power_of_two_scale(amax, max) : exact_scale(amax, max);
 }
 
-// Of one row or column of a tensor. Rowwise scaling takes amaxes below 1e-12 for 1e-12.  [torchao, EPS]
-inline constexpr float rowwise_amax_floor = 1e-12f;
+// Of one row, column or block of a tensor. Rowwise and block-wise scaling take amaxes below 1e-12 for 1e-12.
+// [torchao, EPS] Only scales of blocks follow the cast's rule: others are powers of two.
+inline constexpr float fine_amax_floor = 1e-12f;
 OCTET_HD float fine_scale(const Cast& cast, float amax) {
-  const float floor = cast.scaling == Scaling::Rowwise ? rowwise_amax_floor : 0.0f;
-  return power_of_two_scale(amax < floor ? floor : amax, max_of(cast.format));
+  const bool one_scale = cast.scaling == Scaling::Current || cast.scaling == Scaling::Delayed;
+  const ScaleRule rule = cast.scaling == Scaling::Blockwise ? cast.rule : ScaleRule::PowerOfTwo;
+  const float floor = one_scale ? 0.0f : fine_amax_floor;
+  return scale_for(rule, amax < floor ? floor : amax, max_of(cast.format));
 }
 
 // The larger magnitude, with NaN above infinity above every number: the same result in any order of elements,

@@ -145,11 +145,23 @@ TEST_CASE("every shipped configuration is one that a GPU can run") {
     if (!run) continue;  // a sweep: of some shipped configuration
     INFO(entry.path());
     const std::string name = entry.path().filename().string();
-    // FP8 attention is refused where cuDNN has none, see below; everything else of such a run fits.
+    // FP8 attention is refused where cuDNN has none, and scales of blocks where cuBLASLt has none, see below;
+    // everything else of such a run fits.
     std::vector<std::string> settings;
-    if (load_config(entry.path().string()).precision.attention == AttentionFormat::FP8)
-      settings.push_back("precision.attention=storage");
+    const Recipe recipe = load_config(entry.path().string()).precision;
+    if (recipe.attention == AttentionFormat::FP8) settings.push_back("precision.attention=storage");
+    if (recipe.weight.scaling == Scaling::Blockwise) settings.push_back("precision.scaling=rowwise");
     for (const char* gpu : {"rtx4090", "h200", "b200"}) CHECK_NOTHROW(planned(name, gpu, settings));
+  }
+}
+
+TEST_CASE("scales of blocks are planned on Hopper, and refused elsewhere with the alternatives") {
+  CHECK_NOTHROW(planned("quickstart-deepseek.json", "h200"));
+  for (const char* gpu : {"rtx4090", "b200"}) {
+    const Error error = error_of([&] { planned("quickstart-deepseek.json", gpu); });
+    CHECK(error.code() == ExitCode::Hardware);
+    CHECK_THAT(error.what(), contains_text("precision.scaling blockwise"));
+    CHECK_THAT(error.hint(), contains_text("rowwise, delayed or current"));
   }
 }
 

@@ -125,7 +125,7 @@ TEST_CASE("the recipes of configs/recipes are the quickstart with another sectio
     CHECK(parse_config(to_json(config), "resolved") == config);
     CHECK(violates(schema, Json::parse(to_json(config)), "resolved") == "");
     const LinearFormats plain = config.precision.formats();
-    CHECK((plain.simulate.reduces() || plain.input.scaling == Scaling::Rowwise ||
+    CHECK((plain.simulate.reduces() || !is_one_scale(plain.input.scaling) ||
            !config.precision.overrides.empty()));
   }
   CHECK(found >= 3);
@@ -137,6 +137,17 @@ TEST_CASE("the quickstart with FP8 attention is the quickstart, but for attentio
   CHECK(attention.precision.attention == AttentionFormat::FP8);
   attention.precision.attention = AttentionFormat::Storage;
   CHECK(attention == load_config((folder / "quickstart.json").string()));
+}
+
+TEST_CASE("the quickstart of DeepSeek-V3's recipe is the quickstart, but for its precision") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig deepseek = load_config((folder / "quickstart-deepseek.json").string());
+  CHECK(deepseek.precision == make_recipe("deepseek"));
+  const RunConfig quickstart = load_config((folder / "quickstart.json").string());
+  deepseek.precision = quickstart.precision;
+  deepseek.run.name = quickstart.run.name;
+  deepseek.run.output = quickstart.run.output;
+  CHECK(deepseek == quickstart);
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {

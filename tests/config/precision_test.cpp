@@ -174,3 +174,43 @@ TEST_CASE("an FP8 head needs FP8 operands and a vocabulary of whole rows of 16")
                          "batch": {"head_chunk": 40}})")
             .has("/batch/head_chunk: found 40"));
 }
+
+TEST_CASE("scales of blocks: for all roles or none, without Smooth-SwiGLU and fast accumulation") {
+  const Recipe deepseek = parse_config(R"({"precision": {"recipe": "deepseek"}})", "t").precision;
+  CHECK(deepseek == make_recipe("deepseek"));
+  const std::string rest =
+      R"("recipe": "fp8", "smooth_swiglu": "none", "fast_accumulation": {"fprop": false})";
+  const auto said = [&](const std::string& more) {
+    return complaint_of(R"({"precision": {)" + rest + more + "}}");
+  };
+  CHECK(said(R"(, "scaling": "blockwise")").what.empty());
+  CHECK(said(R"(, "scaling": "blockwise", "weight": {"rule": "exact"}, "attention": "fp8")").what.empty());
+  const auto half = said(R"(, "scaling": "blockwise", "weight": {"scaling": "current"})");
+  CHECK(half.has("/precision/weight/scaling: is not \"blockwise\" and that of another role is"));
+  CHECK(said(R"(, "input": {"scaling": "blockwise"})").has("/precision/grad/scaling: is not \"blockwise\""));
+  CHECK(complaint_of(R"({"precision": {"recipe": "deepseek", "smooth_swiglu": "dual"}})")
+            .has("/precision/smooth_swiglu: is not \"none\" with scaling \"blockwise\""));
+  for (const char* gemm : {"fprop", "dgrad", "wgrad"})
+    CHECK(complaint_of(
+              fmt::format(R"({{"precision": {{"recipe": "deepseek", "fast_accumulation": {{"{}": true}}}}}})",
+                          gemm))
+              .has(fmt::format("/precision/fast_accumulation/{}: found true with scaling \"blockwise\"",
+                               gemm)));
+  // What does not run in FP8 accumulates in FP32 anyway.
+  CHECK(complaint_of(R"({"precision": {"recipe": "deepseek", "gemms": {"wgrad": "storage"},
+                                       "fast_accumulation": {"wgrad": true}}})")
+            .what.empty());
+}
+
+TEST_CASE("scales of blocks: overrides keep linears in BF16, and mix no other FP8 scaling in") {
+  const auto said = [&](const std::string& recipe, const std::string& entry) {
+    return complaint_of(
+        fmt::format(R"({{"precision": {{"recipe": "{}", "overrides": [{}]}}}})", recipe, entry));
+  };
+  CHECK(said("deepseek", R"({"blocks": "first:1", "recipe": "bf16"})").what.empty());
+  CHECK(said("deepseek", R"({"blocks": "first:1", "grad": {"format": "e5m2"}})").what.empty());
+  CHECK(said("deepseek", R"({"blocks": "first:1", "recipe": "torchao-rowwise"})")
+            .has("/precision/overrides/0/scaling: \"blockwise\" for some FP8 linears and not for others"));
+  CHECK(said("fp8", R"({"blocks": "first:1", "recipe": "deepseek"})")
+            .has("/precision/overrides/0/scaling: \"blockwise\" for some FP8 linears and not for others"));
+}

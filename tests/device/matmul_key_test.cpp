@@ -1,5 +1,7 @@
 #include "device/nvidia/matmul_key.h"
 
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "device/products_of_recipes.h"
@@ -138,6 +140,65 @@ TEST_CASE("elsewhere a kernel applies outer scales to the FP32 product, and accu
   }
 }
 
+namespace {
+
+Matmul in_blocks(GemmClass c, ScaleGranularity a, ScaleGranularity b, DType out = DType::BF16,
+                 ProductShape shape = {256, 128, 64}) {
+  Matmul m = product(c, DType::E4M3, DType::E4M3, out, shape);
+  m.fast_accumulation = false;
+  m.a.granularity = a;
+  m.b.granularity = b;
+  return m;
+}
+constexpr ScaleGranularity vectors = ScaleGranularity::Vectors, squares = ScaleGranularity::Squares;
+
+}  // namespace
+
+TEST_CASE("scales of blocks are the library's on Hopper: vectors of X and dY, squares of W") {
+  const MatmulRoute made = route(in_blocks(GemmClass::Fprop, vectors, squares), hopper);
+  CHECK(made.key.first.scale == ScaleMode::Squares128);
+  CHECK(made.key.second.scale == ScaleMode::Vectors128);
+  CHECK(made.key.first.transposed);
+  CHECK_FALSE(made.key.second.transposed);
+  CHECK_FALSE(made.key.fast_accumulation);
+  CHECK(made.outer == OuterScales::None);
+  CHECK(made.scratch_bytes == 0);
+  CHECK(made.implementation == "cublaslt-fp8-blocks");
+  CHECK_THAT(to_string(made.key), contains_text("128x128-scales x "));
+  const MatmulPlanKey wgrad = route(in_blocks(GemmClass::Wgrad, vectors, vectors, DType::F32), hopper).key;
+  CHECK(wgrad.first.scale == ScaleMode::Vectors128);
+  CHECK(wgrad.second.scale == ScaleMode::Vectors128);
+  CHECK(wgrad.accumulate);
+}
+
+TEST_CASE("every other GPU refuses scales of blocks, and says what else there is") {
+  for (const GemmCapabilities& gpu :
+       {ada, blackwell, GemmCapabilities{120, 130100}, GemmCapabilities{90, 120800}}) {
+    const Error error = error_of([&] { route(in_blocks(GemmClass::Fprop, vectors, squares), gpu); });
+    CHECK(error.code() == ExitCode::Hardware);
+    CHECK_THAT(error.what(), contains_text("precision.scaling blockwise"));
+    CHECK_THAT(error.what(), contains_text("compute capability 9.0 (Hopper)"));
+    CHECK_THAT(error.hint(), contains_text("rowwise, delayed or current"));
+  }
+}
+
+TEST_CASE("scales of blocks: what the library cannot take is refused before it is asked") {
+  for (const auto& [c, shape, keys] :
+       {std::tuple{GemmClass::Fprop, ProductShape{66, 128, 64}, "batch.micro"},
+        std::tuple{GemmClass::Wgrad, ProductShape{66, 128, 64}, "model.width"}}) {
+    const Matmul m = in_blocks(c, vectors, vectors, DType::F32, shape);
+    const Error error = error_of([&] { route(m, hopper); });
+    CHECK(error.code() == ExitCode::Usage);
+    CHECK_THAT(error.what(), contains_text("rows 66 is not a multiple of 4"));
+    CHECK_THAT(error.hint(), contains_text(keys));
+  }
+  Matmul fast = in_blocks(GemmClass::Fprop, vectors, squares);
+  fast.fast_accumulation = true;
+  CHECK(error_of([&] { route(fast, hopper); }).code() == ExitCode::Internal);
+  CHECK(error_of([] { route(in_blocks(GemmClass::Fprop, squares, squares), hopper); }).code() ==
+        ExitCode::Internal);
+}
+
 TEST_CASE("codes need Ada, and BF16 does not") {
   const Matmul codes = product(GemmClass::Fprop, DType::E4M3, DType::E4M3, DType::BF16);
   const Error error = error_of([&] { route(codes, ampere); });
@@ -214,6 +275,12 @@ TEST_CASE("a key's text tells apart whatever the key tells apart") {
     m.a.granularity = ScaleGranularity::Outer;
     keys.push_back(route(m, hopper).key);
     keys.push_back(route(m, blackwell).key);
+    m.fast_accumulation = false;
+    for (const auto& [a, b] : {std::pair{vectors, vectors}, std::pair{vectors, squares}}) {
+      m.a.granularity = a;
+      m.b.granularity = b;
+      keys.push_back(route(m, hopper).key);
+    }
   }
   for (const MatmulPlanKey& x : keys)
     for (const MatmulPlanKey& y : keys) CHECK((x == y) == (to_string(x) == to_string(y)));

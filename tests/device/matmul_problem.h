@@ -12,7 +12,7 @@
 
 namespace octet::matrices {
 
-enum class Scales { None, Tensor, Outer };
+enum class Scales { None, Tensor, Outer, Vectors, Squares };
 
 struct Case {
   int64_t m, n, k;
@@ -28,8 +28,8 @@ struct Problem {
         a(c.a, c.a_transposed ? Shape{c.k, c.m} : Shape{c.m, c.k}),
         b(c.b, c.b_transposed ? Shape{c.k, c.n} : Shape{c.n, c.k}),
         out(c.out, {c.m, c.n}),
-        a_scales(static_cast<size_t>(c.m)),
-        b_scales(static_cast<size_t>(c.n)) {
+        a_scales(count_of(c.a_scales, c.m, c.k)),
+        b_scales(count_of(c.b_scales, c.n, c.k)) {
     a.fill_uniform(1, low, high);
     b.fill_uniform(2, low, high);
     out.fill_uniform(3);
@@ -49,16 +49,18 @@ struct Problem {
 
   // Largest |out - expected| / bound over all elements; at most 1 when the product is right.
   //   bound = u_out |value| + (K + 4) * 2^-24 * (sum |a b| scale + |old|)
-  // Every order of K additions and K products in FP32, two scalings and the sum with old: at most K + 4
-  // roundings of 2^-24 on partial sums of at most sum |a b|.
+  // Every order of K additions and K products in FP32, two scalings (of the sum, or of each of the operands)
+  // and the sum with old: at most K + 4 roundings of 2^-24 on partial sums of at most sum |a b|.
   double worst() const {
     double worst_ratio = 0;
     for (int64_t i = 0; i < shape.m; ++i)
       for (int64_t j = 0; j < shape.n; ++j) {
         double sum = 0, magnitude = 0;
         for (int64_t k = 0; k < shape.k; ++k) {
-          const double x = a.get(shape.a_transposed ? k * shape.m + i : i * shape.k + k);
-          const double y = b.get(shape.b_transposed ? k * shape.n + j : j * shape.k + k);
+          const double x = a.get(shape.a_transposed ? k * shape.m + i : i * shape.k + k) *
+                           block_scale(shape.a_scales, a_scales, shape.m, i, k);
+          const double y = b.get(shape.b_transposed ? k * shape.n + j : j * shape.k + k) *
+                           block_scale(shape.b_scales, b_scales, shape.n, j, k);
           sum += x * y;
           magnitude += std::abs(x * y);
         }
@@ -87,10 +89,26 @@ struct Problem {
     x.transposed = transposed;
     if (scales != Scales::None) x.inverse_scale = of.data();
     if (scales == Scales::Outer) x.granularity = ScaleGranularity::Outer;
+    if (scales == Scales::Vectors) x.granularity = ScaleGranularity::Vectors;
+    if (scales == Scales::Squares) x.granularity = ScaleGranularity::Squares;
     return x;
   }
+  static size_t count_of(Scales scales, int64_t outer, int64_t inner) {
+    const int64_t blocks = (inner + 127) / 128;
+    return static_cast<size_t>(scales == Scales::Vectors   ? blocks * outer
+                               : scales == Scales::Squares ? (outer + 127) / 128 * ((blocks + 3) / 4 * 4)
+                                                           : outer);
+  }
+  // Of the sum.
   static double scale_at(Scales scales, const std::vector<float>& of, int64_t i) {
-    return scales == Scales::None ? 1.0 : of[scales == Scales::Outer ? static_cast<size_t>(i) : 0];
+    if (scales != Scales::Tensor && scales != Scales::Outer) return 1.0;
+    return of[scales == Scales::Outer ? static_cast<size_t>(i) : 0];
+  }
+  // Of an operand's value.
+  double block_scale(Scales scales, const std::vector<float>& of, int64_t outer, int64_t i, int64_t k) const {
+    if (scales == Scales::Vectors) return of[static_cast<size_t>(k / 128 * outer + i)];
+    const int64_t pitch = ((shape.k + 127) / 128 + 3) / 4 * 4;
+    return scales == Scales::Squares ? of[static_cast<size_t>(i / 128 * pitch + k / 128)] : 1.0;
   }
 };
 
@@ -124,6 +142,14 @@ inline std::vector<Case> variants(int64_t m, int64_t n, int64_t k) {
         for (const DType out : {DType::F32, DType::BF16})
           for (const bool accumulate : {false, true})
             all.push_back({m, n, k, a, b, out, false, false, accumulate, a_scales, b_scales});
+  const std::pair<Scales, Scales> blocks[] = {{Scales::Vectors, Scales::Vectors},
+                                              {Scales::Vectors, Scales::Squares},
+                                              {Scales::Squares, Scales::Vectors}};
+  for (const auto& [a, b] : pairs)
+    for (const auto& [a_scales, b_scales] : blocks)
+      for (const DType out : {DType::F32, DType::BF16})
+        for (const bool accumulate : {false, true})
+          all.push_back({m, n, k, a, b, out, false, false, accumulate, a_scales, b_scales});
   return all;
 }
 

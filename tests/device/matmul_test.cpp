@@ -39,7 +39,9 @@ TEST_CASE("matmul agrees with double beyond one tile in every direction") {
   const std::vector<Case> cases = {
       {300, 600, 40},
       {261, 37, 700, DType::BF16, DType::BF16, DType::BF16, true, true, true},
-      {37, 530, 270, DType::E5M2, DType::E4M3, DType::F32, false, false, true, Scales::Outer, Scales::Outer}};
+      {37, 530, 270, DType::E5M2, DType::E4M3, DType::F32, false, false, true, Scales::Outer, Scales::Outer},
+      {390, 530, 700, DType::E4M3, DType::E4M3, DType::F32, false, false, true, Scales::Vectors,
+       Scales::Squares}};
   check_all(engine, cases);
 }
 
@@ -73,6 +75,15 @@ TEST_CASE("the bound of these tests detects a wrong scale, a swapped operand and
     Matmul m = problem.matmul();
     m.b.granularity = ScaleGranularity::Tensor;
     engine.run(m);
+    CHECK(problem.worst() > 1);
+  }
+  SECTION("the scale of another block") {
+    Problem problem({33, 33, 200, DType::E4M3, DType::E4M3, DType::F32, false, false, false, Scales::Vectors,
+                     Scales::Squares});
+    Matmul m = problem.matmul();
+    engine.run(m);
+    CHECK(problem.worst() <= 1);
+    std::swap(problem.b_scales[0], problem.b_scales[1]);
     CHECK(problem.worst() > 1);
   }
   SECTION("a and b swapped") {
@@ -165,6 +176,13 @@ TEST_CASE("matmul names what it refuses") {
   CHECK(contains(refusal(transposed.matmul()), "[outer, inner]"));
   Problem scaled({4, 4, 4, DType::BF16, DType::BF16, DType::F32, false, false, false, Scales::Tensor});
   CHECK(contains(refusal(scaled.matmul()), "not codes"));
+  const auto in_blocks = [&](Scales a, Scales b) {
+    Problem problem({4, 4, 4, DType::E4M3, DType::E4M3, DType::F32, false, false, false, a, b});
+    return refusal(problem.matmul());
+  };
+  CHECK(contains(in_blocks(Scales::Vectors, Scales::Outer), "on one operand only"));
+  CHECK(contains(in_blocks(Scales::Squares, Scales::Squares), "not both"));
+  CHECK(in_blocks(Scales::Squares, Scales::Vectors) == "accepted");
   Problem fine({4, 4, 4});
   Matmul m = fine.matmul();
   CHECK(refusal(m) == "accepted");

@@ -60,3 +60,17 @@ TEST_CASE(
   CHECK(notes(on("fp8", 89), "precision.attention fp8 is refused"));
   CHECK_FALSE(notes(on("bf16", 90), "precision.attention"));
 }
+
+TEST_CASE("scales of blocks train on Hopper alone, and other GPUs say which scaling they have") {
+  CHECK(on("deepseek", 90).obstacle.empty());
+  CHECK(notes(on("deepseek", 90), "scales of blocks of 128 values ride in cuBLASLt's products"));
+  CHECK_FALSE(notes(on("deepseek", 90), "fast_accumulation"));
+  for (const int capability : {89, 100, 103, 120}) {
+    INFO(capability);
+    CHECK_THAT(on("deepseek", capability).obstacle, contains_text("precision.scaling blockwise"));
+    CHECK_THAT(on("deepseek", capability).obstacle, contains_text("9.0 (Hopper)"));
+    CHECK(on("deepseek", capability).notes.empty());
+  }
+  const GemmCapabilities old{.capability = 90, .cublaslt_version = 120805};
+  CHECK_THAT(recipe_on_gpu(make_recipe("deepseek"), old).obstacle, contains_text("cuBLASLt 12.8"));
+}

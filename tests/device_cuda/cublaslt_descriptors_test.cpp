@@ -77,6 +77,28 @@ TEST_CASE("scales are pointers to one number or to vectors, as the key says") {
   check(3);  // CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F, in the header from 12.9 on
 }
 
+TEST_CASE("scales of blocks have cuBLASLt's modes of their own, one for each operand") {
+  const auto library = installed(open_cublaslt);
+  if (!library) return;
+  Matmul m = product(GemmClass::Fprop, DType::E4M3, DType::E4M3, DType::BF16);
+  m.fast_accumulation = false;
+  m.a.granularity = ScaleGranularity::Vectors;
+  const auto modes = [&](ScaleGranularity b) {
+    m.b.granularity = b;
+    const MatmulDescriptors d(*library, route(m, hopper).key);
+    CHECK(read<int8_t>(*library, d, CUBLASLT_MATMUL_DESC_FAST_ACCUM) == 0);
+    return std::pair(read<int32_t>(*library, d, CUBLASLT_MATMUL_DESC_A_SCALE_MODE),
+                     read<int32_t>(*library, d, CUBLASLT_MATMUL_DESC_B_SCALE_MODE));
+  };
+  // VEC128_32F is 4, BLK128x128_32F is 5; our b is cuBLASLt's A.
+  CHECK(modes(ScaleGranularity::Squares) == std::pair(5, 4));
+  CHECK(modes(ScaleGranularity::Vectors) == std::pair(4, 4));
+#if CUBLAS_VERSION >= 120900
+  CHECK(CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F == 4);
+  CHECK(CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F == 5);
+#endif
+}
+
 TEST_CASE("a refused call is an error with cuBLASLt's own name for it") {
   const auto library = installed(open_cublaslt);
   if (!library) return;

@@ -34,8 +34,10 @@ void check_cast(OpFixture& f, const Source& source, const TargetKind& kind, cons
 struct Size {
   int64_t rows, columns;
 };
-// Below, at and over a vector, a patch of 4 x 8 and a tile of 128 x 64; rows for 16-byte stores and not.
-constexpr Size sizes[] = {{1, 1}, {3, 5}, {1, 8}, {16, 8}, {7, 64}, {132, 72}, {129, 67}, {48, 264}};
+// Below, at and over a vector, a patch of 4 x 8, a tile of 128 x 64 and one of 128 x 128; rows for 16-byte
+// stores and not.
+constexpr Size sizes[] = {{1, 1},    {3, 5},    {1, 8},    {16, 8},   {7, 64},
+                          {132, 72}, {129, 67}, {48, 264}, {257, 131}};
 
 const char* name_of(Copies copies) {
   return copies == Copies::Row ? "row" : copies == Copies::Column ? "column" : "both";
@@ -97,7 +99,7 @@ TEST_CASE("a cast is the same in every schedule and on several operating-system 
   for (const char* schedule : schedules) {
     const InterpreterSetting order("SCHEDULE", schedule), threads("THREADS", "3");
     INFO(schedule);
-    for (const char* kind : {"delayed, counted", "dual"})
+    for (const char* kind : {"delayed, counted", "dual", "blocks", "squares"})
       check_cast(f, source, target_kind(kind), {132, 72, DType::BF16, Copies::Both});
   }
 }

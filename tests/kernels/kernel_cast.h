@@ -9,6 +9,7 @@
 
 #include "catch.h"
 #include "device/op_fixture.h"
+#include "device/scales.h"
 #include "kernels/cast.h"
 #include "kernels/output.h"
 
@@ -20,10 +21,11 @@ struct TargetKind {
   Cast cast;
   float history = 0;  // the site's scale beforehand
   bool by_row = false, by_column = false, row_factor = false, counted = true;
+  ScaleGranularity blocks = ScaleGranularity::Tensor;  // else each copy has scales of these
 };
 inline const std::vector<TargetKind>& target_kinds() {
   constexpr Format e4m3 = Format::E4M3, e5m2 = Format::E5M2;
-  constexpr Scaling current = Scaling::Current, delayed = Scaling::Delayed;
+  constexpr Scaling current = Scaling::Current, delayed = Scaling::Delayed, blockwise = Scaling::Blockwise;
   constexpr ScaleRule exact = ScaleRule::Exact, power = ScaleRule::PowerOfTwo;
   constexpr Rounding nearest = Rounding::Nearest, stochastic = Rounding::Stochastic;
   static const std::vector<TargetKind> kinds{
@@ -46,6 +48,15 @@ inline const std::vector<TargetKind>& target_kinds() {
        .by_row = true,
        .by_column = true},
       {.name = "row factor", .cast = {e5m2, current, power, nearest}, .row_factor = true},
+      {.name = "blocks", .cast = {e4m3, blockwise, power, nearest}, .blocks = ScaleGranularity::Vectors},
+      {.name = "blocks, exact, stochastic",
+       .cast = {e5m2, blockwise, exact, stochastic},
+       .counted = false,
+       .blocks = ScaleGranularity::Vectors},
+      {.name = "squares", .cast = {e4m3, blockwise, power, nearest}, .blocks = ScaleGranularity::Squares},
+      {.name = "squares, stochastic",
+       .cast = {e4m3, blockwise, exact, stochastic},
+       .blocks = ScaleGranularity::Squares},
   };
   return kinds;
 }
@@ -59,7 +70,7 @@ inline const TargetKind& target_kind(const std::string& name) {
 // Those that differ for a producer: what it measures, and whether it knows the scale of row codes.
 inline std::vector<TargetKind> producer_kinds() {
   std::vector<TargetKind> kinds;
-  for (const char* name : {"current", "delayed", "delayed, no history", "dual", "row factor"})
+  for (const char* name : {"current", "delayed", "delayed, no history", "dual", "row factor", "blocks"})
     kinds.push_back(target_kind(name));
   return kinds;
 }
@@ -87,6 +98,13 @@ inline CastTarget make_target(OpFixture& f, const TargetKind& kind, const Target
   if (!kind.counted) out.site.counters = nullptr;
   if (kind.by_row) out.row_inverse_scale = f.zeros(DType::F32, {rows});
   if (kind.by_column) out.column_inverse_scale = f.zeros(DType::F32, {columns});
+  if (kind.blocks != ScaleGranularity::Tensor) {
+    out.granularity = kind.blocks;
+    if (!out.row.empty())
+      out.row_inverse_scale = f.zeros(DType::F32, scale_shape(kind.blocks, rows, columns));
+    if (!out.column.empty())
+      out.column_inverse_scale = f.zeros(DType::F32, scale_shape(kind.blocks, columns, rows));
+  }
   if (kind.row_factor && !out.column.empty()) {
     Values factors = normal_values(rows, 77);
     for (size_t i = 0; i < factors.size(); ++i)
@@ -114,6 +132,7 @@ class KernelCast {
     out.high = target_.high.data;
     out.storage = target_.high.dtype == DType::F32 ? Format::FP32 : Format::BF16;
     if (!wanted()) return out;
+    if (in_blocks(target_)) return out;  // finish() measures
     out.amax = &amax_;
     out.row_amax = row_amax();
     out.column_amax = column_amax();
@@ -127,10 +146,11 @@ class KernelCast {
   void measure(const kernels::CastSource& source) {
     writes_codes_ = false;
     const bool copy = !target_.high.empty() && target_.high.data != source.values;
+    const bool measures = wanted() && !in_blocks(target_);
     kernels::measure({.source = source,
-                      .amax = wanted() ? &amax_ : nullptr,
-                      .row_amax = wanted() ? row_amax() : nullptr,
-                      .column_amax = wanted() ? column_amax() : nullptr,
+                      .amax = measures ? &amax_ : nullptr,
+                      .row_amax = measures ? row_amax() : nullptr,
+                      .column_amax = measures ? column_amax() : nullptr,
                       .high = copy ? target_.high.data : nullptr,
                       .high_storage = target_.high.dtype == DType::F32 ? Format::FP32 : Format::BF16});
   }
@@ -139,6 +159,7 @@ class KernelCast {
     const Site& site = target_.site;
     float scale = 0, column_scale = 0;
     uint32_t encode_row = 1;
+    if (in_blocks(target_)) return finish_blocks(source);
     kernels::decide({.amax = &amax_,
                      .cast = target_.cast,
                      .site_scale = site.scale,
@@ -207,6 +228,26 @@ class KernelCast {
   }
 
  private:
+  void finish_blocks(const kernels::CastSource& source) {
+    const auto codes = [](const Tensor& t) { return t.empty() ? nullptr : static_cast<uint8_t*>(t.data); };
+    const auto scales = [](const Tensor& t) { return t.empty() ? nullptr : t.as<float>(); };
+    kernels::cast_blockwise({.source = source,
+                             .cast = target_.cast,
+                             .rounding_key = target_.rounding_key,
+                             .squares = target_.granularity == ScaleGranularity::Squares,
+                             .row = codes(target_.row),
+                             .row_inverse_scale = scales(target_.row_inverse_scale),
+                             .column = codes(target_.column),
+                             .column_inverse_scale = scales(target_.column_inverse_scale),
+                             .amax = &amax_,
+                             .counters = reinterpret_cast<uint64_t*>(target_.site.counters)});
+    float unused = 0;
+    kernels::decide({.amax = &amax_,
+                     .cast = target_.cast,
+                     .site_amax = target_.site.amax,
+                     .scale = &unused,
+                     .only_record = true});
+  }
   bool wanted() const { return !target_.row.empty() || !target_.column.empty(); }
   bool by_row() const { return !target_.row_inverse_scale.empty(); }
   bool by_column() const { return !target_.column_inverse_scale.empty(); }

@@ -32,12 +32,16 @@ TEST_CASE("deterministic runs give the same bits with 1, 2 and 4 threads") {
   }
 }
 
-TEST_CASE("scales of rows, simulated operands and an FP8 head give the same bits with 1, 2 and 4 threads") {
+TEST_CASE(
+    "scales of rows and blocks, simulated operands and an FP8 head give the same bits with 1, 2 and 4 "
+    "threads") {
   Recipe rowwise = make_recipe("fp8"), simulated = make_recipe("bf16"), head = make_recipe("fp8");
   rowwise.input.scaling = rowwise.weight.scaling = rowwise.grad.scaling = Scaling::Rowwise;
   simulated.simulate = {4, 3, SmallRounding::Nearest};
   head.head = HeadFormat::FP8;
-  for (const Recipe& recipe : {rowwise, simulated, head}) {
+  Recipe blocks = make_recipe("deepseek");
+  blocks.head = HeadFormat::FP8;
+  for (const Recipe& recipe : {rowwise, simulated, head, blocks}) {
     TransformerOptions options = test::tiny(recipe);
     options.spec.vocabulary = 48;
     const std::vector<uint64_t> reference = gradients(options, test::deterministic(1));

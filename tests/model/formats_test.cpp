@@ -183,6 +183,100 @@ TEST_CASE("scales of rows keep rows that share a weight with rows 10^10 as large
   CHECK(error(rowwise()) <= 7 * 0x1p-4);
 }
 
+// ---- scales of blocks
+
+TEST_CASE("blockwise: vectors of X and dY, squares of W, in every layer and nowhere fast") {
+  const auto vectors = ScaleGranularity::Vectors, squares = ScaleGranularity::Squares;
+  for (const auto& [gemm_class, all] : products(make_recipe("deepseek"), 0)) {
+    INFO(name_of(gemm_class));
+    CHECK(all.size() == 4);
+    for (const Matmul& m : all) {
+      CHECK(m.a.granularity == vectors);
+      CHECK(m.b.granularity == (gemm_class == GemmClass::Wgrad ? vectors : squares));
+      CHECK_FALSE(m.fast_accumulation);
+    }
+  }
+}
+
+namespace {
+
+// Wider than a block: three of them along the width and the tokens, the last one partial.
+TransformerOptions wide(const Recipe& recipe) {
+  TransformerOptions options = test::tiny(recipe);
+  options.spec.width = 272;
+  options.spec.heads = 4;
+  options.spec.kv_heads = 2;
+  options.spec.head_width = 0;
+  options.spec.ffn_width = 304;
+  options.spec.context = 144;
+  options.head_chunk = 80;
+  return options;
+}
+Gradients gradients_of_wide(const Recipe& recipe, const std::function<void(TinyModel&)>& disturb = {}) {
+  const TransformerOptions options = wide(recipe);
+  TinyModel tiny(options);
+  CHECK(tiny.placed_bytes == tiny.peak_bytes);
+  if (disturb) {
+    disturb(tiny);
+    tiny.model->refresh_working_weights(0);
+  }
+  tiny.train(test::random_batch(options, 0));
+  Gradients gradients;
+  for (const Parameter& p : tiny.model->parameters()) gradients[p.name] = tiny.values(p.gradient);
+  return gradients;
+}
+
+}  // namespace
+
+TEST_CASE("gradients of DeepSeek-V3's recipe differ from BF16's by roundings to E4M3") {
+  const Gradients exact = gradients_of_wide(make_recipe("bf16"));
+  for (const HeadFormat head : {HeadFormat::Storage, HeadFormat::FP8}) {
+    Recipe recipe = make_recipe("deepseek"), tensorwise = recipe;
+    recipe.head = tensorwise.head = head;
+    for (Cast* cast : {&tensorwise.input, &tensorwise.weight, &tensorwise.grad})
+      cast->scaling = Scaling::Current;
+    const Gradients blocks = gradients_of_wide(recipe), one_scale = gradients_of_wide(tensorwise);
+    // As of rows above: X and W of gate and up, h and dY, and as much for the rest of the model.
+    const std::string down = "blocks.1.ffn.down.weight";
+    CHECK(test::relative_error(blocks.at(down), exact.at(down)) <= 7 * 0x1p-4);
+    // No value is rounded further than with one scale a tensor, whose roundings are others.
+    for (const auto& [name, gradient] : exact) {
+      INFO(name);
+      const double error = test::relative_error(blocks.at(name), gradient);
+      CHECK(error <= 1.5 * test::relative_error(one_scale.at(name), gradient));
+      CHECK(error > 0);
+    }
+  }
+}
+
+TEST_CASE("a block of rows of W that is 10^8 as large costs the other rows nothing, with one scale it does") {
+  // Gates large and ups small, as above: their product stays, and one scale loses the ups.
+  const std::string expand = "blocks.1.ffn.gate_up.weight", name = "blocks.1.ffn.down.weight";
+  const auto disturb = [&](TinyModel& tiny) {
+    const Tensor& master = tiny.parameter(expand).master;
+    const int64_t half = master.elements() / 2;
+    for (int64_t i = 0; i < 2 * half; ++i) master.as<float>()[i] *= i < half ? 1e4f : 1e-4f;
+  };
+  const std::vector<double> exact = gradients_of_wide(make_recipe("bf16"), disturb).at(name);
+  // Rows of blocks that hold gates and ups both (304 is no multiple of 128) are lost by squares of W as well:
+  // channels 0 to 79 of the ups share the gates' last one. The others are kept.
+  const auto error = [&](const Recipe& recipe) {
+    const std::vector<double> all = gradients_of_wide(recipe, disturb).at(name);
+    std::vector<double> kept, expected;
+    for (size_t i = 0; i < all.size(); ++i)
+      if (i % 304 >= 80) {
+        kept.push_back(all[i]);
+        expected.push_back(exact[i]);
+      }
+    return test::relative_error(kept, expected);
+  };
+  Recipe tensorwise = make_recipe("deepseek");
+  for (Cast* cast : {&tensorwise.input, &tensorwise.weight, &tensorwise.grad})
+    cast->scaling = Scaling::Current;
+  CHECK(error(tensorwise) >= 0.9);
+  CHECK(error(make_recipe("deepseek")) <= 7 * 0x1p-4);
+}
+
 TEST_CASE("a GEMM that is kept in storage precision runs there, and the others in FP8") {
   Recipe recipe = rowwise();
   const uint64_t all = flops_where(counts_of(test::tiny(recipe)), float8);

@@ -133,6 +133,7 @@ TEST_CASE("evaluation gives the training losses and touches nothing") {
     recipes.push_back(test::fp8(mode, Scaling::Delayed));
   }
   recipes.push_back(test::fp8(SmoothSwiGLU::None, Scaling::Rowwise));
+  recipes.push_back(make_recipe("deepseek"));
   recipes.push_back(make_recipe("bf16"));
   recipes.back().simulate = {8, 2};
   for (const Recipe& recipe : recipes) {

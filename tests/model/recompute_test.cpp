@@ -98,6 +98,7 @@ TEST_CASE("recomputation gives the same bits when roles, roundings and blocks ar
   SECTION("scales of rows") {
     recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Rowwise;
   }
+  SECTION("scales of blocks") { recipe = make_recipe("deepseek"); }
   SECTION("scales of rows, BF16 weight gradients") {
     recipe.input.scaling = recipe.grad.scaling = Scaling::Rowwise;
     recipe.gemms.wgrad = GemmFormat::Storage;

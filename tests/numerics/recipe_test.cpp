@@ -102,12 +102,29 @@ TEST_CASE("codes of a weight are gathered where every product reads them with on
   formats.gemms.wgrad = GemmFormat::Storage;
   CHECK(formats.gathers_codes());
   LinearFormats other = formats;
-  other.weight.scaling = Scaling::Rowwise;
-  CHECK_FALSE(other.gathers_codes());
+  for (const Scaling finer : {Scaling::Rowwise, Scaling::Blockwise}) {
+    other.weight.scaling = finer;
+    CHECK_FALSE(other.gathers_codes());
+  }
   other = formats;
   other.smooth = SmoothSwiGLU::Channel;
   CHECK_FALSE(other.gathers_codes());
   other = formats;
   other.gemms.dgrad = GemmFormat::Storage;
   CHECK_FALSE(other.gathers_codes());
+}
+
+TEST_CASE("the recipe deepseek is that of the report, in what a recipe decides") {
+  const Recipe recipe = make_recipe("deepseek");
+  for (const Cast& cast : {recipe.input, recipe.weight, recipe.grad})
+    CHECK(cast == Cast{Format::E4M3, Scaling::Blockwise, ScaleRule::PowerOfTwo, Rounding::Nearest});
+  CHECK(recipe.fast_accumulation == FastAccumulation{false, false, false});
+  CHECK(recipe.moments.first == Format::BF16);
+  CHECK(recipe.moments.second == Format::BF16);
+  CHECK(recipe.master == MasterFormat::FP32);
+  CHECK(recipe.weight_gradient == Format::FP32);
+  CHECK(recipe.head == HeadFormat::Storage);
+  CHECK(recipe.attention == AttentionFormat::Storage);
+  for (const BlockLinear which : {BlockLinear::Qkv, BlockLinear::Down})
+    CHECK(formats_of(recipe, 4, 0, which).smooth == SmoothSwiGLU::None);
 }

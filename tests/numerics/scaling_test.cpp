@@ -1,11 +1,13 @@
 #include "numerics/scaling.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "base/random.h"
 #include "catch.h"
+#include "numerics/block_scales.h"
 
 using namespace octet;
 
@@ -200,4 +202,33 @@ TEST_CASE("scales of rows take amaxes below 1e-12 for 1e-12, other finer scales 
     CHECK(fine_scale(rowwise, amax) == power_of_two_scale(amax, e4m3_max));
   CHECK(fine_scale(rowwise, infinity) == 1.0f);
   CHECK(fine_scale(rowwise, not_a_number) == 1.0f);
+}
+
+TEST_CASE("scales of blocks have the floor of rows and the cast's own rule") {
+  Cast power{Format::E4M3, Scaling::Blockwise, ScaleRule::PowerOfTwo, Rounding::Nearest}, exact = power;
+  exact.rule = ScaleRule::Exact;
+  for (const float amax : {0.0f, 1e-30f, 1e-12f, 0.3f, 448.0f, 1e30f}) {
+    const float taken = std::max(amax, 1e-12f);
+    CHECK(fine_scale(power, amax) == power_of_two_scale(taken, e4m3_max));
+    CHECK(fine_scale(exact, amax) == e4m3_max / taken);
+  }
+  for (const Cast& cast : {power, exact})
+    for (const float amax : {infinity, not_a_number}) CHECK(fine_scale(cast, amax) == 1.0f);
+}
+
+TEST_CASE("scales of blocks lie as cuBLASLt reads them") {
+  // Vectors: outer index first in memory, one run of them for each 128 of the inner one.
+  const InverseScales vectors = vector_scales(nullptr, 10);
+  CHECK(vectors.index(3, 127) == 3);
+  CHECK(vectors.index(3, 128) == 13);
+  // Squares: inner blocks first in memory, a run of them rounded up to 4 for each 128 of the outer index.
+  CHECK(square_pitch(1) == 4);
+  CHECK(square_pitch(512) == 4);
+  CHECK(square_pitch(513) == 8);
+  const InverseScales squares = square_scales(nullptr, 300);
+  CHECK(squares.index(127, 299) == 2);
+  CHECK(squares.index(128, 0) == 4);
+  const InverseScales across = transposed(squares);
+  CHECK(across.index(299, 127) == squares.index(127, 299));
+  CHECK(across.index(0, 128) == 4);
 }

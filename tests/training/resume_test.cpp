@@ -10,6 +10,7 @@ namespace {
 const std::vector<std::vector<std::string>> recipes = {
     {"precision.recipe=bf16"},
     {"precision.recipe=fp8"},
+    {"precision.recipe=deepseek"},
     {"precision.recipe=fp8", "precision.scaling=delayed", "precision.weight.scaling=delayed",
      "precision.grad.rounding=stochastic"},
     {"precision.recipe=fp8", "precision.attention=fp8"},

@@ -118,7 +118,7 @@ std::vector<std::string> above_limit(const AllocationWatch& watch) {
 
 TEST_CASE("no step takes memory that was not planned, the first one included") {
   if (!AllocationWatch::works()) return;
-  for (const char* recipe : {"fp32", "bf16", "fp8"})
+  for (const char* recipe : {"fp32", "bf16", "fp8", "deepseek"})
     for (const bool deterministic : {true, false})
       for (const int threads : {1, 3}) {
         Steps steps(tiny(recipe, deterministic, threads));

@@ -212,12 +212,14 @@ TEST_CASE("codes are gathered on a device that runs late") {
 }
 
 TEST_CASE(
-    "weights with a scale a row, and a tied head's, are gathered as values and cast: one process's codes") {
+    "weights with a scale a row or a block, and a tied head's, are gathered as values and cast: one "
+    "process's codes") {
   const std::string rowwise = "precision.weight.scaling=rowwise";
-  for (const Case& one : {Case{{rowwise}}, Case{{rowwise, "memory.offload=optimizer"}},
-                          Case{{rowwise}, 0, std::numeric_limits<float>::quiet_NaN()},
-                          Case{{current, "precision.head=fp8", "model.tied_head=true"}},
-                          Case{{current, "precision.head=fp8"}}}) {
+  for (const Case& one :
+       {Case{{rowwise}}, Case{{rowwise, "memory.offload=optimizer"}},
+        Case{{rowwise}, 0, std::numeric_limits<float>::quiet_NaN()}, Case{{"precision.recipe=deepseek"}},
+        Case{{current, "precision.head=fp8", "model.tied_head=true"}},
+        Case{{current, "precision.head=fp8"}}}) {
     const State expected = alone(one);
     const bool codes = one.settings.front() == current, tied = one.settings.back() != "precision.head=fp8";
     for (const Outcome& outcome : on_ranks(2, one, expected)) {

@@ -10,6 +10,7 @@
 #include "device/cpu/epilogue.h"
 #include "device/cpu/micro_kernel.h"
 #include "device/cpu/unpack.h"
+#include "device/scales.h"
 
 namespace octet {
 namespace {
@@ -71,23 +72,36 @@ struct Plan {
   bool pairs;
   int64_t units(int64_t inners) const { return pairs ? (inners + 1) / 2 : inners; }
 };
+// Codes times scales of blocks need not be BF16 values.
 Plan plan_for(const Matmul& m) {
-  if (const MicroKernel* kernel = pair_micro_kernel(); kernel && m.a.values.dtype != DType::F32)
-    return {*kernel, true};
+  const bool wide = m.a.values.dtype == DType::F32 || is_blocks(m.a.granularity);
+  if (const MicroKernel* kernel = pair_micro_kernel(); kernel && !wide) return {*kernel, true};
   return {micro_kernel(), false};
 }
 
-// Values in memory order as elements of the kernel (the last pair filled up with zero).
+OCTET_VECTORIZED void multiply(float* values, float factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= factor;
+}
+
+// Values in memory order as elements of the kernel (the last pair filled up with zero), times their scales
+// where these are of blocks: others are the epilogue's.
 struct StoredRow {
-  DType type;
-  const void* values;
-  int64_t count;
+  int64_t outer, inner, count;
 };
-void unpack_row(const Plan& plan, const StoredRow& row, float* to) {
-  if (!plan.pairs) return unpack(row.type, row.values, to, row.count);
-  auto* halves = reinterpret_cast<uint16_t*>(to);
-  unpack_to_bfloat16(row.type, row.values, halves, row.count);
-  if (row.count & 1) halves[row.count] = 0;
+void unpack_row(const Plan& plan, const Operand& x, const StoredRow& row, float* to) {
+  const void* from = at(x.values, row.outer * x.values.columns() + row.inner);
+  if (plan.pairs) {
+    auto* halves = reinterpret_cast<uint16_t*>(to);
+    unpack_to_bfloat16(x.values.dtype, from, halves, row.count);
+    if (row.count & 1) halves[row.count] = 0;
+    return;
+  }
+  unpack(x.values.dtype, from, to, row.count);
+  if (!is_blocks(x.granularity)) return;
+  static_assert(gemm_inner_block % scale_block == 0, "a slice begins where a block does");
+  const InverseScales scales = inverse_scales(x);
+  for (int64_t i = 0; i < row.count; i += scale_block)
+    multiply(to + i, scales.at(row.outer, row.inner + i), std::min(scale_block, row.count - i));
 }
 
 // [inner, outer] in memory: each k is a row of values that belong side by side. `row`: scratch for one.
@@ -132,15 +146,13 @@ void pack_b(const Plan& plan, const Operand& x, const Slice& s, const Scratch& s
   for (int64_t j = 0; j < s.outers; j += width) {
     const int64_t count = std::min(width, s.outers - j);
     float* panel = scratch.b + j * gemm_inner_block;
-    const int64_t first = (s.outer + j) * pitch + s.inner;
     TransposeBlock block{scratch.rows, row_pitch, panel, width, count, units};
     if (ready) {
-      block.from = static_cast<const float*>(at(x.values, first));
+      block.from = static_cast<const float*>(at(x.values, (s.outer + j) * pitch + s.inner));
       block.from_stride = plan.pairs ? pitch / 2 : pitch;
     } else {
       for (int64_t i = 0; i < count; ++i)
-        unpack_row(plan, {x.values.dtype, at(x.values, first + i * pitch), s.inners},
-                   scratch.rows + i * row_pitch);
+        unpack_row(plan, x, {s.outer + j + i, s.inner, s.inners}, scratch.rows + i * row_pitch);
     }
     if (count < width) std::fill(panel, panel + units * width, 0.0f);
     transpose(block);
@@ -158,10 +170,8 @@ PackedA pack_a(const Plan& plan, const Operand& x, const Slice& s, const Scratch
     pack_transposed(plan, {x, s}, panels, scratch.rows);
     return {panels.stride(), 1, width};
   }
-  const int64_t pitch = x.values.columns();
   for (int64_t i = 0; i < s.outers; ++i)
-    unpack_row(plan, {x.values.dtype, at(x.values, (s.outer + i) * pitch + s.inner), s.inners},
-               scratch.a + i * row_pitch);
+    unpack_row(plan, x, {s.outer + i, s.inner, s.inners}, scratch.a + i * row_pitch);
   for (int64_t i = s.outers; i < round_up(s.outers, width); ++i)
     std::fill_n(scratch.a + i * row_pitch, plan.units(s.inners), 0.0f);
   return {width * row_pitch, row_pitch, 1};

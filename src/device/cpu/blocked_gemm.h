@@ -8,6 +8,8 @@
 // everything in FP32, each step rounded once. Products of BF16 values and of codes are exact in FP32, so a
 // GEMM on codes has the bits of the GEMM on the decoded values, and the kernel with BF16 instructions has the
 // bits of the FP32 kernel (but for subnormal sums and values, which it takes for zero).
+// Codes whose scales are of blocks are multiplied by them while they are packed, rounded to FP32 once: exact
+// for powers of two. a and b above are then these values, and there is no other scale.
 // Error: (256 + K / 256) * 2^-24 * sum |a b| to first order, before the rounding of the result.
 #pragma once
 #include <cstddef>

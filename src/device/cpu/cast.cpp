@@ -1,10 +1,10 @@
 // Casting: the one place of the CPU device where FP8 codes are made.
 //
 //   value[r, c] = BF16(source[r, c] * factors)      the house rule: codes come from the BF16 value
-//   code[r, c]  = encode(value[r, c] * scale)       scale of the site, of row r or of column c
+//   code[r, c]  = encode(value[r, c] * scale)       scale of the site, of row r, of column c or of a block
 //
-// Two passes: amaxes (per tensor, row or column), then codes. The second works on tiles, so that the codes of
-// the transpose are written from the tile's codes while these are in the L1 cache.
+// Two passes: amaxes (per tensor, row, column or block), then codes. The second works on tiles, so that the
+// codes of the transpose are written from the tile's codes while these are in the L1 cache.
 //
 // A tensor, row or column that contains an infinity or a NaN gets a NaN inverse scale: saturation must not
 // turn a diverged step into a finite one. NaN reaches the loss or the gradient norm and the step is dropped.
@@ -23,6 +23,7 @@
 #include "device/cpu/cpu_device.h"
 #include "device/cpu/transpose.h"
 #include "device/cpu/unpack.h"
+#include "device/scales.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/scaling.h"
@@ -112,10 +113,10 @@ struct Source {
 // The copy with one set of scales: how its codes are made.
 struct Coding {
   Cast cast;
-  float scale = 1;                           // when there are no finer ones
-  const float* row_inverse_scale = nullptr;  // [rows]
-  const float* column_scale = nullptr;       // of the current tile's columns
-  const float* row_factor = nullptr;         // [rows]
+  float scale = 1;                      // when there are no finer ones
+  InverseScales inverse_scales;         // the finer ones
+  const float* column_scale = nullptr;  // where columns have their own: of the current tile's
+  const float* row_factor = nullptr;    // [rows]
   uint64_t rounding_key = 0;
   uint64_t first = 0;  // number of the source's first value, for random numbers
   CastCounters* counters = nullptr;
@@ -127,8 +128,12 @@ struct Coding {
     if (row_factor) round_multiples(values, row_factor[r], n, values);
     if (column_scale) {
       scale_by_column(values, column_scale, n);
+    } else if (inverse_scales.values) {
+      const int64_t together = inverse_scales.column_stride == 0 ? n : inverse_scales.column_block;
+      for (int64_t i = 0; i < n; i += together)
+        scale_values(values + i, 1.0f / inverse_scales.at(r, c + i), std::min(together, n - i));
     } else {
-      scale_values(values, row_inverse_scale ? 1.0f / row_inverse_scale[r] : scale, n);
+      scale_values(values, scale, n);
     }
     if (cast.rounding == Rounding::Stochastic) {
       uint32_t words[tile_columns + 8];
@@ -200,6 +205,12 @@ struct Encoder {
 
   bool row_scales() const { return !out.row_inverse_scale.empty(); }
   bool column_scales() const { return !out.column_inverse_scale.empty(); }
+  bool blocks() const { return in_blocks(out); }
+  // From the bits of an amax.
+  float fine_inverse(uint32_t bits) const {
+    const float amax = std::bit_cast<float>(std::min(bits, infinity_bits));
+    return inverse_or_nan(fine_scale(out.cast, amax), amax);
+  }
 
   // Pass 1a: amax of every row, hence of the tensor (and of the tensor with row factors).
   struct Amaxes {
@@ -207,7 +218,7 @@ struct Encoder {
   };
   Amaxes measure_rows() const {
     const int64_t rows = source.rows();
-    float* inverse = row_scales() ? out.row_inverse_scale.as<float>() : nullptr;
+    float* inverse = row_scales() && !blocks() ? out.row_inverse_scale.as<float>() : nullptr;
     const float* factor = out.row_factor.empty() ? nullptr : out.row_factor.as<float>();
     uint32_t tensor = 0, factored = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(max : tensor, factored)
@@ -215,7 +226,7 @@ struct Encoder {
       const uint32_t bits = source.row_amax_bits(r);
       const float amax = std::bit_cast<float>(bits);
       tensor = std::max(tensor, bits);
-      if (inverse) inverse[r] = inverse_or_nan(fine_scale(out.cast, amax), amax);
+      if (inverse) inverse[r] = fine_inverse(bits);
       if (factor) {
         // Rounding is monotonic, so the largest rounded product is the rounded product of the largest.
         const uint32_t product = std::bit_cast<uint32_t>(round_to_bfloat16(amax * std::abs(factor[r])));
@@ -239,9 +250,41 @@ struct Encoder {
         source.read({r, begin, n}, values);
         column_amax_bits(values, n, largest);
       }
-      for (int64_t c = 0; c < n; ++c) {
-        const float amax = std::bit_cast<float>(std::min(largest[c], infinity_bits));
-        inverse[begin + c] = inverse_or_nan(fine_scale(out.cast, amax), amax);
+      for (int64_t c = 0; c < n; ++c) inverse[begin + c] = fine_inverse(largest[c]);
+    }
+  }
+
+  // Pass 1c: amaxes of the blocks of 128 rows and 128 columns, of their rows and of their columns.
+  void measure_blocks() const {
+    const int64_t rows = source.rows(), columns = source.columns();
+    const CastScales scales = cast_scales(out, rows, columns);
+    const bool squares = out.granularity == ScaleGranularity::Squares;
+    const auto row_of = [&](int64_t r, int64_t c, uint32_t bits) {
+      if (row_scales()) out.row_inverse_scale.as<float>()[scales.row.index(r, c)] = fine_inverse(bits);
+    };
+    const auto column_of = [&](int64_t r, int64_t c, uint32_t bits) {
+      if (column_scales())
+        out.column_inverse_scale.as<float>()[scales.column.index(r, c)] = fine_inverse(bits);
+    };
+    const int64_t across = scale_blocks(columns), down = scale_blocks(rows);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < across * down; ++block) {
+      const int64_t r0 = block / across * scale_block, c0 = block % across * scale_block;
+      const int64_t height = std::min(scale_block, rows - r0), width = std::min(scale_block, columns - c0);
+      float values[scale_block];
+      uint32_t of_columns[scale_block] = {}, of_all = 0;
+      for (int64_t r = r0; r < r0 + height; ++r) {
+        source.read({r, c0, width}, values);
+        const uint32_t of_row = amax_bits(values, width);
+        of_all = std::max(of_all, of_row);
+        column_amax_bits(values, width, of_columns);
+        if (!squares) row_of(r, c0, of_row);
+      }
+      if (squares) {
+        row_of(r0, c0, of_all);
+        column_of(r0, c0, of_all);
+      } else {
+        for (int64_t c = 0; c < width; ++c) column_of(r0, c0 + c, of_columns[c]);
       }
     }
   }
@@ -249,7 +292,12 @@ struct Encoder {
   void run() const {
     check(source, out);
     const Amaxes amaxes = whole_amax ? Amaxes{finite_or_infinite(*whole_amax), 0} : measure_rows();
-    if (column_scales()) measure_columns();
+    if (blocks()) {
+      check_blocks(out, source.rows(), source.columns());
+      measure_blocks();
+    } else if (column_scales()) {
+      measure_columns();
+    }
 
     Coding row;
     row.cast = out.cast;
@@ -264,14 +312,10 @@ struct Encoder {
     }
     Coding column = row;
     column.counters = out.row.empty() ? row.counters : nullptr;
-    bool transpose_row = true;  // the column copy holds the row copy's codes
-    if (row_scales()) row.row_inverse_scale = out.row_inverse_scale.as<float>();
-    const bool row_by_column = column_scales() && !row_scales();
-    column.row_inverse_scale = row.row_inverse_scale;
-    if (row_scales() && column_scales()) {
-      column.row_inverse_scale = nullptr;
-      transpose_row = false;
-    }
+    const CastScales scales = cast_scales(out, source.rows(), source.columns());
+    row.inverse_scales = scales.row;
+    column.inverse_scales = scales.column;
+    bool transpose_row = !copies_differ(out);  // the column copy holds the row copy's codes
     if (!out.row_factor.empty()) {
       column = Coding();
       column.cast = out.cast;
@@ -281,21 +325,23 @@ struct Encoder {
       column.counters = out.column_site.counters;
       transpose_row = false;
     }
-    encode_tiles(row, column, {transpose_row, row_by_column});
+    encode_tiles(row, column, transpose_row);
   }
 
-  struct Layout {
-    bool transpose_row;  // column copy = transpose of the row copy
-    bool row_by_column;  // the row copy has one scale per column
-  };
-  // Pass 2: codes, tile by tile.
-  void encode_tiles(const Coding& row_rule, const Coding& column_rule, Layout layout) const {
+  // Scales of a tile's columns where each has its own, which no row of the tile changes.
+  static const float* scales_of_columns(const InverseScales& inverse, const RowPart& part, float* scales) {
+    if (!inverse.values || inverse.column_block != 1 || inverse.column_stride == 0) return nullptr;
+    for (int64_t c = 0; c < part.count; ++c) scales[c] = 1.0f / inverse.at(part.row, part.column + c);
+    return scales;
+  }
+  // Pass 2: codes, tile by tile. transpose_row: column copy = transpose of the row copy.
+  void encode_tiles(const Coding& row_rule, const Coding& column_rule, bool transpose_row) const {
+    static_assert(scale_block % tile_rows == 0);
     const int64_t rows = source.rows(), columns = source.columns();
     const int64_t across = (columns + tile_columns - 1) / tile_columns,
                   down = (rows + tile_rows - 1) / tile_rows;
     uint8_t* to_row = out.row.empty() ? nullptr : out.row.as<uint8_t>();
     uint8_t* to_column = out.column.empty() ? nullptr : out.column.as<uint8_t>();
-    const float* inverse = column_scales() ? out.column_inverse_scale.as<float>() : nullptr;
     uint64_t elements = 0, saturated = 0, flushed = 0, column_elements = 0, column_saturated = 0,
              column_flushed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) \
@@ -305,13 +351,10 @@ struct Encoder {
       const int64_t height = std::min(tile_rows, rows - r0), width = std::min(tile_columns, columns - c0);
       alignas(64) uint8_t codes[tile_rows * tile_columns];
       float scales[tile_columns];
-      if (inverse) {
-        for (int64_t c = 0; c < width; ++c) scales[c] = 1.0f / inverse[c0 + c];
-      }
       CastCounters counts{}, column_counts{};
       if (to_row) {
         Coding rule = row_rule;
-        rule.column_scale = layout.row_by_column ? scales : nullptr;
+        rule.column_scale = scales_of_columns(rule.inverse_scales, {r0, c0, width}, scales);
         for (int64_t r = 0; r < height; ++r) {
           rule.make(source, {r0 + r, c0, width}, to_row + (r0 + r) * columns + c0, counts);
         }
@@ -319,10 +362,9 @@ struct Encoder {
       if (to_column) {
         const uint8_t* from = to_row ? to_row + r0 * columns + c0 : codes;
         int64_t stride = columns;
-        if (!to_row || !layout.transpose_row) {
+        if (!to_row || !transpose_row) {
           Coding rule = column_rule;
-          const bool by_column = inverse && !rule.row_factor && !rule.row_inverse_scale;
-          rule.column_scale = by_column ? scales : nullptr;
+          rule.column_scale = scales_of_columns(rule.inverse_scales, {r0, c0, width}, scales);
           for (int64_t r = 0; r < height; ++r) {
             rule.make(source, {r0 + r, c0, width}, codes + r * tile_columns, column_counts);
           }

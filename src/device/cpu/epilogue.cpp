@@ -19,7 +19,8 @@ OCTET_VECTORIZED void add(float* __restrict x, const float* __restrict old, int6
 }  // namespace
 
 void finish_row(const Matmul& m, const OutputRow& r, float* sum, float* old) {
-  if (m.a.inverse_scale || m.b.inverse_scale) {
+  const bool blocks = is_blocks(m.a.granularity);  // in the operands' values already
+  if (!blocks && (m.a.inverse_scale || m.b.inverse_scale)) {
     float a = 1.0f;
     if (m.a.inverse_scale) a = m.a.inverse_scale[m.a.granularity == ScaleGranularity::Outer ? r.row : 0];
     if (m.b.inverse_scale && m.b.granularity == ScaleGranularity::Outer)

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/platform.h"
 #include "device/cpu/unpack.h"
+#include "device/scales.h"
 
 namespace octet {
 namespace {
@@ -38,8 +39,12 @@ bool foldable(float scale) {
 }
 bool foldable(const Operand& x) {
   if (!x.inverse_scale) return true;
-  const int64_t count = x.granularity == ScaleGranularity::Outer ? outer(x) : 1;
-  return std::all_of(x.inverse_scale, x.inverse_scale + count, [](float s) { return foldable(s); });
+  const InverseScales scales = inverse_scales(x);
+  const bool by_row = x.granularity != ScaleGranularity::Tensor, by_column = is_blocks(x.granularity);
+  for (int64_t i = 0; i < (by_row ? outer(x) : 1); i += scales.row_block)
+    for (int64_t k = 0; k < (by_column ? inner(x) : 1); k += scales.column_block)
+      if (!foldable(scales.at(i, k))) return false;
+  return true;
 }
 
 OCTET_VECTORIZED void multiply(uint16_t* x, float scale, int64_t n) {
@@ -149,13 +154,16 @@ class Implementation final : public OneDnnGemm {
   void* decoded(const Operand& x, std::byte* to) const {
     if (!is_code(x.values.dtype)) return x.values.data;
     const int64_t rows = x.values.rows(), columns = x.values.columns();
+    const InverseScales scales = inverse_scales(x);
     auto* values = reinterpret_cast<uint16_t*>(to);
 #pragma omp parallel for num_threads(threads_) schedule(static)
     for (int64_t i = 0; i < rows; ++i) {
       uint16_t* row = values + i * columns;
       unpack_to_bfloat16(x.values.dtype, at(x.values, i * columns), row, columns);
-      const float scale = x.inverse_scale[x.granularity == ScaleGranularity::Outer ? i : 0];
-      if (scale != 1.0f) multiply(row, scale, columns);
+      const int64_t together = is_blocks(x.granularity) ? scale_block : columns;
+      for (int64_t k = 0; k < columns; k += together)
+        if (const float scale = scales.at(i, k); scale != 1.0f)
+          multiply(row + k, scale, std::min(together, columns - k));
     }
     return values;
   }

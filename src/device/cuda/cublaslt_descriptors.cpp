@@ -9,11 +9,19 @@ namespace octet {
 namespace {
 
 // In the header from 12.9 on; earlier libraries are not asked for it (matmul_key.cpp).
-constexpr int32_t scale_outer_vector = 3;
+constexpr int32_t scale_outer_vector = 3, scale_vectors_128 = 4, scale_squares_128 = 5;
 
 int32_t scale_attribute(ScaleMode mode) {
-  return mode == ScaleMode::Vector ? scale_outer_vector
-                                   : static_cast<int32_t>(CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F);
+  switch (mode) {
+    case ScaleMode::Vector:
+      return scale_outer_vector;
+    case ScaleMode::Vectors128:
+      return scale_vectors_128;
+    case ScaleMode::Squares128:
+      return scale_squares_128;
+    default:
+      return static_cast<int32_t>(CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F);
+  }
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "device/nvidia/library_scratch.h"
 #include "device/products.h"
 #include "kernels/outer_scales.h"
+#include "numerics/block_scales.h"
 
 namespace octet {
 
@@ -59,13 +60,19 @@ class Preference {
 size_t bytes_of(const MatrixKey& matrix) {
   return static_cast<size_t>(matrix.rows) * static_cast<size_t>(matrix.columns) * size_of(matrix.type);
 }
+// The most scales that an operand may have, whatever its mode: codes lie [outer, inner].
+size_t scale_bytes_of(const MatrixKey& matrix) {
+  return static_cast<size_t>(matrix.columns * scale_blocks(matrix.rows)) * sizeof(float);
+}
 
 void check_addresses(const MatmulPlanKey& key, const Matmul& m) {
   const auto aligned = [](const void* data, int alignment) {
     return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(alignment) == 0;
   };
+  const int of_scales = is_blocks(m.a.granularity) ? 16 : 1;
   if (aligned(m.b.values.data, key.first.alignment) && aligned(m.a.values.data, key.second.alignment) &&
-      aligned(m.out.data, key.out.alignment))
+      aligned(m.out.data, key.out.alignment) && aligned(m.a.inverse_scale, of_scales) &&
+      aligned(m.b.inverse_scale, of_scales))
     return;
   throw Error(ExitCode::Internal,
               fmt::format("the product {}: a matrix is not aligned as it was planned", to_string(key)));
@@ -180,7 +187,7 @@ void CublasLtMatmul::measure(const MatmulPlanKey& key, const std::vector<Candida
   // Bytes of 0x3c are 1.5 in E4M3, 1 in E5M2 and 0.01 in BF16 and F32: zeros would draw less power.
   constexpr int filling = 0x3c;
   const DeviceMemory first(bytes_of(key.first)), second(bytes_of(key.second)), out(bytes_of(key.out));
-  const size_t scale_bytes = static_cast<size_t>(std::max(key.m, key.n)) * sizeof(float);
+  const size_t scale_bytes = std::max(scale_bytes_of(key.first), scale_bytes_of(key.second));
   const DeviceMemory scales(scale_bytes), workspace(workspace_limit_);
   for (const auto& [memory, bytes] :
        {std::pair{&first, bytes_of(key.first)}, std::pair{&second, bytes_of(key.second)},

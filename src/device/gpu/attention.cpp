@@ -33,14 +33,15 @@ void GpuDevice::attention_forward(const AttentionForward& op) {
   PendingCast cast = begin_cast(op.out, memory);
   if (!cast.wanted()) return;
   cast.encode = nullptr;
-  kernels::measure({.source = {.values = op.out.high.data,
-                               .storage = format_of(op.out.high),
-                               .rows = op.out.high.rows(),
-                               .columns = op.out.high.columns()},
-                    .amax = cast.amax,
-                    .row_amax = cast.row_amax,
-                    .column_amax = cast.column_amax,
-                    .stream = backend_->stream()});
+  if (cast.measured_amax())
+    kernels::measure({.source = {.values = op.out.high.data,
+                                 .storage = format_of(op.out.high),
+                                 .rows = op.out.high.rows(),
+                                 .columns = op.out.high.columns()},
+                      .amax = cast.amax,
+                      .row_amax = cast.row_amax,
+                      .column_amax = cast.column_amax,
+                      .stream = backend_->stream()});
   finish_cast(cast, op.out.high);
 }
 

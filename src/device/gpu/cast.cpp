@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "device/cast_checks.h"
 #include "device/gpu/gpu_device.h"
+#include "device/scales.h"
 #include "kernels/transpose.h"
 
 namespace octet {
@@ -65,6 +66,7 @@ PendingCast GpuDevice::begin_cast(const CastTarget& target, Scratch& scratch) {
   cast.scale = reinterpret_cast<float*>(words + 2);
   cast.column_scale = reinterpret_cast<float*>(words + 3);
   backend_->clear(words, 5 * sizeof(uint32_t));
+  if (in_blocks(target)) return cast;
   if (known_scale(target)) cast.encode = words + 4;
   if (!target.row_inverse_scale.empty() || !target.row_factor.empty())
     cast.row_amax = scratch.take<uint32_t>(rows);
@@ -80,7 +82,7 @@ kernels::Output GpuDevice::output_of(const PendingCast& cast) const {
   kernels::Output out;
   out.high = target.high.data;
   out.storage = format_of(target.high);
-  out.amax = cast.amax;
+  out.amax = cast.measured_amax();
   out.row_amax = cast.row_amax;
   out.column_amax = cast.column_amax;
   if (cast.encode) {
@@ -89,6 +91,32 @@ kernels::Output GpuDevice::output_of(const PendingCast& cast) const {
     out.scale = target.site.scale;
   }
   return out;
+}
+
+uint32_t* PendingCast::measured_amax() const { return in_blocks(target) ? nullptr : amax; }
+
+// The scales and the amax are made with the codes.
+void GpuDevice::finish_blocks(const PendingCast& cast, const kernels::CastSource& source) {
+  const CastTarget& target = cast.target;
+  check_blocks(target, source.rows, source.columns);
+  const auto scales = [](const Tensor& tensor) { return tensor.empty() ? nullptr : tensor.as<float>(); };
+  kernels::cast_blockwise({.source = source,
+                           .cast = target.cast,
+                           .rounding_key = target.rounding_key,
+                           .squares = target.granularity == ScaleGranularity::Squares,
+                           .row = codes_of(target.row),
+                           .row_inverse_scale = scales(target.row_inverse_scale),
+                           .column = codes_of(target.column),
+                           .column_inverse_scale = scales(target.column_inverse_scale),
+                           .amax = cast.amax,
+                           .counters = counters_of(target.site),
+                           .stream = backend_->stream()});
+  kernels::decide({.amax = cast.amax,
+                   .cast = target.cast,
+                   .site_amax = target.site.amax,
+                   .scale = cast.scale,
+                   .only_record = true,
+                   .stream = backend_->stream()});
 }
 
 void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const Tensor& column_factor) {
@@ -101,6 +129,7 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
                                    .column_factor = floats_of(column_factor),
                                    .rows = source.rows(),
                                    .columns = source.columns()};
+  if (in_blocks(target)) return finish_blocks(cast, values);
   const bool by_row = !target.row_inverse_scale.empty(), by_column = !target.column_inverse_scale.empty();
 
   kernels::decide({.amax = cast.amax,
@@ -182,17 +211,18 @@ void GpuDevice::cast(const CastOperation& op) {
   cast.encode = nullptr;  // there is no producer
   const bool copies = !op.out.high.empty() && op.out.high.data != op.source.data;
   if (!cast.wanted() && !copies) return;
-  kernels::measure({.source = {.values = op.source.data,
-                               .storage = format_of(op.source),
-                               .column_factor = floats_of(op.column_factor),
-                               .rows = op.source.rows(),
-                               .columns = op.source.columns()},
-                    .amax = cast.amax,
-                    .row_amax = cast.row_amax,
-                    .column_amax = cast.column_amax,
-                    .high = copies ? op.out.high.data : nullptr,
-                    .high_storage = copies ? format_of(op.out.high) : Format::BF16,
-                    .stream = backend_->stream()});
+  if (copies || cast.measured_amax())
+    kernels::measure({.source = {.values = op.source.data,
+                                 .storage = format_of(op.source),
+                                 .column_factor = floats_of(op.column_factor),
+                                 .rows = op.source.rows(),
+                                 .columns = op.source.columns()},
+                      .amax = cast.measured_amax(),
+                      .row_amax = cast.row_amax,
+                      .column_amax = cast.column_amax,
+                      .high = copies ? op.out.high.data : nullptr,
+                      .high_storage = copies ? format_of(op.out.high) : Format::BF16,
+                      .stream = backend_->stream()});
   finish_cast(cast, op.source, op.column_factor);
 }
 

@@ -7,6 +7,7 @@
 #include "device/device.h"
 #include "device/gpu/backend.h"
 #include "device/gpu/scratch_bytes.h"
+#include "kernels/cast.h"
 #include "kernels/namespace.h"
 #include "kernels/output.h"
 
@@ -39,6 +40,7 @@ struct PendingCast {
   uint32_t* encode = nullptr;  // device flag, see kernels/cast.h; null: the producer wrote no codes
 
   bool wanted() const { return amax != nullptr; }
+  uint32_t* measured_amax() const;  // by the producer; null: not wanted, or finish_cast() measures
 };
 
 class GpuDevice final : public Device {
@@ -84,6 +86,7 @@ class GpuDevice final : public Device {
   // What a producer of `cast` is given.
   kernels::Output output_of(const PendingCast& cast) const;
   void finish_cast(const PendingCast& cast, const Tensor& source, const Tensor& column_factor = {});
+  void finish_blocks(const PendingCast& cast, const kernels::CastSource& source);
   void cast_with_amax(const CastOperation& op);
   Matmul reduce_operands(const Matmul& m);
   void float8_attention_forward(const AttentionForward& op);

@@ -14,9 +14,8 @@ namespace {
 
 // Ada; Octet's codes are the hardware's, so there is nothing to emulate with before it.
 constexpr int first_fp8_capability = 89;
-// Outer-vector scales: Hopper alone, from cuBLAS 12.9 on.  [cuBLAS documentation, 3.1.4]
-constexpr int outer_vector_capability = 90;
-constexpr size_t outer_vector_version = 120900;
+constexpr int fine_scales_capability = 90;
+constexpr size_t fine_scales_version = 120900;
 
 bool is_code(const Operand& x) { return x.values.dtype == DType::E4M3 || x.values.dtype == DType::E5M2; }
 
@@ -42,6 +41,10 @@ const char* text(ScaleMode mode) {
       return " tensor-scale";
     case ScaleMode::Vector:
       return " outer-scale";
+    case ScaleMode::Vectors128:
+      return " 1x128-scales";
+    case ScaleMode::Squares128:
+      return " 128x128-scales";
     default:
       return "";
   }
@@ -94,8 +97,29 @@ void check_codes(const Matmul& m, const GemmCapabilities& gpu) {
                    column_keys(m.gemm_class));
 }
 
+// Scales of blocks: both outer sizes in fours.  [cuBLAS documentation, 3.1.4]
+void check_blocks(const Matmul& m, const GemmCapabilities& gpu) {
+  if (!is_blocks(m.a.granularity)) return;
+  if (!has_fine_scales(gpu))
+    throw Error(
+        ExitCode::Hardware,
+        fmt::format("{} with scales of blocks of 128 values (precision.scaling blockwise) needs compute "
+                    "capability 9.0 (Hopper) and cuBLASLt 12.9; this GPU has {}.{}, cuBLASLt {}.{}",
+                    name_of(m.gemm_class), gpu.capability / 10, gpu.capability % 10,
+                    gpu.cublaslt_version / 10000, gpu.cublaslt_version / 100 % 100),
+        "set precision.scaling to rowwise, delayed or current (precision.recipe torchao-rowwise, fp8, ...)");
+  const std::string keys = inner_size_keys(GemmClass::Wgrad);
+  require_multiple(m, "the number of the result's rows", m.out.rows(), 4,
+                   m.gemm_class == GemmClass::Wgrad || m.gemm_class == GemmClass::HeadWgrad
+                       ? column_keys(m.gemm_class)
+                       : keys);
+  require_multiple(m, "the result's row", m.out.columns(), 4, column_keys(m.gemm_class));
+}
+
 ScaleMode scale_mode(const Operand& x, OuterScales outer) {
   if (!is_code(x)) return ScaleMode::None;
+  if (x.granularity == ScaleGranularity::Vectors) return ScaleMode::Vectors128;
+  if (x.granularity == ScaleGranularity::Squares) return ScaleMode::Squares128;
   if (outer == OuterScales::Library) return ScaleMode::Vector;
   if (x.granularity == ScaleGranularity::Outer) return ScaleMode::None;  // the kernel's
   return ScaleMode::Tensor;
@@ -104,9 +128,7 @@ ScaleMode scale_mode(const Operand& x, OuterScales outer) {
 OuterScales outer_scales(const Matmul& m, const GemmCapabilities& gpu) {
   const auto outer = [](const Operand& x) { return is_code(x) && x.granularity == ScaleGranularity::Outer; };
   if (!outer(m.a) && !outer(m.b)) return OuterScales::None;
-  return gpu.capability == outer_vector_capability && gpu.cublaslt_version >= outer_vector_version
-             ? OuterScales::Library
-             : OuterScales::Kernel;
+  return has_fine_scales(gpu) ? OuterScales::Library : OuterScales::Kernel;
 }
 
 size_t scratch_bytes(const Matmul& m, OuterScales outer) {
@@ -126,6 +148,7 @@ size_t scratch_bytes(const Matmul& m, OuterScales outer) {
 
 std::string implementation(const Matmul& m, OuterScales outer) {
   if (!is_code(m.a)) return m.a.values.dtype == DType::BF16 ? "cublaslt-bf16" : "cublaslt-f32";
+  if (is_blocks(m.a.granularity)) return "cublaslt-fp8-blocks";
   switch (outer) {
     case OuterScales::Library:
       return "cublaslt-fp8-outer";
@@ -144,10 +167,15 @@ std::string to_string(const MatmulPlanKey& key) {
                      key.fast_accumulation ? " fast" : "");
 }
 
+bool has_fine_scales(const GemmCapabilities& gpu) {
+  return gpu.capability == fine_scales_capability && gpu.cublaslt_version >= fine_scales_version;
+}
+
 MatmulRoute route(const Matmul& m, const GemmCapabilities& gpu) {
   check_shapes(m);
   MatmulRoute made;
   if (is_code(m.a)) check_codes(m, gpu);
+  check_blocks(m, gpu);
   made.outer = outer_scales(m, gpu);
   made.scratch_bytes = scratch_bytes(m, made.outer);
   made.implementation = implementation(m, made.outer);

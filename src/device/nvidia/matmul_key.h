@@ -12,8 +12,9 @@
 
 namespace octet {
 
-// None: a factor of one. Tensor: one number. Vector: one a row of the operand as we list it.
-enum class ScaleMode : uint8_t { None, Tensor, Vector };
+// None: a factor of one. Tensor: one number. Vector: one a row of the operand as we list it. Vectors128 and
+// Squares128: of blocks, in the layouts of numerics/block_scales.h.
+enum class ScaleMode : uint8_t { None, Tensor, Vector, Vectors128, Squares128 };
 
 struct MatrixKey {
   DType type = DType::F32;
@@ -53,6 +54,9 @@ struct GemmCapabilities {
   int capability = 90;               // compute capability, 90: 9.0
   size_t cublaslt_version = 130000;  // 13.0.0
 };
+
+// Scales of rows and of blocks in cuBLASLt: Hopper alone, from 12.9 on.  [cuBLAS documentation, 3.1.4]
+bool has_fine_scales(const GemmCapabilities& gpu);
 
 // Reads shapes and types, no data; scales by their granularity. Fast accumulation is a matter of codes: it is
 // not in the key of any other product.

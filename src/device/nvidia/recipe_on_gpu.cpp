@@ -17,6 +17,10 @@ Matmul product_of(const Recipe& recipe) {
   m.b.values = {nullptr, dtype_of(recipe.weight.format), {16, 16}};
   m.out = {nullptr, dtype_of(recipe.storage), {16, 16}};
   if (recipe.float8()) m.b.granularity = ScaleGranularity::Outer;
+  if (recipe.float8() && recipe.weight.scaling == Scaling::Blockwise) {
+    m.a.granularity = ScaleGranularity::Vectors;
+    m.b.granularity = ScaleGranularity::Squares;
+  }
   return m;
 }
 
@@ -80,7 +84,9 @@ RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
   const auto rowwise = [](const Cast& cast) { return cast.scaling == Scaling::Rowwise; };
   const bool by_row = rowwise(recipe.input) || rowwise(recipe.weight) || rowwise(recipe.grad);
   const char* scales = by_row ? "scales of rows" : "Smooth-SwiGLU's scales";
-  found.notes.push_back(outer == OuterScales::Library
+  found.notes.push_back(recipe.weight.scaling == Scaling::Blockwise
+                            ? "scales of blocks of 128 values ride in cuBLASLt's products"
+                        : outer == OuterScales::Library
                             ? fmt::format("{} ride in cuBLASLt's products", scales)
                             : fmt::format("{} are applied by a kernel after the product", scales));
   found.notes.push_back(!no_float8_attention.empty()
@@ -88,6 +94,7 @@ RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
                         : float8_attention_obstacle(backward(64, false, true), c).empty()
                             ? "precision.attention fp8: heads 64 to 128 wide"
                             : "precision.attention fp8: heads 128 wide only");
+  if (recipe.weight.scaling == Scaling::Blockwise) return found;  // it has no fast accumulation
   found.notes.push_back(c == 89 || c == 90 ? "precision.fast_accumulation has an effect"
                                            : "precision.fast_accumulation has no effect");
   return found;
