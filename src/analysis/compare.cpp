@@ -21,6 +21,10 @@ namespace fs = std::filesystem;
 PlannedRun plan_run(const CompareRequest& request, const std::string& variant, int seed_index) {
   PlannedRun run{request.config, {}, request.inject};
   run.config.precision = recipe_of_variant(request.config, variant);
+  if (variant != request.config.precision.name) {  // these belong to the section
+    run.config.precision_schedule.clear();
+    run.config.fallback = {};
+  }
   run.config.run.seed += static_cast<uint64_t>(seed_index);
   const std::string name =
       seed_index == 0 ? variant : fmt::format("{}-seed-{}", variant, run.config.run.seed);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -190,20 +191,35 @@ nlohmann::json model_of(const RunHistory& run) {
                                       : nlohmann::json{};
 }
 
+// Whether a section "precision" has FP8 linears; empty: it does not say.
+std::optional<bool> claims_fp8(const Json& in, const std::string& source) {
+  const JsonFields fields(in, source);
+  const Json precision = fields.object("precision");
+  if (!precision.contains("input") || !precision.at("input").is_object()) return {};
+  const JsonFields input(precision.at("input"), source + ": /precision/input");
+  return input.text("format", "").starts_with("e");
+}
+
 void require_claimed_precision(const RunHistory& run) {
   if (run.steps.empty() || !run.config.contains("precision")) return;
-  const Json& precision = run.config.at("precision");
-  if (!precision.is_object() || !precision.contains("input") || !precision.at("input").is_object()) return;
-  const JsonFields input(precision.at("input"), (run.folder / config_file).string() + ": /precision/input");
-  const bool claims_fp8 = input.text("format", "").starts_with("e");
+  const std::string source = (run.folder / config_file).string();
+  const std::vector<Json> stages = JsonFields(run.config, source).objects("precision_schedule");
+  // All linears may have: the log says so.
+  if (std::any_of(run.events.begin(), run.events.end(),
+                  [](const EventRecord& event) { return event.event == "fallback"; }))
+    return;
   // Every step: a run may have gone on from a checkpoint of another recipe.
   for (const StepRecord& step : run.steps) {
-    if (claims_fp8 == (step.fp8_flop_share > 0)) continue;
+    const Json* section = &run.config;
+    for (const Json& stage : stages)
+      if (JsonFields(stage, source).integer("from", 0) < step.step) section = &stage;
+    const std::optional<bool> claimed = claims_fp8(*section, source);
+    if (!claimed || *claimed == (step.fp8_flop_share > 0)) continue;
     throw Error(
         ExitCode::Usage,
         fmt::format("{}: the configuration {} FP8 linears, but {:.1f} % of the GEMM FLOPs that ran in "
                     "step {} were FP8",
-                    run.name, claims_fp8 ? "claims" : "has no", 100 * step.fp8_flop_share, step.step),
+                    run.name, *claimed ? "claims" : "has no", 100 * step.fp8_flop_share, step.step),
         "the run is not what its label says, or changed its recipe on the way: do not compare it");
   }
 }

@@ -61,7 +61,8 @@ InjectionVerdict injection_verdict(const SweepReport& report, const GroupRow& gr
     const CellRow& row = report.cells[i];
     if (!row.outcome.done) continue;
     const Recipe& precision = row.cell->config.precision;
-    if (precision == make_recipe("bf16")) return InjectionVerdict::Reference;
+    if (precision == make_recipe("bf16") && row.cell->config.precision_schedule.empty())
+      return InjectionVerdict::Reference;
     const double limit =
         precision.smooth_swiglu == SmoothSwiGLU::BF16 ? injection::holds_bf16_down : injection::holds;
     if (row.run.failed || row.gap >= injection::breaks)

@@ -17,6 +17,7 @@
 #include "training/open_device.h"
 #include "training/precision_proof.h"
 #include "training/run_memory.h"
+#include "training/segment.h"
 
 namespace octet {
 namespace {
@@ -181,9 +182,7 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
     warn("/data/validation is empty: no validation loss will be measured");
 }
 
-}  // namespace
-
-RunPlan plan_run(const RunConfig& config, const PlannedFor& target) {
+RunPlan plan_stage(const RunConfig& config, const PlannedFor& target) {
   RunPlan plan;
   plan.parameters = config.model.parameters();
   plan.matmul_parameters = config.model.matmul_parameters();
@@ -207,6 +206,33 @@ RunPlan plan_run(const RunConfig& config, const PlannedFor& target) {
   plan.disk_bytes = plan.checkpoint_bytes * static_cast<uint64_t>(kept + permanent);
   add_warnings(config, plan);
   if (!target.gpu && !target.open) warn_of_the_machine(plan, plan.warnings);
+  return plan;
+}
+
+}  // namespace
+
+RunPlan plan_run(const RunConfig& config, const PlannedFor& target) {
+  std::vector<RunPlan> plans;
+  for_each_stage(config, [&](const RunConfig& stage) { plans.push_back(plan_stage(stage, target)); });
+  RunPlan plan = *std::max_element(plans.begin(), plans.end(), [](const RunPlan& a, const RunPlan& b) {
+    return a.device_bytes < b.device_bytes;
+  });
+  if (plans.size() == 1) return plan;
+  plan.warnings.clear();
+  plan.float8_flop_share = 0;
+  for (size_t i = 0; i < plans.size(); ++i) {
+    const int64_t begin = i == 0 ? 0 : config.precision_schedule[i - 1].from,
+                  end = i + 1 == plans.size() ? plan.steps : config.precision_schedule[i].from;
+    const RunPlan& one = plans[i];
+    plan.stages.push_back(
+        {describe_stage(config, i), end - begin, one.float8_flop_share, one.device_bytes, one.host_bytes});
+    plan.float8_flop_share +=
+        one.float8_flop_share * static_cast<double>(end - begin) / static_cast<double>(plan.steps);
+    plan.host_bytes = std::max(plan.host_bytes, one.host_bytes);
+    for (const std::string& warning : one.warnings)
+      if (std::find(plan.warnings.begin(), plan.warnings.end(), warning) == plan.warnings.end())
+        plan.warnings.push_back(warning);
+  }
   return plan;
 }
 

@@ -32,11 +32,20 @@ struct PlannedGemm {
   std::string expected_gain;
 };
 
+// A stage of a run whose precision changes.
+struct PlannedStage {
+  std::string description;  // "stage 2 of 3, from step 200 on: bf16"
+  int64_t steps = 0;
+  double float8_flop_share = 0;
+  uint64_t device_bytes = 0, host_bytes = 0;
+};
+
+// Of several stages: memory and products of the one with the largest arena.
 struct RunPlan {
   int64_t parameters = 0, matmul_parameters = 0;
   double flops_per_token = 0, flops_per_step = 0, flops_total = 0;
   double update_flops = 0;       // of Muon's products in a step, on every rank; not in the three above
-  double float8_flop_share = 0;  // of all GEMM FLOPs (block linears and head), as the recipe promises
+  double float8_flop_share = 0;  // of all GEMM FLOPs (block linears and head), as the recipes promise
   int64_t tokens_per_step = 0, micro_batches_per_step = 0, steps = 0, tokens_total = 0;
   double tokens_per_parameter = 0;
 
@@ -54,6 +63,7 @@ struct RunPlan {
   uint64_t checkpoint_bytes = 0;                           // one
   uint64_t disk_bytes = 0;  // the kept ones, one being written, and the permanent ones
   std::vector<std::string> warnings;
+  std::vector<PlannedStage> stages;  // empty: the precision does not change
 };
 
 // Without a target: on the CPU device, which is there on every machine. Error for a run that the GPU cannot

@@ -121,6 +121,18 @@ std::string sharpness_chart(const ReportInput& input) {
   return chart.series.empty() ? std::string{} : render(chart);
 }
 
+// One share, or that of each precision the run has had, in order: "84.6 % → 0.0 %".
+std::string fp8_shares(const RunHistory& run) {
+  std::string text, newest;
+  for (const StepRecord& step : run.steps) {
+    const std::string share = number(100 * step.fp8_flop_share, "{:.1f} %");
+    if (share == newest || !std::isfinite(step.fp8_flop_share)) continue;
+    text += (text.empty() ? "" : " → ") + share;
+    newest = share;
+  }
+  return text.empty() ? "–" : text;
+}
+
 std::string run_table(const ReportInput& input) {
   std::string out =
       "<div class=\"scroll\"><table><tr><th>run</th><th>steps</th><th>tokens</th><th>final "
@@ -139,31 +151,40 @@ std::string run_table(const ReportInput& input) {
         number(average.empty() ? std::nan("") : average.back()),
         number(run->validations.empty() ? std::nan("") : run->validations.back().loss),
         number(median_throughput(*run), "{:.0f}"),
-        std::isfinite(memory) ? human_bytes(static_cast<uint64_t>(memory)) : "–",
-        number(100 * last_finite(column(*run, &StepRecord::fp8_flop_share)), "{:.1f} %"), skipped,
+        std::isfinite(memory) ? human_bytes(static_cast<uint64_t>(memory)) : "–", fp8_shares(*run), skipped,
         escape_html(describe_state(*run)));
   }
   return out + "</table></div>";
 }
 
-// What matmul counted, by GEMM class and operand formats, as logged at the run's start.
+// What matmul counted, by GEMM class and operand formats, as logged at the run's start and after each change
+// of its precision.
 std::string gemm_table(const RunHistory& run) {
-  const auto table = run.start.is_object() ? run.start.find("gemm_table") : run.start.end();
-  if (!run.start.is_object() || table == run.start.end() || !table->is_array() || table->empty()) return {};
-  double total = 0;
-  for (const auto& row : *table) total += number_of(row.value("flops", Json(0)));
-  std::string out = fmt::format(
-      "<h3>{}</h3><div class=\"scroll\"><table><tr><th>GEMM</th><th>a</th><th>b</th><th>result</th><th>share "
-      "of FLOPs</th></tr>",
-      escape_html(run.name));
-  for (const auto& row : *table) {
-    const double flops = number_of(row.value("flops", Json(0)));
-    out += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.2f} %</td></tr>",
-                       escape_html(row.value("class", std::string{})),
-                       escape_html(row.value("a", std::string{})), escape_html(row.value("b", std::string{})),
-                       escape_html(row.value("out", std::string{})), total > 0 ? 100 * flops / total : 0);
+  std::string out;
+  Json before;
+  for (const Json& start : run.starts) {
+    const Json table = start.value("gemm_table", Json::array());
+    if (table.empty() || table == before) continue;
+    before = table;
+    double total = 0;
+    for (const auto& row : table) total += number_of(row.value("flops", Json(0)));
+    const int64_t step = start.value("step", int64_t{0}) + 1;
+    out += fmt::format(
+        "<h3>{}{}</h3><div "
+        "class=\"scroll\"><table><tr><th>GEMM</th><th>a</th><th>b</th><th>result</th><th>share "
+        "of FLOPs</th></tr>",
+        escape_html(run.name), out.empty() ? "" : fmt::format(", from step {} on", step));
+    for (const auto& row : table) {
+      const double flops = number_of(row.value("flops", Json(0)));
+      out +=
+          fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.2f} %</td></tr>",
+                      escape_html(row.value("class", std::string{})),
+                      escape_html(row.value("a", std::string{})), escape_html(row.value("b", std::string{})),
+                      escape_html(row.value("out", std::string{})), total > 0 ? 100 * flops / total : 0);
+    }
+    out += "</table></div>";
   }
-  return out + "</table></div>";
+  return out;
 }
 
 std::string key_value_table(const Json& object) {

@@ -65,6 +65,8 @@ void add_record(RunHistory& log, const Json& json, const std::string& source) {
   if (kind == "start") {
     check_start(record, source);
     log.start = json;
+    while (!log.starts.empty() && log.starts.back().at("step").get<int64_t>() >= step) log.starts.pop_back();
+    log.starts.push_back(json);
     rewind(log.steps, step + 1);
     rewind(log.validations, step + 1);
     rewind(log.health, step + 1);

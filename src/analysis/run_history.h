@@ -54,6 +54,7 @@ struct RunHistory {
   std::filesystem::path folder;
   std::string name;
   Json config, start;               // start: the newest "start" record; null before the first step
+  std::vector<Json> starts;         // by step; a run whose precision changed has one of each
   std::optional<RunStatus> status;  // empty without a status.json
   std::vector<StepRecord> steps;    // ascending, one a step: what a resume rewound is dropped
   std::vector<ValidationRecord> validations;

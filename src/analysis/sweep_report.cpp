@@ -20,11 +20,15 @@ namespace {
 
 constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 
-bool plain_bf16(const RunConfig& config) { return config.precision == make_recipe("bf16"); }
+bool plain_bf16(const RunConfig& config) {
+  return config.precision == make_recipe("bf16") && config.precision_schedule.empty();
+}
 
 // Equal for runs that differ in their precision alone.
 std::string twins_key(RunConfig config) {
   config.precision = make_recipe("bf16");
+  config.precision_schedule.clear();
+  config.fallback = {};
   config.run.name = "twin";
   config.run.output = default_output("twin");
   return to_json(config);

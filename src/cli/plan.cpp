@@ -133,6 +133,12 @@ Json to_json(const RunPlan& plan, const RunConfig& config) {
     root["learning_rate"].push_back({{"step", step}, {"rate", rate}});
   root["checkpoint"] = {{"bytes", plan.checkpoint_bytes}, {"disk_bytes", plan.disk_bytes}};
   root["warnings"] = plan.warnings;
+  for (const PlannedStage& stage : plan.stages)
+    root["stages"].push_back({{"description", stage.description},
+                              {"steps", stage.steps},
+                              {"float8_share", stage.float8_flop_share},
+                              {"device_bytes", stage.device_bytes},
+                              {"host_bytes", stage.host_bytes}});
   return root;
 }
 
@@ -174,7 +180,7 @@ void print_fit(const GpuFit& fit) {
 }
 
 void print_memory(const RunPlan& plan, const Target& target, const Options& options) {
-  fmt::print("\nMemory on {}\n", target.title);
+  fmt::print("\nMemory on {}{}\n", target.title, plan.stages.empty() ? "" : ", of the largest stage");
   for (const auto& [category, bytes] : plan.by_category)
     fmt::print("  {:<22} {:>12}  {:5.1f} %\n", name_of(category), human_bytes(bytes),
                100.0 * static_cast<double>(bytes) / static_cast<double>(plan.device_bytes));
@@ -233,6 +239,9 @@ void print(const RunPlan& plan, const RunConfig& config, const Target& target, c
   if (plan.update_flops > 0)
     fmt::print("Muon      {:.3e} FLOPs a step more: {:.1f} % beside those of a rank that has all tokens\n",
                plan.update_flops, 100 * plan.update_flops / plan.flops_per_step);
+  for (const PlannedStage& stage : plan.stages)
+    fmt::print("Precision {}; {}, {:.1f} % of GEMM FLOPs in FP8, {} on the device\n", stage.description,
+               plural(stage.steps, "step"), 100 * stage.float8_flop_share, human_bytes(stage.device_bytes));
   fmt::print("Disk      {} a checkpoint, {} for all that are kept\n", human_bytes(plan.checkpoint_bytes),
              human_bytes(plan.disk_bytes));
   print_memory(plan, target, options);

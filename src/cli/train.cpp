@@ -92,6 +92,7 @@ int run_train(const TrainArguments& arguments, const CLI::App& command) {
           result.validation_loss > 0 ? fmt::format(", validation loss {:.4f}", result.validation_loss) : "",
           escape_control(result.folder)));
       if (!result.communication.empty()) Progress().note(result.communication);
+      for (const std::string& one : result.fallbacks) Progress().note("fallback: " + one);
       break;
     case ExitCode::Stopped:
       Progress().note(fmt::format("stopped at step {} ({}), saved; the same command goes on", result.step,

@@ -9,6 +9,7 @@
 
 #include "base/text.h"
 #include "config/check_precision.h"
+#include "config/fields.h"
 
 namespace octet {
 namespace {
@@ -77,7 +78,7 @@ void check_sync(const RunConfig& c, Problems& out) {
          fmt::format("found {} with /health/on_spike: the loss of all ranks is known when a step is "
                      "over; allowed: /health/on_spike \"log\"",
                      every)});
-  const auto check_multiple = [&](const char* pointer, int64_t steps, const char* what) {
+  const auto check_multiple = [&](const std::string& pointer, int64_t steps, const char* what) {
     if (steps % every == 0) return;
     const int64_t below = steps / every * every;
     out.push_back(
@@ -88,6 +89,9 @@ void check_sync(const RunConfig& c, Problems& out) {
                      steps, every, what, every,
                      below > 0 ? fmt::format("{} or {}", below, below + every) : fmt::format("{}", every))});
   };
+  for (size_t i = 0; i < c.precision_schedule.size(); ++i)
+    check_multiple(fmt::format("/precision_schedule/{}/from", i), c.precision_schedule[i].from,
+                   "have one model to go on with in another precision");
   check_multiple("/run/steps", c.run.steps, "have one model");
   check_multiple("/checkpoint/every", c.checkpoint.every, "have one model to save");
   if (!c.data.validation.empty())
@@ -245,6 +249,101 @@ void check_schedule(const RunConfig& c, Problems& out) {
   }
 }
 
+// What the section "precision" has to do with itself and with the others.
+void check_recipe(const RunConfig& c, Problems& out) {
+  check_micro_alignment(c, out);
+  check_precision(c, out);
+  check_states(c, out);
+  check_memory(c, out);
+  for (const SpecProblem& problem : check(c.model, c.precision.float8())) {
+    std::string key = problem.key;
+    std::replace(key.begin(), key.end(), '.', '/');
+    out.push_back({"/model/" + key, {"/model", "/precision"}, problem.message});
+  }
+}
+
+// A stage goes on with the states of the one before: their formats are converted nowhere.
+void check_states_of_stage(const RunConfig& c, const RunConfig& staged, const std::string& at,
+                           Problems& out) {
+  for (const Field& field : fields()) {
+    if (!field.of_stage || field.shorthand || field.change != ChangeClass::Forbidden) continue;
+    const Json first = field.get(c), here = field.get(staged);
+    if (first != here)
+      out.push_back(
+          {at + in_precision(field),
+           {"/precision"},
+           fmt::format("found {}, {} is {}; a stage goes on with the optimizer's states as they are; "
+                       "allowed: {}",
+                       show(here), field.pointer, show(first), show(first))});
+  }
+}
+
+void check_stages(const RunConfig& c, Problems& out) {
+  const std::string section = "/precision";
+  const auto moved = [&](const std::string& pointer, const std::string& at) {
+    const bool inside = pointer == section || pointer.starts_with(section + "/");
+    return inside ? at + pointer.substr(section.size()) : pointer;
+  };
+  int64_t before = 0;
+  for (size_t i = 0; i < c.precision_schedule.size(); ++i) {
+    const PrecisionStage& stage = c.precision_schedule[i];
+    const std::string here = fmt::format("/precision_schedule/{}", i), at = here + section;
+    if (stage.from <= before || stage.from >= c.run.steps)
+      out.push_back({here + "/from",
+                     {"/run/steps"},
+                     fmt::format("found {}; allowed: above {}, where the stage before begins, and below "
+                                 "/run/steps = {}",
+                                 stage.from, before, c.run.steps)});
+    before = stage.from;
+    RunConfig staged = c;
+    staged.precision = stage.precision;
+    check_states_of_stage(c, staged, at, out);
+    Problems found;
+    check_recipe(staged, found);
+    for (RuleProblem& problem : found) {
+      for (std::string& pointer : problem.involved) pointer = moved(pointer, at);
+      const std::string pointer = moved(problem.pointer, at);
+      const auto known = [&](const RuleProblem& other) {
+        return other.pointer == problem.pointer && other.message == problem.message;
+      };
+      if (pointer == problem.pointer && std::any_of(out.begin(), out.end(), known)) continue;
+      if (pointer == problem.pointer) problem.message += fmt::format(" (in the stage {})", here);
+      problem.involved.push_back(at);
+      out.push_back({pointer, problem.involved, problem.message});
+    }
+  }
+}
+
+void check_fallback(const RunConfig& c, Problems& out) {
+  const FallbackOptions& limits = c.fallback;
+  if (!limits.on()) return;
+  const char* here = "/precision/fallback";
+  if (limits.reads_statistics() && c.health.every == 0)
+    out.push_back({here,
+                   {"/health/every"},
+                   "found limits that are judged in steps with statistics, and /health/every 0 has none; "
+                   "allowed: /health/every above 0"});
+  if (limits.kurtosis > 0 && !c.health.activations)
+    out.push_back(
+        {"/precision/fallback/kurtosis",
+         {"/health/activations"},
+         fmt::format("found {:g} with /health/activations false, which measures none; allowed: true",
+                     limits.kurtosis)});
+  if (c.parallel.sync_every > 1)
+    out.push_back(
+        {here,
+         {"/parallel/sync_every"},
+         fmt::format("found limits with /parallel/sync_every {}: ranks that train alone see numbers of "
+                     "their own, and would fall back each for itself; allowed: /parallel/sync_every 1",
+                     c.parallel.sync_every)});
+  const auto float8 = [](const PrecisionStage& stage) { return stage.precision.float8(); };
+  if (!c.precision.float8() && std::none_of(c.precision_schedule.begin(), c.precision_schedule.end(), float8))
+    out.push_back({here,
+                   {"/precision", "/precision_schedule"},
+                   "found limits, and no linear runs in FP8 that could fall back; allowed: an FP8 recipe, or "
+                   "no limits"});
+}
+
 }  // namespace
 
 std::vector<RuleProblem> check_rules(const RunConfig& c) {
@@ -255,16 +354,10 @@ std::vector<RuleProblem> check_rules(const RunConfig& c) {
   check_run(c, out);
   check_data(c, out);
   check_batch(c, out);
-  check_micro_alignment(c, out);
-  check_precision(c, out);
-  check_states(c, out);
-  check_memory(c, out);
+  check_recipe(c, out);
+  check_stages(c, out);
+  check_fallback(c, out);
   check_schedule(c, out);
-  for (const SpecProblem& problem : check(c.model, c.precision.float8())) {
-    std::string key = problem.key;
-    std::replace(key.begin(), key.end(), '.', '/');
-    out.push_back({"/model/" + key, {"/model", "/precision"}, problem.message});
-  }
   return out;
 }
 

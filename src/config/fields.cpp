@@ -328,6 +328,8 @@ std::string allowed(const Field& field) {
       return "a list of paths or globs, or of {\"name\", \"files\", \"weight\"}";
     case ValueKind::Overrides:
       return "a list of {\"blocks\", \"linears\", \"recipe\", and fields of /precision}";
+    case ValueKind::Stages:
+      return "a list of {\"from\": STEP, \"precision\": {as the section of that name}}";
     default:
       break;
   }

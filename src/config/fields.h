@@ -19,6 +19,7 @@ enum class ValueKind : uint8_t {
   Choice,
   Sources,    // data sources: ["glob", ...] or [{"name", "files", "weight"}, ...]
   Overrides,  // [{"blocks", "linears", "recipe", and fields of_linear without their "/precision"}, ...]
+  Stages,     // [{"from", "precision": fields of_stage without their "/precision"}, ...]
 };
 
 struct Bounds {
@@ -40,6 +41,7 @@ struct Field {
   std::function<Json(const Json&)> numbers = {};
   bool shorthand = false;  // read only: sets other fields, is never written
   bool of_linear = false;  // part of LinearFormats: may stand in an override
+  bool of_stage = false;   // part of a Recipe: may stand in a stage of the schedule
   std::function<Json(const RunConfig&)> get;
   std::function<void(RunConfig&, const Json&)> set;  // of a value that fits kind, bounds and choices
 };
@@ -51,8 +53,8 @@ const std::vector<Field>& fields();
 // What a run is before anything is read: the defaults of every struct and the recipe "bf16".
 RunConfig default_config();
 
-// "/input/format" of "/precision/input/format": where an override has it.
-std::string in_override(const Field& field);
+// "/input/format" of "/precision/input/format": where an override, or a stage of the schedule, has it.
+std::string in_precision(const Field& field);
 
 std::string allowed(const Field& field);  // "an integer from 1 to 100", "one of a, b"
 // Top-level keys that are accepted and ignored: "$schema" for editors, "octet" in the config.json of a run.

@@ -20,7 +20,14 @@ using List = std::vector<Field>;
 
 constexpr const char* linear_names[] = {"qkv", "out", "gate_up", "down"};
 static_assert(std::size(linear_names) == block_linears);
+constexpr const char* up_without_a_gate = "up";  // "gate_up" of a model that has no gate
 constexpr int all_blocks = std::numeric_limits<int>::max();
+
+bool names_linear(const Json& linears, int which) {
+  const auto has = [&](const char* name) { return std::count(linears.begin(), linears.end(), name) > 0; };
+  return has(linear_names[which]) ||
+         (static_cast<BlockLinear>(which) == BlockLinear::Up && has(up_without_a_gate));
+}
 
 Json written(const BlockRange& blocks) {
   if (blocks.begin > 0) return Json::array({blocks.begin, blocks.end - 1});
@@ -59,7 +66,7 @@ Json written(const Override& other) {
   RunConfig part;
   set_formats(part.precision, other.formats);
   for (const Field& field : fields())
-    if (field.of_linear && !field.shorthand) entry[Json::json_pointer(in_override(field))] = field.get(part);
+    if (field.of_linear && !field.shorthand) entry[Json::json_pointer(in_precision(field))] = field.get(part);
   return entry;
 }
 
@@ -69,13 +76,12 @@ Override override_of(const Json& entry, const Recipe& section) {
   other.blocks.end = all_blocks;
   if (entry.contains("blocks")) other.blocks = blocks_of(entry["blocks"]);
   if (entry.contains("linears"))
-    for (int i = 0; i < block_linears; ++i)
-      other.linears[i] = std::count(entry["linears"].begin(), entry["linears"].end(), linear_names[i]) > 0;
+    for (int i = 0; i < block_linears; ++i) other.linears[i] = names_linear(entry["linears"], i);
   RunConfig part;
   part.precision = entry.contains("recipe") ? make_recipe(entry["recipe"].get<std::string>()) : section;
   for (const Field& field : fields()) {
     if (!field.of_linear) continue;
-    const Json::json_pointer at(in_override(field));
+    const Json::json_pointer at(in_precision(field));
     if (entry.contains(at)) field.set(part, entry.at(at));
   }
   other.formats = part.precision.formats();
@@ -96,6 +102,64 @@ Field overrides(const char* pointer, At at, const About& about) {
     at(c) = list;
   };
   return field;
+}
+
+// ---- stages of a schedule
+
+Json written(const PrecisionStage& stage) {
+  RunConfig part;
+  part.precision = stage.precision;
+  Json precision = Json::object();
+  for (const Field& field : fields())
+    if (field.of_stage && !field.shorthand)
+      precision[Json::json_pointer(in_precision(field))] = field.get(part);
+  return {{"from", stage.from}, {"precision", precision}};
+}
+
+// Read as the section "precision" is: what it leaves out is as in its recipe, whatever the stage before has.
+PrecisionStage stage_of(const Json& entry) {
+  RunConfig part = default_config();
+  for (const Field& field : fields()) {
+    if (!field.of_stage) continue;
+    const Json::json_pointer at(in_precision(field));
+    if (entry.at("precision").contains(at)) field.set(part, entry.at("precision").at(at));
+  }
+  return {entry.at("from").get<int64_t>(), part.precision};
+}
+
+template <class At>
+Field stages(const char* pointer, At at, const About& about) {
+  Field field = base(pointer, ValueKind::Stages, about);
+  field.get = [at](const RunConfig& c) {
+    Json list = Json::array();
+    for (const PrecisionStage& stage : at(c)) list.push_back(written(stage));
+    return list;
+  };
+  field.set = [at](RunConfig& c, const Json& v) {
+    at(c).clear();
+    for (const Json& entry : v) at(c).push_back(stage_of(entry));
+  };
+  return field;
+}
+
+void add_fallback(List& list) {
+  list.push_back(
+      number("/precision/fallback/saturated", AT(fallback.saturated), {0, 1, false, true},
+             about("a linear leaves FP8 when more than this share of the values of one of its casts "
+                   "saturates in a step with statistics; 0: never",
+                   Recorded)));
+  list.push_back(
+      boolean("/precision/fallback/nonfinite", AT(fallback.nonfinite),
+              about("a linear leaves FP8 when a step is dropped and it is the first whose operands or "
+                    "gradient are not finite",
+                    Recorded)));
+  list.push_back(
+      number("/precision/fallback/kurtosis", AT(fallback.kurtosis), {0, 1e12},
+             about("a linear (qkv, down) leaves FP8 when the kurtosis of its input is above this in a "
+                   "step with statistics; 0: never",
+                   Recorded)));
+  list.push_back(integer("/precision/fallback/at_most", AT(fallback.at_most), {1, 1e6},
+                         about("linears that may leave FP8; beyond, the run goes on and warns", Recorded)));
 }
 
 const Names<Format> formats = {
@@ -267,8 +331,14 @@ void add_precision(List& list) {
   list.push_back(
       overrides("/precision/overrides", AT(precision.overrides),
                 about("linears that run otherwise; the last one that names a linear decides", Recorded)));
+  for (Field& field : list) field.of_stage = field.pointer.starts_with("/precision/");
+  add_fallback(list);
+  list.push_back(stages("/precision_schedule", AT(precision_schedule),
+                        about("stages that follow the section \"precision\": from which step on, and what is "
+                              "then in its place",
+                              Recorded)));
 }
 
-std::string in_override(const Field& field) { return field.pointer.substr(std::size("/precision") - 1); }
+std::string in_precision(const Field& field) { return field.pointer.substr(std::size("/precision") - 1); }
 
 }  // namespace octet

@@ -1,4 +1,5 @@
-// The keys of the section "precision": recipe, roles, products, states, and overrides of single linears.
+// The keys of the section "precision": recipe, roles, products, states, and overrides of single linears; and
+// those of the schedule and of the fallback.
 #pragma once
 #include <vector>
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <set>
 #include <tuple>
 
@@ -161,6 +162,8 @@ class Reader {
         return check_sources(field, value);
       case ValueKind::Overrides:
         return check_overrides(field, value);
+      case ValueKind::Stages:
+        return check_stages(field, value);
     }
     if (!good) complain(field.pointer, fmt::format("found {}; allowed: {}", found(value), allowed(field)));
     return good;
@@ -199,7 +202,9 @@ class Reader {
     return violations_.size() == before;
   }
 
-  bool check_overrides(const Field& field, const Json& value) {
+  // A list of objects; `check_entry` complains about what is in one.
+  template <class Check>
+  bool check_list(const Field& field, const Json& value, Check check_entry) {
     const size_t before = violations_.size();
     if (!value.is_array()) {
       complain(field.pointer, fmt::format("found {}; allowed: {}", found(value), allowed(field)));
@@ -207,47 +212,81 @@ class Reader {
     }
     for (size_t i = 0; i < value.size(); ++i) {
       const std::string at = fmt::format("{}/{}", field.pointer, i);
-      if (!value[i].is_object()) {
+      if (value[i].is_object())
+        check_entry(value[i], at);
+      else
         complain(at, fmt::format("found {}; allowed: {}", found(value[i]), allowed(field)));
-        continue;
-      }
-      for (const auto& [key, part] : value[i].items()) {
-        const std::string pointer = at + "/" + escape_pointer_token(key);
-        if (key == "blocks")
-          check_blocks(part, pointer);
-        else if (key == "linears")
-          check_linears(part, pointer);
-        else if (key == "recipe")
-          check_part_of_override("/precision/recipe", part, pointer);
-        else
-          check_part_of_override("/precision/" + escape_pointer_token(key), part, pointer);
-      }
     }
     if (violations_.size() != before) broken_.insert(field.pointer);
     return violations_.size() == before;
   }
 
-  // A field of the section "precision", or a section of it, that stands in an override.
-  void check_part_of_override(const std::string& original, const Json& value, const std::string& at) {
+  bool check_overrides(const Field& field, const Json& value) {
+    const Part part{
+        [](const Field& f) { return f.of_linear || f.pointer == "/precision/recipe"; },
+        "is the whole run's; allowed in an override: what one linear layer has",
+        "unknown key; allowed: blocks, linears, recipe, and what /precision has of a linear layer"};
+    return check_list(field, value, [&](const Json& entry, const std::string& at) {
+      for (const auto& [key, inner] : entry.items()) {
+        const std::string pointer = at + "/" + escape_pointer_token(key);
+        if (key == "blocks")
+          check_blocks(inner, pointer);
+        else if (key == "linears")
+          check_linears(inner, pointer);
+        else
+          check_part(part, "/precision/" + escape_pointer_token(key), inner, pointer);
+      }
+    });
+  }
+
+  bool check_stages(const Field& field, const Json& value) {
+    const Part part{[](const Field& f) { return f.of_stage; },
+                    "is the whole run's: it stands in the section /precision only",
+                    "unknown key; allowed: what the section /precision has"};
+    return check_list(field, value, [&](const Json& entry, const std::string& at) {
+      for (const auto& [key, inner] : entry.items())
+        if (key != "from" && key != "precision")
+          complain(at + "/" + escape_pointer_token(key), "unknown key; allowed: from, precision");
+      if (!entry.contains("from"))
+        complain(at, "\"from\" is missing; allowed: the number of steps before this stage");
+      else if (!whole_number(entry["from"]) || !inside({1, 1e12}, entry["from"]))
+        complain(at + "/from",
+                 fmt::format("found {}; allowed: an integer of at least 1", found(entry["from"])));
+      if (!entry.contains("precision"))
+        complain(at, "\"precision\" is missing; allowed: an object as the section of that name");
+      else
+        check_part(part, "/precision", entry["precision"], at + "/precision");
+    });
+  }
+
+  // Which fields of the section "precision" may stand elsewhere, and what is said of others.
+  struct Part {
+    std::function<bool(const Field&)> has;
+    const char *not_here, *unknown;
+  };
+  // A field of the section "precision", or a section of it, that stands elsewhere.
+  void check_part(const Part& part, const std::string& original, const Json& value, const std::string& at) {
     const auto found_field = by_pointer_.find(original);
     if (found_field != by_pointer_.end()) {
       Field field = *found_field->second;
-      if (!field.of_linear && original != "/precision/recipe") {
-        complain(at, "is the whole run's; allowed in an override: what one linear layer has");
+      if (!part.has(field)) {
+        complain(at, part.not_here);
         return;
       }
       field.pointer = at;
       check_value(field, value);
     } else if (is_section(original) && value.is_object()) {
-      for (const auto& [key, part] : value.items()) {
+      for (const auto& [key, inner] : value.items()) {
         const std::string token = "/" + escape_pointer_token(key);
-        check_part_of_override(original + token, part, at + token);
+        check_part(part, original + token, inner, at + token);
       }
     } else if (is_section(original)) {
       complain(at, fmt::format("found {}; allowed: an object", found(value)));
     } else {
-      complain(at,
-               "unknown key; allowed: blocks, linears, recipe, and what /precision has of a linear layer");
+      const size_t slash = original.rfind('/');
+      const std::vector<std::string> siblings = keys_of(original.substr(0, slash));
+      const std::string near = nearest(original.substr(slash + 1), siblings);
+      complain(at, near.empty() ? part.unknown : fmt::format("unknown key; did you mean \"{}\"?", near));
     }
   }
 
@@ -276,14 +315,15 @@ class Reader {
   }
 
   void check_linears(const Json& value, const std::string& at) {
-    const std::set<std::string> known = {"qkv", "out", "gate_up", "down"};
+    const std::set<std::string> known = {"qkv", "out", "gate_up", "up", "down"};
     const bool good =
         value.is_array() && !value.empty() && std::all_of(value.begin(), value.end(), [&](const Json& name) {
           return name.is_string() && known.count(name.get_ref<const std::string&>()) > 0;
         });
     if (!good)
-      complain(at, fmt::format("found {}; allowed: a list of \"qkv\", \"out\", \"gate_up\", \"down\"",
-                               found(value)));
+      complain(at,
+               fmt::format("found {}; allowed: a list of \"qkv\", \"out\", \"gate_up\" (or \"up\"), \"down\"",
+                           found(value)));
   }
 
   void check_source(const Json& source, const std::string& at) {

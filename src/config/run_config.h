@@ -85,10 +85,31 @@ struct ParallelOptions {
   bool operator==(const ParallelOptions&) const = default;
 };
 
+// The precision of the steps after the first `from`, up to the next stage's (training/segment.h).
+struct PrecisionStage {
+  int64_t from = 0;
+  Recipe precision;
+  bool operator==(const PrecisionStage&) const = default;
+};
+
+// What takes a single linear out of FP8 while the run goes on (training/fallback.h). A limit of 0 is none.
+struct FallbackOptions {
+  double saturated = 0;    // share of the values of one of its casts, in a step with statistics
+  bool nonfinite = false;  // a step was dropped, and this linear is the first with a value that is not finite
+  double kurtosis = 0;     // of its input, in a step with statistics
+  int64_t at_most = 4;     // linears
+  bool operator==(const FallbackOptions&) const = default;
+
+  bool reads_statistics() const { return saturated > 0 || kurtosis > 0; }
+  bool on() const { return reads_statistics() || nonfinite; }
+};
+
 struct RunConfig {
   RunOptions run;
   TransformerSpec model;
-  Recipe precision;
+  Recipe precision;  // of the first stage
+  std::vector<PrecisionStage> precision_schedule;
+  FallbackOptions fallback;
   DataOptions data;
   BatchOptions batch;
   MemoryOptions memory;

@@ -66,15 +66,23 @@ Json overrides_schema(const RunConfig& defaults) {
   Json blocks = Json::object();
   blocks["anyOf"] = Json::array({words, pair});
   Json name = Json::object();
-  name["enum"] = {"qkv", "out", "gate_up", "down"};
+  name["enum"] = {"qkv", "out", "gate_up", "up", "down"};
   entry["properties"]["blocks"] = blocks;
   entry["properties"]["linears"] = {{"type", "array"}, {"items", name}};
   for (const Field& field : fields()) {
     if (!field.of_linear && field.pointer != "/precision/recipe") continue;
     Json schema = field_schema(field, defaults);
     schema.erase("default");  // what the section has
-    add_property(entry, in_override(field), std::move(schema));
+    add_property(entry, in_precision(field), std::move(schema));
   }
+  return entry;
+}
+
+Json stages_schema(const RunConfig& defaults) {
+  Json entry = {{"type", "object"}, {"additionalProperties", false}, {"required", {"from", "precision"}}};
+  entry["properties"]["from"] = {{"type", "integer"}, {"minimum", 1}};
+  for (const Field& field : fields())
+    if (field.of_stage) add_property(entry, field.pointer, field_schema(field, defaults));
   return entry;
 }
 
@@ -104,6 +112,10 @@ Json field_schema(const Field& field, const RunConfig& defaults) {
     case ValueKind::Overrides:
       schema["type"] = "array";
       schema["items"] = overrides_schema(defaults);
+      break;
+    case ValueKind::Stages:
+      schema["type"] = "array";
+      schema["items"] = stages_schema(defaults);
       break;
   }
   schema["description"] = field.help;

@@ -49,11 +49,15 @@ Parameter declare_post_norm(const Blueprint& blueprint, int block, const char* n
 
 }  // namespace
 
+std::string name_of_linear(const TransformerSpec& spec, int block, BlockLinear which) {
+  return fmt::format("blocks.{}.{}", block, shape_of(spec, which).name);
+}
+
 LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear which) {
   const TransformerSpec& spec = blueprint.spec();
   const LinearShape shape = shape_of(spec, which);
   LinearOptions linear;
-  linear.name = fmt::format("blocks.{}.{}", block, shape.name);
+  linear.name = name_of_linear(spec, block, which);
   linear.block = block;
   linear.outputs = shape.outputs;
   linear.inputs = shape.inputs;

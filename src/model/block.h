@@ -9,6 +9,7 @@
 
 namespace octet {
 
+std::string name_of_linear(const TransformerSpec& spec, int block, BlockLinear which);  // "blocks.3.ffn.down"
 // Name, shape, formats and initial values of one of them.
 LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear which);
 

@@ -23,6 +23,7 @@
 #include "tensor/safetensors.h"
 #include "training/metrics.h"
 #include "training/rank_group.h"
+#include "training/segment.h"
 
 namespace octet {
 
@@ -42,7 +43,9 @@ struct TrainingState {
   std::string init_hash;                 // XXH3 of the masters after initialisation
   std::vector<double> spike_history;     // detector window, oldest first
   GradientReduction::State gradient_reduction;
-  Json health;  // of HealthRules; null: nothing to remember
+  Json health;                      // of HealthRules; null: nothing to remember
+  std::vector<Fallback> fallbacks;  // in the order they were taken
+  bool fallbacks_used_up = false;   // another linear passed a limit, and the run has said so
 };
 
 struct CheckpointFile {

@@ -26,8 +26,13 @@ std::vector<CheckpointEntry> checkpoints_at(const fs::path& path) {
 RunConfig config_of(const Manifest& manifest, const fs::path& checkpoint,
                     const std::vector<std::string>& overrides) {
   const std::string text = manifest.config.dump(), source = (checkpoint / manifest_file).string();
-  const Json own = Json::parse(to_json(parse_config(text, source)));
-  Json config = Json::parse(to_json(parse_config(text, source, overrides)));
+  // The precision of the step that was saved.
+  RunConfig saved = parse_config(text, source);
+  saved.precision = segment_of_step(saved, manifest.state.fallbacks, manifest.state.step).recipe;
+  saved.precision_schedule.clear();
+  saved.fallback = {};
+  const Json own = Json::parse(to_json(saved));
+  Json config = Json::parse(to_json(parse_config(own.dump(), source, overrides)));
   // As they are stored, whatever another recipe would make of them.
   for (const char* state : {"moments", "master"})
     if (own.at("precision").contains(state)) config["precision"][state] = own.at("precision").at(state);

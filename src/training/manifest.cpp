@@ -26,6 +26,22 @@ GradientReduction::State gradient_reduction_from(const Json& j) {
   return s;
 }
 
+Json to_json(const Fallback& f) {
+  return {{"step", f.step},  {"block", f.block},   {"linear", static_cast<int>(f.linear)},
+          {"name", f.name},  {"reason", f.reason}, {"value", json_number(f.value)},
+          {"limit", f.limit}};
+}
+
+Fallback fallback_from(const Json& j) {
+  const int linear = j.at("linear").get<int>();
+  if (linear < 0 || linear >= block_linears)
+    throw Error(ExitCode::Checkpoint, fmt::format("a fallback of linear {}, of {}", linear, block_linears));
+  return {j.at("step").get<int64_t>(),       j.at("block").get<int>(),
+          static_cast<BlockLinear>(linear),  j.at("name").get<std::string>(),
+          j.at("reason").get<std::string>(), number_of(j.at("value")),
+          j.at("limit").get<double>()};
+}
+
 Json to_json(const TrainingState& s) {
   Json history = Json::array();
   for (double x : s.spike_history) history.push_back(json_number(x));
@@ -43,6 +59,8 @@ Json to_json(const TrainingState& s) {
   if (s.gradient_reduction != GradientReduction::State{})
     j["gradient_reduction"] = to_json(s.gradient_reduction);
   if (!s.health.is_null()) j["health"] = s.health;
+  for (const Fallback& one : s.fallbacks) j["fallbacks"].push_back(to_json(one));
+  if (s.fallbacks_used_up) j["fallbacks_used_up"] = true;
   return j;
 }
 
@@ -62,6 +80,9 @@ TrainingState state_from(const Json& j) {
   if (j.contains("gradient_reduction"))
     s.gradient_reduction = gradient_reduction_from(j.at("gradient_reduction"));
   if (j.contains("health")) s.health = j.at("health");
+  if (j.contains("fallbacks"))
+    for (const Json& one : j.at("fallbacks")) s.fallbacks.push_back(fallback_from(one));
+  s.fallbacks_used_up = j.value("fallbacks_used_up", false);
   return s;
 }
 

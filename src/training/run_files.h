@@ -6,7 +6,8 @@
 //   metrics.jsonl    one JSON object a line:
 //     {"kind":"start", "step":k, "time":unix, "config_hash":"..", "init_hash":"..", "data_fingerprint":"..",
 //     "device":"..",
-//      "version":"..", "recipe":"..", "gemm_table":[{"class","a","b","out","flops"}], "parameters":n,
+//      "version":"..", "recipe":"..", "stage":n (from 1),
+//      "gemm_table":[{"class","a","b","out","flops"}], "parameters":n,
 //      "memory_bytes":n, "environment":{..}}
 //     {"kind":"step", "step":k (from 1: updates done), "tokens":n, "time":unix, "train/loss":x,
 //     "train/grad_norm":x, "train/learning_rate":x,
@@ -21,8 +22,9 @@
 //      "activations":{"qkv":{"kurtosis":[by block],"sequence_kurtosis","mean","rms","max","amax"}, ..},
 //      "blocks":{"log_sum_exp":[by block],"channel","channel_amax","channel_median","neuron","cosine",
 //      "neuron_amax"}, "weights":[{"name","rms","growth"}], "health/..": the worst of all}
-//     {"kind":"event", "step":k, "event":"spike|skipped|rollback|checkpoint|resume|stop|epoch|warning",
-//     "message":".."}; a warning also "rule", "subject", "block", "value"
+//     {"kind":"event", "step":k, "event":"spike|skipped|rollback|checkpoint|resume|stop|epoch|warning|inject|
+//     precision|fallback", "message":".."}; a warning also "rule", "subject", "block", "value"; a fallback
+//     "linear", "reason", "value", "limit"; "precision" is of a stage's first step
 //   events.out.tfevents.*    TensorBoard, the same names
 //   checkpoints/step-00000100/
 // Non-finite numbers are the strings "NaN", "Infinity", "-Infinity". After a resume from step k, readers drop

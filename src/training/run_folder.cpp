@@ -117,6 +117,12 @@ RunFolder::Claim::~Claim() {
   }
 }
 
+void RunFolder::go_on_from(int64_t step) {
+  const fs::path checkpoint = checkpoints() / checkpoint_name(step);
+  resume_ = {checkpoint, read_manifest(checkpoint)};
+  notes_.clear();  // they are in the log
+}
+
 void RunFolder::settle() { claim_.settled = true; }
 
 void RunFolder::prepare(const TrainRequest& request) {

@@ -28,6 +28,9 @@ class RunFolder {
   const FoundCheckpoint& resume() const { return resume_; }         // folder empty: start at step 0
   const std::vector<std::string>& notes() const { return notes_; }  // events to record once the log is open
 
+  // The next segment (training/segment.h) begins with this folder's checkpoint of `step`.
+  void go_on_from(int64_t step);
+
   enum class State : uint8_t { Running, Finished, Stopped, Failed };
   void settle();  // the run begins: its files stay from now on
   // Never throws: a status that cannot be written is a warning. Nothing is written before settle() into a

@@ -1,6 +1,7 @@
 // From a request to a running trainer: device, data, folder, memory.
 #include "training/train.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <new>
@@ -49,6 +50,35 @@ struct PageLockedArena {
   Device& device;
   void* data;
 };
+
+// The memory of a segment.
+struct Arenas {
+  Arenas(Device& owner, const PlannedMemory& bytes)
+      : on_device(owner, bytes.device_bytes),
+        on_host(bytes.host_bytes),
+        page_locked(owner, bytes.offload_bytes),
+        device(on_device.data, bytes.device_bytes),
+        host(on_host.data, bytes.host_bytes),
+        offload(page_locked.data, bytes.offload_bytes) {}
+  DeviceArena on_device;
+  HostArena on_host;
+  PageLockedArena page_locked;
+  MemoryPlan device, host, offload;
+};
+
+PlannedMemory larger(const PlannedMemory& a, const PlannedMemory& b) {
+  return {std::max(a.device_bytes, b.device_bytes), std::max(a.host_bytes, b.host_bytes),
+          std::max(a.offload_bytes, b.offload_bytes), std::max(a.validation_bytes, b.validation_bytes)};
+}
+
+// The most that any stage needs: a stage that does not fit, or that the device cannot run, is refused before
+// the first.
+PlannedMemory measure_stages(Device* device, const RunConfig& config, const Sharding& place) {
+  PlannedMemory most;
+  for_each_stage(config,
+                 [&](const RunConfig& stage) { most = larger(most, measure_memory(device, stage, place)); });
+  return most;
+}
 
 std::string fingerprint_of(const Dataset& train, const Dataset* validation) {
   return validation ? fmt::format("{}+{}", train.fingerprint(), validation->fingerprint())
@@ -160,7 +190,7 @@ TrainResult train(const TrainRequest& request) {
   const Launch& launch = request.launch;
   const Sharding place{launch.rank, launch.ranks};
   accumulation(config, launch.ranks);  // refuses
-  const PlannedMemory bytes = measure_memory(device, planned, place);
+  const PlannedMemory bytes = measure_stages(device, planned, place);
   require_memory(bytes, device->info(), injector.available_memory());
   const std::string fingerprint = fingerprint_of(data, validation.get());
   Ranks ranks(launch, agreement_of(request, fingerprint, *device), config.parallel, *device);
@@ -172,18 +202,26 @@ TrainResult train(const TrainRequest& request) {
   };
   try {
     folder = open_folder(request, fingerprint, ranks);
-    const DeviceArena device_arena(*device, bytes.device_bytes);
-    const HostArena host_arena(bytes.host_bytes);
-    const PageLockedArena offload_arena(*device, bytes.offload_bytes);
-    MemoryPlan device_plan(device_arena.data, bytes.device_bytes),
-        host_plan(host_arena.data, bytes.host_bytes), offload_plan(offload_arena.data, bytes.offload_bytes);
-    RunMemory memory(device, planned, {device_plan, host_plan, offload_plan}, place, ranks.communicator());
-    Trainer trainer({request, *device, data, validation.get(), fingerprint, *folder, memory,
-                     bytes.device_bytes + bytes.host_bytes + bytes.offload_bytes, signals, injector, ranks,
-                     &observed});
-    const TrainResult result = trainer.run();
-    ranks.finish();
-    return result;
+    // A run goes on with the segment that its checkpoint is of: what that step left to do is done first.
+    int64_t step = folder->resume().manifest.state.step;
+    for (;;) {
+      const Segment segment = segment_of_step(config, folder->resume().manifest.state.fallbacks, step);
+      RunConfig own = planned;
+      own.precision = segment.recipe;
+      const PlannedMemory needed = larger(bytes, measure_memory(device, own, place));
+      Arenas arenas(*device, needed);
+      RunMemory memory(device, own, {arenas.device, arenas.host, arenas.offload}, place,
+                       ranks.communicator());
+      Trainer trainer({request, *device, data, validation.get(), fingerprint, *folder, memory,
+                       needed.device_bytes + needed.host_bytes + needed.offload_bytes, signals, injector,
+                       ranks, &observed, segment});
+      if (const std::optional<TrainResult> result = trainer.run()) {
+        ranks.finish();
+        return *result;
+      }
+      device->set_workspace({});  // it goes with the segment's memory
+      step = folder->resume().manifest.state.step + 1;
+    }
   } catch (const Error& error) {
     throw failed(error);
   } catch (const std::bad_alloc&) {

@@ -33,6 +33,7 @@ struct TrainResult {
   int64_t newest_checkpoint = -1;  // step of the newest one of this folder known whole; -1: none
   // Of several ranks: what a step sent and waited for, on average, as one sentence.
   std::string communication = {};
+  std::vector<std::string> fallbacks = {};  // linears that left FP8, a sentence each
 };
 
 // Returns with Success, Stopped, StoppedUnsaved, Numerics (diverged) or Checkpoint (finished, last save

@@ -22,6 +22,7 @@ Trainer::Trainer(const TrainerParts& p)
       validation_(p.validation),
       fingerprint_(p.data_fingerprint),
       folder_(p.folder),
+      segment_(p.segment),
       memory_(p.memory),
       planned_bytes_(p.planned_bytes),
       signals_(p.signals),
@@ -44,7 +45,7 @@ Trainer::Trainer(const TrainerParts& p)
                  p.train.sources().size() > 1 ? accumulation(config_, p.ranks.count()) : 0,
                  config_.batch.micro * config_.model.context}) {}
 
-TrainResult Trainer::run() {
+std::optional<TrainResult> Trainer::run() {
   begin();
   try {
     return loop();
@@ -63,11 +64,11 @@ TrainResult Trainer::run() {
   }
 }
 
-TrainResult Trainer::loop() {
+std::optional<TrainResult> Trainer::loop() {
   // What a stop cut short is made up for before the first step, as an uninterrupted run would have done it.
   if (!evaluate_if_due()) return stop();
   if (evaluated_late_ == state_.step && state_.step < config_.run.steps) save_if_due();
-  while (launched() < config_.run.steps) {
+  while (launched() < segment_.end) {
     Outcome outcome = stop_requested() ? Outcome::Interrupted : launch();
     const bool ahead = outcome == Outcome::Done && runs_ahead();
     if (!ahead && settle() == Outcome::Diverged) outcome = Outcome::Diverged;
@@ -80,9 +81,16 @@ TrainResult Trainer::loop() {
     if (kept_ && kept_->step == state_.step) kept_ = state_;  // and what the evaluation found
     save_if_due();
   }
+  const bool finished = state_.step == config_.run.steps;
+  if (!finished && stop_requested()) return stop();
   if (!save_now())
-    return result(ExitCode::Checkpoint, "trained to the end, but the last save failed: " + save_error_);
-  return result(ExitCode::Success, "");
+    return result(ExitCode::Checkpoint,
+                  (finished ? "trained to the end, but the last save failed: "
+                            : "the precision changes after this step, and the save failed: ") +
+                      save_error_);
+  if (finished) return result(ExitCode::Success, "");
+  folder_.go_on_from(state_.step);
+  return {};
 }
 
 // ---- the step
@@ -95,8 +103,8 @@ int64_t Trainer::launched() const { return in_flight_ ? in_flight_->step : state
 bool Trainer::runs_ahead() {
   const int64_t step = launched(), save = config_.checkpoint.every;
   save_asked_ = take_save_request() || save_asked_;
-  return device_info_.asynchronous && config_.health.on_spike == SpikePolicy::Log &&
-         step < config_.run.steps && !save_asked_ && !stop_requested() && (save <= 0 || step % save != 0) &&
+  return device_info_.asynchronous && config_.health.on_spike == SpikePolicy::Log && step < segment_.end &&
+         !may_fall_back(step) && !save_asked_ && !stop_requested() && (save <= 0 || step % save != 0) &&
          !evaluation_due(step) && !(trains_alone(config_) && memory_.data_parallel.agrees_after(step));
 }
 
@@ -233,8 +241,9 @@ Trainer::Outcome Trainer::settle() {
   report.gradient_norm = control.gradient_norm;
   report.applied = !report.skip && control.apply != 0;
   report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
-  examine(report);
+  const std::optional<Health> health = examine(report);
   const bool goes_on = judge(report, control);
+  fall_back(report, health, control);
   detector_.observe(report.loss);
   state_.step = report.step;
   folder_.set_step(state_.step);
@@ -313,6 +322,12 @@ bool Trainer::roll_back(double loss, double deviation) {
   found.folder = ranks_.from_leader(fmt::format("rollback/{}", state_.rollbacks), found.folder.string());
   if (found.folder.empty()) return false;
   if (!ranks_.leads()) found.manifest = read_manifest(found.folder);
+  if (found.manifest.state.step < segment_.begin) {  // each segment begins with a save: it is damaged
+    failure_ = fmt::format(
+        "{}, and the newest whole checkpoint, {}, is from before the precision changed at step {}", text,
+        found.folder.filename().string(), segment_.begin);
+    return false;
+  }
   const int64_t next_sample = state_.next_sample + global_batch(config_), rollbacks = state_.rollbacks + 1,
                 skipped = next_sample - found.manifest.state.next_sample;
   restore(found);
@@ -358,6 +373,8 @@ TrainResult Trainer::result(ExitCode code, const std::string& reason) {
                        : stopped                 ? RunFolder::State::Stopped
                                                  : RunFolder::State::Failed,
                        code, reason);
+  std::vector<std::string> fallbacks;
+  for (const Fallback& one : state_.fallbacks) fallbacks.push_back(describe(one));
   return {code,
           state_.step,
           state_.loss,
@@ -365,7 +382,8 @@ TrainResult Trainer::result(ExitCode code, const std::string& reason) {
           folder_.path().string(),
           reason,
           saver_.newest(),
-          communication()};
+          communication(),
+          fallbacks};
 }
 
 }  // namespace octet

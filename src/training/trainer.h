@@ -11,6 +11,7 @@
 #include "data/loader.h"
 #include "device/device.h"
 #include "training/detector.h"
+#include "training/fallback.h"
 #include "training/health_rules.h"
 #include "training/inject.h"
 #include "training/metrics.h"
@@ -19,6 +20,7 @@
 #include "training/run_folder.h"
 #include "training/run_memory.h"
 #include "training/saver.h"
+#include "training/segment.h"
 #include "training/step_readback.h"
 #include "training/train.h"
 
@@ -37,12 +39,14 @@ struct TrainerParts {
   Injector& injector;
   Ranks& ranks;
   ObservedDevice* observed;  // the device once more, where something is injected into the state
+  const Segment& segment;
 };
 
 class Trainer {
  public:
   explicit Trainer(const TrainerParts& parts);
-  TrainResult run();
+  // Empty: the segment is over and its state saved; the folder says where the next one begins.
+  std::optional<TrainResult> run();
 
  private:
   enum class Outcome : uint8_t { Done, Interrupted, Diverged };
@@ -63,7 +67,7 @@ class Trainer {
     Json health;                      // null: not due
   };
 
-  TrainResult loop();
+  std::optional<TrainResult> loop();
   void begin();  // initial weights or those of a checkpoint
   int64_t launched() const;
   bool runs_ahead();
@@ -82,7 +86,10 @@ class Trainer {
   void look_at(int64_t next_step);     // statistics on or off
   void take_statistics(int64_t step);  // of all ranks; enqueued
   void forget_statistics();            // of a step that is given up
-  void examine(StepReport& report);    // record and warnings, once the step is settled
+  // Record and warnings, once the step is settled; empty: no statistics in it.
+  std::optional<Health> examine(StepReport& report);
+  bool may_fall_back(int64_t step) const;
+  void fall_back(const StepReport& report, const std::optional<Health>& health, const UpdateControl& control);
   void record(const StepReport& report);
   void record_start(const MatmulCounts& counts);
   void add_source_losses(StepReport& report) const;
@@ -94,6 +101,7 @@ class Trainer {
   std::string diagnosis(const StepReport& report, const UpdateControl& control) const;
 
   void restore(const FoundCheckpoint& found);
+  void note_resume();  // of a process, or of the segment before
   bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();
   bool busy_anywhere(const char* when);
@@ -125,6 +133,7 @@ class Trainer {
   const Dataset* validation_;
   std::string fingerprint_;
   RunFolder& folder_;
+  Segment segment_;
   RunMemory& memory_;
   size_t planned_bytes_;
   SignalGuard& signals_;

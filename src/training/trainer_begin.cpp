@@ -32,9 +32,7 @@ void Trainer::begin() {
     memory_.data_parallel.start(state_.step);
     detector_.restore(state_.spike_history);
     rules_.restore(state_.health);
-    const std::string text = fmt::format("from {}", found.folder.filename().string());
-    log_info("resuming {} in {}", text, folder_.path().string());
-    log_.event(state_.step, "resume", text);
+    note_resume();
     // A process that died between its save and the removal of older ones left too many.
     if (saver_.newest() >= 0) saver_.retire();
   }
@@ -57,6 +55,21 @@ void Trainer::begin() {
   folder_.write_status(RunFolder::State::Running, ExitCode::Success, "");
   open_loader();
   ranks_.take_traffic();  // what it took to begin is no step's
+}
+
+// A process goes on with the segment that its checkpoint's step belongs to, so where one only begins, the one
+// before has just ended.
+void Trainer::note_resume() {
+  const bool changes = segment_.begin > 0 && state_.step == segment_.begin;
+  if (!changes) {
+    const std::string text = fmt::format("from {}", folder_.resume().folder.filename().string());
+    log_info("resuming {} in {}", text, folder_.path().string());
+    log_.event(state_.step, "resume", text);
+  } else if (segment_.stage > 0 && config_.precision_schedule[segment_.stage - 1].from == segment_.begin) {
+    const std::string text = describe_stage(config_, segment_.stage);
+    log_info("{}", text);
+    log_.event(state_.step + 1, "precision", text);
+  }
 }
 
 // With another number of ranks the same run is not continued: a checkpoint that says so is not silent.
@@ -82,9 +95,9 @@ void Trainer::check_first_step() {
 
 // Masters, moments and scales. After a change of the precision a site starts as in step 1.
 void Trainer::restore(const FoundCheckpoint& found) {
-  bool same = true;
-  for (const ConfigChange& change : compare_configs(found.manifest.config.dump(), to_json(config_)))
-    same = same && change.pointer.rfind("/precision/", 0) != 0;
+  const Manifest& m = found.manifest;
+  const RunConfig before = parse_config(m.config.dump(), (found.folder / manifest_file).string());
+  const bool same = segment_of_step(before, m.state.fallbacks, m.state.step).recipe == segment_.recipe;
   memory_.snapshot.load(found.folder, same ? Snapshot::Scales::Restore : Snapshot::Scales::Forget);
   memory_.snapshot.put_back(device_);
   memory_.data_parallel.restore(found.manifest.state.gradient_reduction);

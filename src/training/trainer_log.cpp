@@ -67,7 +67,7 @@ void Trainer::record(const StepReport& r) {
   all_seconds_ += seconds;
   ++settled_steps_;
   step_seconds_ = step_seconds_ > 0 ? 0.9 * step_seconds_ + 0.1 * seconds : seconds;
-  require_promised_precision(r.matmuls, config_.model, config_.precision);
+  require_promised_precision(r.matmuls, config_.model, segment_.recipe);
   if (!started_) record_start(r.matmuls);
 
   const bool last = r.step == config_.run.steps;
@@ -136,7 +136,8 @@ void Trainer::record_start(const MatmulCounts& counts) {
               {"data_fingerprint", fingerprint_},
               {"device", device_info_.name},
               {"version", version()},
-              {"recipe", config_.precision.name},
+              {"recipe", segment_.recipe.name},
+              {"stage", segment_.stage + 1},
               {"inject", injected},
               {"gemm_table", gemm_table(counts)},
               {"parameters", config_.model.parameters()},

@@ -105,7 +105,7 @@ TEST_CASE("shipped twins differ in the precision section only") {
     twins.insert(base);
   }
   // Neither: 3b-fp8-24gb.json and the quickstart with one thing changed, below.
-  CHECK(twins.size() * 2 + 7 == shipped().size());
+  CHECK(twins.size() * 2 + 11 == shipped().size());
 }
 
 TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
@@ -173,6 +173,25 @@ TEST_CASE("the quickstart with local SGD is the quickstart: only what ranks exch
   local.parallel = quickstart.parallel;
   local.batch.micro = quickstart.batch.micro;
   CHECK(local == quickstart);
+}
+
+TEST_CASE("the quickstart's schedules and its fallback are the quickstart but for what they show") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  const Json schema = Json::parse(json_schema());
+  const RunConfig quickstart = load_config((folder / "quickstart.json").string());
+  for (const char* name : {"bf16-cooldown", "progressive-bits", "fallback"}) {
+    INFO(name);
+    const fs::path path = folder / (std::string("quickstart-") + name + ".json");
+    CHECK(violates(schema, document_of(path), "file") == "");
+    RunConfig c = load_config(path.string());
+    CHECK(violates(schema, Json::parse(to_json(c)), "resolved") == "");
+    CHECK((!c.precision_schedule.empty() || c.fallback.on()));
+    c.precision = quickstart.precision;
+    c.precision_schedule.clear();
+    c.fallback = {};
+    c.run = quickstart.run;
+    CHECK(c == quickstart);
+  }
 }
 
 TEST_CASE("the quickstart's optimizers are the quickstart but for what they show") {

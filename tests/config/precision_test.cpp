@@ -148,7 +148,7 @@ TEST_CASE("overrides name blocks and linears, what they leave out is as in the s
     CHECK(complaint(std::string(R"([{"blocks": )") + blocks + "}]")
               .has("/precision/overrides/0/blocks: found"));
   CHECK(complaint(R"([{"blocks": [7, 8]}])").has("reaches to block 8 of 8"));
-  CHECK(complaint(R"([{"linears": ["up"]}])").has("allowed: a list of \"qkv\""));
+  CHECK(complaint(R"([{"linears": ["upper"]}])").has("allowed: a list of \"qkv\""));
   CHECK(complaint(R"([{"linears": []}])").has("allowed: a list of"));
   CHECK(complaint(R"([{"moments": {"block": 0}}])").has("is the whole run's"));
   CHECK(complaint(R"([{"storage": "fp32"}])").has("is the whole run's"));
@@ -160,6 +160,109 @@ TEST_CASE("overrides name blocks and linears, what they leave out is as in the s
   CHECK(complaint("{}").has("/precision/overrides: found"));
   CHECK(complaint("[3]").has("/precision/overrides/0: found 3"));
   CHECK(complaint_of(R"({"precision": {"overrides": [{"recipe": "fp8"}]}})").has("puts linears into FP8"));
+}
+
+TEST_CASE("the first linear of the feed-forward layer is gate_up, and up where there is no gate") {
+  const auto linears = [](const std::string& names) {
+    return parse_config(
+        R"({"precision": {"recipe": "fp8", "overrides": [{"linears": )" + names + R"(, "recipe": "bf16"}]}})",
+        "t");
+  };
+  CHECK(linears(R"(["up", "out"])") == linears(R"(["out", "gate_up"])"));
+  CHECK_FALSE(linears(R"(["up"])") == linears(R"(["down"])"));
+  CHECK(parse_config(to_json(linears(R"(["up"])")), "t") == linears(R"(["gate_up"])"));
+}
+
+TEST_CASE("a stage of the schedule is read as the section precision is") {
+  const RunConfig c = parse_config(R"({
+    "precision": {"recipe": "fp8"},
+    "precision_schedule": [
+      {"from": 10, "precision": {"recipe": "fp8", "scaling": "delayed", "delayed": {"window": 4},
+        "overrides": [{"blocks": "first:1", "linears": ["down"], "input": {"rounding": "nearest"}}]}},
+      {"from": 20, "precision": {"recipe": "bf16", "simulate": "e8m3",
+                                 "moments": {"first": "e4m3", "second": "e5m2"}}}]})",
+                                   "t");
+  REQUIRE(c.precision_schedule.size() == 2);
+  const Recipe same =
+      parse_config(R"({"precision": {"recipe": "fp8", "scaling": "delayed", "delayed": {"window": 4},
+        "overrides": [{"blocks": "first:1", "linears": ["down"], "input": {"rounding": "nearest"}}]}})",
+                   "t")
+          .precision;
+  CHECK(c.precision_schedule[0].from == 10);
+  CHECK(c.precision_schedule[0].precision == same);
+  CHECK(c.precision_schedule[1].precision.simulate.mantissa_bits == 3);
+  CHECK(c.precision == make_recipe("fp8"));
+  CHECK(parse_config(to_json(c), "t") == c);
+  // On the command line, whole and in parts.
+  const RunConfig other =
+      parse_config("{}", "t",
+                   {R"(precision_schedule=[{"from": 10, "precision": {"recipe": "bf16"}}])",
+                    "precision_schedule.0.from=30"});
+  REQUIRE(other.precision_schedule.size() == 1);
+  CHECK(other.precision_schedule[0].from == 30);
+  CHECK(config_hash(other) != config_hash(parse_config("{}", "t")));
+}
+
+TEST_CASE("a stage that a run cannot have is refused with its place") {
+  const auto of = [](const std::string& stages,
+                     const std::string& more = R"("precision": {"recipe": "fp8"})") {
+    return complaint_of("{" + more + R"(, "run": {"steps": 100}, "precision_schedule": )" + stages + "}");
+  };
+  const std::string bf16 =
+      R"("precision": {"recipe": "bf16", "moments": {"first": "e4m3", "second": "e5m2"}})";
+  CHECK(of(R"([{"from": 10, )" + bf16 + "}]").what.empty());
+  CHECK(of(R"([{"from": 10, )" + bf16 + R"(}, {"from": 10, )" + bf16 + "}]")
+            .has("/precision_schedule/1/from: found 10; allowed: above 10"));
+  CHECK(of(R"([{"from": 100, )" + bf16 + "}]").has("below /run/steps = 100"));
+  CHECK(of(R"([{"from": 0, )" + bf16 + "}]").has("/precision_schedule/0/from: found 0; allowed: an integer"));
+  CHECK(of(R"([{)" + bf16 + "}]").has("\"from\" is missing"));
+  CHECK(of(R"([{"from": 10}])").has("\"precision\" is missing"));
+  CHECK(of(R"([{"from": 10, "until": 20, )" + bf16 + "}]").has("/precision_schedule/0/until: unknown key"));
+  CHECK(of(R"({"from": 10})").has("allowed: a list of"));
+  // What the optimizer stores is converted nowhere; all keys that differ are named.
+  const auto states = of(R"([{"from": 10, "precision": {"recipe": "bf16", "master": "bf16_kahan"}}])");
+  CHECK(states.has(
+      "/precision_schedule/0/precision/moments/first: found \"fp32\", /precision/moments/first is \"e4m3\""));
+  CHECK(states.has("/precision_schedule/0/precision/moments/second"));
+  CHECK(states.has(
+      "/precision_schedule/0/precision/master: found \"bf16_kahan\", /precision/master is \"fp32\""));
+  CHECK(of(R"([{"from": 10, "precision": {"recipe": "fp8", "weight_gradient": "bf16"}}])").what.empty());
+  // The rules of the section hold in a stage, and the reader's messages name it.
+  CHECK(of(R"([{"from": 10, "precision": {"recipe": "fp8", "grad": {"format": "e5m3"}}}])")
+            .has("/precision_schedule/0/precision/grad/format: found \"e5m3\""));
+  CHECK(of(R"([{"from": 10, "precision": {"recipe": "fp8", "weight": {"format": "e5m2"}}}])")
+            .has("/precision_schedule/0/precision/weight/format: found \"e5m2\" for two operands"));
+  CHECK(of(R"([{"from": 10, "precision": {"recipe": "fp8", "smooth_swigluu": "none"}}])")
+            .has("did you mean \"smooth_swiglu\"?"));
+  CHECK(of(R"([{"from": 10, "precision": {"recipe": "fp8", "fallback": {"saturated": 0.1}}}])")
+            .has("/precision_schedule/0/precision/fallback/saturated: is the whole run's"));
+  CHECK(of(R"([{"from": 10, "precision": {"recipe": "fp8"}}])",
+           R"("precision": {"recipe": "bf16", "moments": {"first": "e4m3", "second": "e5m2"}},
+              "model": {"context": 8}, "batch": {"micro": 1, "tokens": 8})")
+            .has("/batch/micro: found 1"));
+  // Ranks that train alone have one model only after whole rounds.
+  const std::string local = R"("precision": {"recipe": "fp8"}, "parallel": {"zero": 0, "sync_every": 4},
+      "checkpoint": {"every": 4}, "evaluation": {"every": 4})";
+  CHECK(of(R"([{"from": 12, )" + bf16 + "}]", local).what.empty());
+  CHECK(of(R"([{"from": 10, )" + bf16 + "}]", local).has("/precision_schedule/0/from: found 10"));
+  CHECK(of(R"([{"from": 10, )" + bf16 + "}]", local).has("nearest: 8 or 12"));
+}
+
+TEST_CASE("limits of a fallback need what they look at") {
+  const auto of = [](const std::string& fallback, const std::string& more = "") {
+    return complaint_of(R"({"precision": {"recipe": "fp8", "fallback": )" + fallback + "}" + more + "}");
+  };
+  CHECK_FALSE(parse_config("{}", "t").fallback.on());
+  CHECK(of(R"({"saturated": 0.01, "nonfinite": true, "kurtosis": 100, "at_most": 2})").what.empty());
+  CHECK(of(R"({"saturated": 0.01})", R"(, "health": {"every": 0})").has("/health/every 0 has none"));
+  CHECK(of(R"({"nonfinite": true})", R"(, "health": {"every": 0})").what.empty());
+  CHECK(of(R"({"kurtosis": 100})", R"(, "health": {"activations": false})")
+            .has("/precision/fallback/kurtosis: found 100 with /health/activations false"));
+  CHECK(of(R"({"saturated": 0.01})", R"(, "parallel": {"zero": 0, "sync_every": 50})")
+            .has("allowed: /parallel/sync_every 1"));
+  CHECK(of(R"({"saturated": 1})").has("below 1"));
+  CHECK(of(R"({"at_most": 0})").has("/precision/fallback/at_most"));
+  CHECK(complaint_of(R"({"precision": {"fallback": {"nonfinite": true}}})").has("no linear runs in FP8"));
 }
 
 TEST_CASE("an FP8 head needs FP8 operands and a vocabulary of whole rows of 16") {

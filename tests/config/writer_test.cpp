@@ -35,6 +35,8 @@ Json another_value(const Field& field, const RunConfig& config) {
       return now;
     case ValueKind::Overrides:
       return Json::array({{{"blocks", "first:1"}, {"linears", {"down"}}}});
+    case ValueKind::Stages:
+      return Json::array({{{"from", 1}, {"precision", Json::object()}}});
     default:
       return Json::array({{{"name", "other"}, {"files", {"x"}}, {"weight", 2.0}}});
   }
