@@ -201,3 +201,27 @@ TEST_CASE("warnings name what will disappoint, and only then") {
               "smooth_swiglu"));
   CHECK_FALSE(warns(large, "smooth_swiglu"));
 }
+
+TEST_CASE("every stage of a schedule is planned, and the plan is the largest's") {
+  const std::string quickstart = configs + "quickstart.json";
+  const std::string bf16 =
+      R"("precision": {"recipe": "bf16", "moments": {"first": "e4m3", "second": "e5m2"}})";
+  const RunConfig config = load_config(quickstart, {R"(precision_schedule=[{"from": 300, )" + bf16 + "}]"});
+  RunConfig first = config, second = config;
+  first.precision_schedule.clear();
+  second.precision_schedule.clear();
+  second.precision = config.precision_schedule[0].precision;
+  const RunPlan plan = plan_run(config), fp8 = plan_run(first), wide = plan_run(second);
+  REQUIRE(plan.stages.size() == 2);
+  CHECK(fp8.stages.empty());
+  CHECK(plan.stages[0].steps == 300);
+  CHECK(plan.stages[1].steps == 900);
+  CHECK(plan.stages[0].device_bytes == fp8.device_bytes);
+  CHECK(plan.stages[1].device_bytes == wide.device_bytes);
+  CHECK(fp8.device_bytes != wide.device_bytes);
+  CHECK(plan.device_bytes == std::max(fp8.device_bytes, wide.device_bytes));
+  CHECK(plan.host_bytes == std::max(fp8.host_bytes, wide.host_bytes));
+  CHECK(wide.float8_flop_share == 0);
+  CHECK(plan.float8_flop_share == Approx(fp8.float8_flop_share / 4).epsilon(1e-12));
+  CHECK(plan.stages[1].description == "stage 2 of 2, from step 301 on: bf16");
+}
