@@ -204,12 +204,12 @@ void require_claimed_precision(const RunHistory& run) {
   if (run.steps.empty() || !run.config.contains("precision")) return;
   const std::string source = (run.folder / config_file).string();
   const std::vector<Json> stages = JsonFields(run.config, source).objects("precision_schedule");
-  // All linears may have: the log says so.
-  if (std::any_of(run.events.begin(), run.events.end(),
-                  [](const EventRecord& event) { return event.event == "fallback"; }))
-    return;
+  int64_t fallback = std::numeric_limits<int64_t>::max();  // all linears may have fallen back after it
+  for (const EventRecord& event : run.events)
+    if (event.event == "fallback") fallback = std::min(fallback, event.step);
   // Every step: a run may have gone on from a checkpoint of another recipe.
   for (const StepRecord& step : run.steps) {
+    if (step.step > fallback) continue;
     const Json* section = &run.config;
     for (const Json& stage : stages)
       if (JsonFields(stage, source).integer("from", 0) < step.step) section = &stage;

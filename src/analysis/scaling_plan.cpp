@@ -10,6 +10,7 @@
 #include "device/gpu/interpreted/planned_gpu.h"
 #include "training/open_device.h"
 #include "training/run_memory.h"
+#include "training/segment.h"
 
 namespace octet {
 namespace {
@@ -87,7 +88,7 @@ struct RankMemory {
     return found == by_category.end() ? 0 : found->second;
   }
 };
-RankMemory plan_rank(Device* device, const RunConfig& config, int64_t ranks) {
+RankMemory plan_stage(Device* device, const RunConfig& config, int64_t ranks) {
   MemoryPlan placed, host, offload;
   const RunMemory planned(device, config, {placed, host, offload}, {0, static_cast<int>(ranks)});
   RankMemory memory;
@@ -96,6 +97,15 @@ RankMemory plan_rank(Device* device, const RunConfig& config, int64_t ranks) {
     for (const MemoryPlan::Item& item : plan->items())
       memory.by_category[item.category] += static_cast<double>(item.bytes);
   return memory;
+}
+// Of the stage of a precision schedule that takes the most.
+RankMemory plan_rank(Device* device, const RunConfig& config, int64_t ranks) {
+  RankMemory most;
+  for_each_stage(config, [&](const RunConfig& stage) {
+    RankMemory memory = plan_stage(device, stage, ranks);
+    if (memory.bytes > most.bytes) most = std::move(memory);
+  });
+  return most;
 }
 
 // The point with its memory, or with the reason why training refuses it.
@@ -197,6 +207,11 @@ ScalingPlan plan_scaling(const RunConfig& configured, const RunPlan& plan, const
                moments = alone.of(Category::FirstMoments) + alone.of(Category::SecondMoments),
                gradients = alone.of(Category::Gradients);
   job.update_seconds = (2 * masters + 2 * moments + 3 * gradients) / memory_rate;
+  if (plan.update_flops > 0) {  // Muon's products, on every rank
+    job.update_seconds +=
+        plan.update_flops / (1e12 * gpu.bfloat16_tera_flops * constants["utilisation_bf16"]);
+    made.used.push_back("utilisation_bf16");
+  }
   job.refresh_seconds = (masters + alone.of(Category::WorkingWeights)) / memory_rate;
 
   Network& network = made.network;

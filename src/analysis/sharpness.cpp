@@ -111,15 +111,22 @@ SharpnessResult measure_sharpness(const SharpnessRequest& request,
                                   const std::function<void(std::span<const SharpnessRecord>)>& measured) {
   const std::vector<CheckpointEntry> checkpoints = checkpoints_at(request.path);
   const std::filesystem::path& newest = checkpoints.back().folder;
-  const RunConfig config = config_of(read_manifest(newest), newest, request.overrides);
+  RunConfig config = config_of(read_manifest(newest), newest, request.overrides);
   const FixedWindows windows = fixed_windows(config, request.sequences, request.data);
   const std::unique_ptr<Device> device = open_device(request.device, device_options(config));
-  SharpnessMeter meter(*device, config, windows, request.epsilons);
+  auto meter = std::make_unique<SharpnessMeter>(*device, config, windows, request.epsilons);
   SharpnessResult result;
   result.sequences = windows.count;
   result.data = windows.files;
   for (const CheckpointEntry& checkpoint : checkpoints) {
-    const std::vector<SharpnessRecord> records = meter.measure(checkpoint);
+    // A schedule or a fallback changes the precision along the run.
+    const RunConfig own = config_of(read_manifest(checkpoint.folder), checkpoint.folder, request.overrides);
+    if (own.precision != config.precision) {
+      meter.reset();
+      config.precision = own.precision;
+      meter = std::make_unique<SharpnessMeter>(*device, config, windows, request.epsilons);
+    }
+    const std::vector<SharpnessRecord> records = meter->measure(checkpoint);
     if (measured) measured(records);
     result.points.insert(result.points.end(), records.begin(), records.end());
   }

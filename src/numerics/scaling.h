@@ -49,13 +49,16 @@ OCTET_HD float scale_for(ScaleRule rule, float amax, float max) {
 }
 
 // Of one row, column or block of a tensor. Rowwise and block-wise scaling take amaxes below 1e-12 for 1e-12.
-// [torchao, EPS] Only scales of blocks follow the cast's rule: others are powers of two.
+// [torchao, EPS] Only scales of blocks follow the cast's rule: others are powers of two. Codes are made with
+// the reciprocal of what is stored, which may be two roundings larger than max / amax; an exact scale is so
+// much smaller, so that the amax itself does not saturate.
 inline constexpr float fine_amax_floor = 1e-12f;
 OCTET_HD float fine_scale(const Cast& cast, float amax) {
   const bool one_scale = cast.scaling == Scaling::Current || cast.scaling == Scaling::Delayed;
   const ScaleRule rule = cast.scaling == Scaling::Blockwise ? cast.rule : ScaleRule::PowerOfTwo;
   const float floor = one_scale ? 0.0f : fine_amax_floor;
-  return scale_for(rule, amax < floor ? floor : amax, max_of(cast.format));
+  const float scale = scale_for(rule, amax < floor ? floor : amax, max_of(cast.format));
+  return rule == ScaleRule::Exact ? scale * (1 - 0x1p-22f) : scale;
 }
 
 // The larger magnitude, with NaN above infinity above every number: the same result in any order of elements,

@@ -27,7 +27,8 @@ struct FallbackEvidence {
 // gradient. Kurtosis is measured of the inputs of qkv and down. At most as many as asked for are to be taken.
 std::vector<Fallback> linears_past_limits(const FallbackOptions& limits, const FallbackEvidence& evidence);
 
-// "blocks.0.ffn.down runs in BF16 from step 13 on: 1.6 % of blocks.0.ffn.down.input saturated, ..."
+// "blocks.0.ffn.down runs in BF16 from step 13 on: 1.6 % of the values of one of its casts saturated, limit
+// ..."
 std::string describe(const Fallback& fallback);
 
 }  // namespace octet

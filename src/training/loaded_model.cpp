@@ -31,6 +31,7 @@ RunConfig config_of(const Manifest& manifest, const fs::path& checkpoint,
   saved.precision = segment_of_step(saved, manifest.state.fallbacks, manifest.state.step).recipe;
   saved.precision_schedule.clear();
   saved.fallback = {};
+  if (overrides.empty()) return saved;
   const Json own = Json::parse(to_json(saved));
   Json config = Json::parse(to_json(parse_config(own.dump(), source, overrides)));
   // As they are stored, whatever another recipe would make of them.

@@ -9,6 +9,14 @@
 
 namespace octet {
 
+void fall_back(Recipe& recipe, const BlockRange& blocks, const std::array<bool, block_linears>& linears) {
+  Override other;
+  other.blocks = blocks;
+  std::copy(linears.begin(), linears.end(), other.linears);
+  other.formats.input.format = other.formats.weight.format = other.formats.grad.format = recipe.storage;
+  recipe.overrides.push_back(other);
+}
+
 Segment segment_of_step(const RunConfig& config, const std::vector<Fallback>& fallbacks, int64_t step) {
   step = std::max<int64_t>(step, 1);
   Segment segment;
@@ -29,11 +37,9 @@ Segment segment_of_step(const RunConfig& config, const std::vector<Fallback>& fa
   }
   for (const Fallback& one : fallbacks) {
     if (!border(one.step)) continue;
-    Override bf16;  // the default formats are the storage's
-    bf16.blocks.begin = one.block;
-    bf16.blocks.end = one.block + 1;
-    for (int i = 0; i < block_linears; ++i) bf16.linears[i] = i == static_cast<int>(one.linear);
-    segment.recipe.overrides.push_back(bf16);
+    std::array<bool, block_linears> linears{};
+    linears[static_cast<size_t>(one.linear)] = true;
+    fall_back(segment.recipe, {.begin = one.block, .end = one.block + 1}, linears);
   }
   return segment;
 }

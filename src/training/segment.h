@@ -6,6 +6,7 @@
 // (training/fallback.h). Which one a step belongs to is a function of the configuration and of the fallbacks,
 // which a checkpoint holds; so a resumed run finds its segment from its step.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -25,6 +26,9 @@ struct Fallback {
   double value = 0, limit = 0;  // what passed which limit
   bool operator==(const Fallback&) const = default;
 };
+
+// These linears of these blocks run in storage precision.
+void fall_back(Recipe& recipe, const BlockRange& blocks, const std::array<bool, block_linears>& linears);
 
 struct Segment {
   int64_t begin = 0, end = 0;  // its steps are begin + 1 .. end, counted from 1

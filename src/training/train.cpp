@@ -71,12 +71,16 @@ PlannedMemory larger(const PlannedMemory& a, const PlannedMemory& b) {
           std::max(a.offload_bytes, b.offload_bytes), std::max(a.validation_bytes, b.validation_bytes)};
 }
 
-// The most that any stage needs: a stage that does not fit, or that the device cannot run, is refused before
-// the first.
+// The most that any stage needs, with all its linears in FP8 and with all of them fallen back: a stage that
+// does not fit, or that the device cannot run, is refused before the first.
 PlannedMemory measure_stages(Device* device, const RunConfig& config, const Sharding& place) {
   PlannedMemory most;
-  for_each_stage(config,
-                 [&](const RunConfig& stage) { most = larger(most, measure_memory(device, stage, place)); });
+  for_each_stage(config, [&](RunConfig stage) {
+    most = larger(most, measure_memory(device, stage, place));
+    if (!stage.fallback.on()) return;
+    fall_back(stage.precision, {.end = static_cast<int>(stage.model.layers)}, {true, true, true, true});
+    most = larger(most, measure_memory(device, stage, place));
+  });
   return most;
 }
 
@@ -123,6 +127,20 @@ void warn_of_shared_shards(const Dataset& train, const Dataset* validation) {
   if (validation) collect(*validation, "validation");
   if (files > 1) first += fmt::format(", and {} more", plural(files - 1, "shard"));
   if (files > 0) log_warning("{}: the same tokens are read in both", first);
+}
+
+// Ranks with whole masters make the same update each for itself. Muon's has products in it, and those are the
+// same everywhere only where their sums have one order; local SGD makes the masters one again in each round.
+void require_equal_updates(const RunConfig& config, int ranks) {
+  if (config.optimizer.name != OptimizerName::Muon || ranks == 1 || trains_alone(config) ||
+      config.run.deterministic)
+    return;
+  throw Error(
+      ExitCode::Usage,
+      fmt::format("optimizer.name \"muon\" on {} ranks with run.deterministic false: each rank makes the "
+                  "whole update, and products whose sums have another order would let masters drift apart",
+                  ranks),
+      "set run.deterministic to true, or optimizer.name to adamw");
 }
 
 // What the ranks of one run have in common, and what each has for itself.
@@ -190,6 +208,7 @@ TrainResult train(const TrainRequest& request) {
   const Launch& launch = request.launch;
   const Sharding place{launch.rank, launch.ranks};
   accumulation(config, launch.ranks);  // refuses
+  require_equal_updates(config, launch.ranks);
   const PlannedMemory bytes = measure_stages(device, planned, place);
   require_memory(bytes, device->info(), injector.available_memory());
   const std::string fingerprint = fingerprint_of(data, validation.get());

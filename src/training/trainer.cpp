@@ -243,7 +243,7 @@ Trainer::Outcome Trainer::settle() {
   report.spike = std::isfinite(report.loss) && detector_.is_spike(report.loss);
   const std::optional<Health> health = examine(report);
   const bool goes_on = judge(report, control);
-  fall_back(report, health, control);
+  if (goes_on) fall_back(report, health, control);
   detector_.observe(report.loss);
   state_.step = report.step;
   folder_.set_step(state_.step);

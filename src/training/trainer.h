@@ -101,6 +101,7 @@ class Trainer {
   std::string diagnosis(const StepReport& report, const UpdateControl& control) const;
 
   void restore(const FoundCheckpoint& found);
+  bool goes_on_in_new_segment() const;
   void note_resume();  // of a process, or of the segment before
   bool saved() const;  // the state of this step is on disk, its evaluation included
   void save_if_due();

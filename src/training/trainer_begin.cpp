@@ -45,7 +45,7 @@ void Trainer::begin() {
   for (const std::string& note : folder_.notes()) log_.event(state_.step, "resume", note);
   ranks_.set_phase("startup", state_.step);
   injector_.enter(Phase::Startup, state_.step);
-  if (state_.step < config_.run.steps) check_first_step();
+  if (!goes_on_in_new_segment() && state_.step < config_.run.steps) check_first_step();
   const uint64_t needed =
       static_cast<uint64_t>(config_.checkpoint.keep + 1) * checkpoint_bytes(memory_.snapshot.payloads());
   if (const uint64_t available = free_bytes(folder_.checkpoints()); available < needed)
@@ -59,9 +59,10 @@ void Trainer::begin() {
 
 // A process goes on with the segment that its checkpoint's step belongs to, so where one only begins, the one
 // before has just ended.
+bool Trainer::goes_on_in_new_segment() const { return segment_.begin > 0 && state_.step == segment_.begin; }
+
 void Trainer::note_resume() {
-  const bool changes = segment_.begin > 0 && state_.step == segment_.begin;
-  if (!changes) {
+  if (!goes_on_in_new_segment()) {
     const std::string text = fmt::format("from {}", folder_.resume().folder.filename().string());
     log_info("resuming {} in {}", text, folder_.path().string());
     log_.event(state_.step, "resume", text);
@@ -96,7 +97,12 @@ void Trainer::check_first_step() {
 // Masters, moments and scales. After a change of the precision a site starts as in step 1.
 void Trainer::restore(const FoundCheckpoint& found) {
   const Manifest& m = found.manifest;
-  const RunConfig before = parse_config(m.config.dump(), (found.folder / manifest_file).string());
+  const std::vector<ConfigChange> changes = compare_configs(m.config.dump(), to_json(config_));
+  const bool edited = std::any_of(changes.begin(), changes.end(), [](const ConfigChange& change) {
+    return change.pointer.starts_with("/precision");  // or the schedule
+  });
+  const RunConfig before =
+      edited ? parse_config(m.config.dump(), (found.folder / manifest_file).string()) : config_;
   const bool same = segment_of_step(before, m.state.fallbacks, m.state.step).recipe == segment_.recipe;
   memory_.snapshot.load(found.folder, same ? Snapshot::Scales::Restore : Snapshot::Scales::Forget);
   memory_.snapshot.put_back(device_);

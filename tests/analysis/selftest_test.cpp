@@ -30,7 +30,7 @@ TEST_CASE("every operation of the GPU device on the interpreter gives the CPU de
     CHECK(row.passed);
     operations.insert(row.operation);
   }
-  CHECK(operations.size() == 32);
+  CHECK(operations.size() == 34);
 }
 
 TEST_CASE("a model trains on the interpreter to the CPU device's bits (slow)") {

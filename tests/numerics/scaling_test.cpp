@@ -190,6 +190,23 @@ TEST_CASE("delayed: the scale used at a step depends on earlier steps only") {
   CHECK(a[5] != b[5]);
 }
 
+// Codes are made with the reciprocal of the inverse scale that is stored.
+TEST_CASE("an exact scale of a block never saturates the largest value of the block") {
+  for (const Format format : {Format::E4M3, Format::E5M2}) {
+    const Cast cast{format, Scaling::Blockwise, ScaleRule::Exact};
+    int plain = 0;
+    for (uint32_t mantissa = 0; mantissa < 128; ++mantissa)
+      for (const int exponent : {-20, 0, 13}) {
+        const float amax = std::ldexp(1 + static_cast<float>(mantissa) / 128, exponent), max = max_of(format);
+        const float inverse = 1.0f / fine_scale(cast, amax);
+        CHECK(amax * (1.0f / inverse) <= max);
+        CHECK(amax * (1.0f / inverse) >= max * (1 - 0x1p-21f));
+        plain += amax * (1.0f / (1.0f / exact_scale(amax, max))) > max;
+      }
+    CHECK(plain > 0);  // negative control: the scale itself would
+  }
+}
+
 TEST_CASE("scales of rows take amaxes below 1e-12 for 1e-12, other finer scales do not") {
   Cast rowwise{Format::E4M3, Scaling::Rowwise, ScaleRule::PowerOfTwo, Rounding::Nearest}, other = rowwise;
   other.scaling = Scaling::Current;
