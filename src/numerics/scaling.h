@@ -58,7 +58,8 @@ OCTET_HD float fine_scale(const Cast& cast, float amax) {
   const ScaleRule rule = cast.scaling == Scaling::Blockwise ? cast.rule : ScaleRule::PowerOfTwo;
   const float floor = one_scale ? 0.0f : fine_amax_floor;
   const float scale = scale_for(rule, amax < floor ? floor : amax, max_of(cast.format));
-  return rule == ScaleRule::Exact ? scale * (1 - 0x1p-22f) : scale;
+  const bool finite = amax <= 3.4028234663852886e38f;
+  return rule == ScaleRule::Exact && finite ? scale * (1 - 0x1p-22f) : scale;
 }
 
 // The larger magnitude, with NaN above infinity above every number: the same result in any order of elements,

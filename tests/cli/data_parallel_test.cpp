@@ -66,6 +66,21 @@ TEST_CASE("FP8 with delayed scales: every rank has the scales of all, and repeat
   CHECK(largest_difference(amaxes("alone"), amaxes("first")) < 0x1p-6);
 }
 
+TEST_CASE("Muon trains on ranks whose products have one order of sums, and is refused where they may not") {
+  const SharedRun place;
+  const std::string muon = "--set optimizer.name=muon --set parallel.zero=0 ";
+  const CommandRun refused = place.train("refused", muon + "--set run.deterministic=false --ranks 2");
+  INFO(refused.output);
+  CHECK(refused.code == 2);
+  CHECK(refused.says("masters drift apart"));
+  REQUIRE(place.train("one", muon + "--set run.deterministic=true").code == 0);
+  const CommandRun two = place.train("two", muon + "--set run.deterministic=true --ranks 2");
+  INFO(two.output);
+  REQUIRE(two.code == 0);
+  // As AdamW's above: the norm's roundings are the ranks' only difference.
+  CHECK(largest_difference(place.numbers("one", "train/loss"), place.numbers("two", "train/loss")) < 1e-5);
+}
+
 TEST_CASE("gradients in shards: 1, 2, 3 and 4 ranks compute the same bits, a move between them included") {
   const SharedRun place;
   const std::string shards = "--set parallel.zero=2 ";
