@@ -37,7 +37,7 @@ TEST_CASE("a model trains on the interpreter to the CPU device's bits (slow)") {
   const auto reference = make_cpu_device({.deterministic = true}),
              tested = make_interpreted_device({.deterministic = true});
   const std::vector<SelftestRow> rows = selftest_training(*reference, *tested, Libraries::Same);
-  CHECK(rows.size() == 24);
+  CHECK(rows.size() == 30);
   for (const SelftestRow& row : rows) {
     INFO(row.variant << ": " << row.detail);
     CHECK(row.passed);

@@ -37,7 +37,8 @@ float inverse_of(const Values& values, int64_t columns, const Cast& cast, const 
   for (int64_t r = from.rows; r < to.rows; ++r)
     for (int64_t c = from.columns; c < to.columns; ++c)
       amax = std::max(amax, std::fabs(values[static_cast<size_t>(r * columns + c)]));
-  return 1.0f / (cast.rule == ScaleRule::Exact ? 448.0f / amax : power_of_two_scale(amax, 448.0f));
+  return 1.0f /
+         (cast.rule == ScaleRule::Exact ? 448.0f / amax * (1 - 0x1p-22f) : power_of_two_scale(amax, 448.0f));
 }
 
 uint8_t code_of(const Cast& cast, float value, float inverse, uint64_t element) {
