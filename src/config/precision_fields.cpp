@@ -71,14 +71,14 @@ Json written(const Override& other) {
 }
 
 // What an override leaves out is as in the section, or as in the recipe that it names.
-Override override_of(const Json& entry, const Recipe& section) {
+Override override_of(const Json& entry, const RunConfig& c) {
   Override other;
   other.blocks.end = all_blocks;
   if (entry.contains("blocks")) other.blocks = blocks_of(entry["blocks"]);
   if (entry.contains("linears"))
     for (int i = 0; i < block_linears; ++i) other.linears[i] = names_linear(entry["linears"], i);
   RunConfig part;
-  part.precision = entry.contains("recipe") ? make_recipe(entry["recipe"].get<std::string>()) : section;
+  part.precision = entry.contains("recipe") ? make_recipe(entry["recipe"].get<std::string>()) : c.precision;
   for (const Field& field : fields()) {
     if (!field.of_linear) continue;
     const Json::json_pointer at(in_precision(field));
@@ -86,22 +86,6 @@ Override override_of(const Json& entry, const Recipe& section) {
   }
   other.formats = part.precision.formats();
   return other;
-}
-
-template <class At>
-Field overrides(const char* pointer, At at, const About& about) {
-  Field field = base(pointer, ValueKind::Overrides, about);
-  field.get = [at](const RunConfig& c) {
-    Json list = Json::array();
-    for (const Override& other : at(c)) list.push_back(written(other));
-    return list;
-  };
-  field.set = [at](RunConfig& c, const Json& v) {
-    std::vector<Override> list;
-    for (const Json& entry : v) list.push_back(override_of(entry, c.precision));
-    at(c) = list;
-  };
-  return field;
 }
 
 // ---- stages of a schedule
@@ -117,7 +101,7 @@ Json written(const PrecisionStage& stage) {
 }
 
 // Read as the section "precision" is: what it leaves out is as in its recipe, whatever the stage before has.
-PrecisionStage stage_of(const Json& entry) {
+PrecisionStage stage_of(const Json& entry, const RunConfig&) {
   RunConfig part = default_config();
   for (const Field& field : fields()) {
     if (!field.of_stage) continue;
@@ -127,17 +111,18 @@ PrecisionStage stage_of(const Json& entry) {
   return {entry.at("from").get<int64_t>(), part.precision};
 }
 
-template <class At>
-Field stages(const char* pointer, At at, const About& about) {
-  Field field = base(pointer, ValueKind::Stages, about);
+// A list of objects, each written as written() says; `read` makes one of an object and of the configuration.
+template <class At, class Read>
+Field list_of(Field field, At at, Read read) {
   field.get = [at](const RunConfig& c) {
     Json list = Json::array();
-    for (const PrecisionStage& stage : at(c)) list.push_back(written(stage));
+    for (const auto& entry : at(c)) list.push_back(written(entry));
     return list;
   };
-  field.set = [at](RunConfig& c, const Json& v) {
-    at(c).clear();
-    for (const Json& entry : v) at(c).push_back(stage_of(entry));
+  field.set = [at, read](RunConfig& c, const Json& v) {
+    std::decay_t<decltype(at(c))> list;
+    for (const Json& entry : v) list.push_back(read(entry, c));
+    at(c) = std::move(list);
   };
   return field;
 }
@@ -329,14 +314,17 @@ void add_precision(List& list) {
                               Forbidden)));
   mark_parts_of_linears(list);
   list.push_back(
-      overrides("/precision/overrides", AT(precision.overrides),
-                about("linears that run otherwise; the last one that names a linear decides", Recorded)));
+      list_of(base("/precision/overrides", ValueKind::Overrides,
+                   about("linears that run otherwise; the last one that names a linear decides", Recorded)),
+              AT(precision.overrides), override_of));
   for (Field& field : list) field.of_stage = field.pointer.starts_with("/precision/");
   add_fallback(list);
-  list.push_back(stages("/precision_schedule", AT(precision_schedule),
-                        about("stages that follow the section \"precision\": from which step on, and what is "
-                              "then in its place",
-                              Recorded)));
+  list.push_back(
+      list_of(base("/precision_schedule", ValueKind::Stages,
+                   about("stages that follow the section \"precision\": from which step on, and what "
+                         "is then in its place",
+                         Recorded)),
+              AT(precision_schedule), stage_of));
 }
 
 std::string in_precision(const Field& field) { return field.pointer.substr(std::size("/precision") - 1); }

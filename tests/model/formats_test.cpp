@@ -1,14 +1,15 @@
 // Simulated precision, scales of rows, formats a GEMM and a layer: seen from the model.
 #include <algorithm>
 #include <functional>
-#include <map>
 
 #include "catch.h"
 #include "model/block.h"
-#include "model/tiny_model.h"
+#include "model/gradients.h"
 #include "numerics/small_float.h"
 
 using namespace octet;
+using test::Gradients;
+using test::gradients_of;
 using test::TinyModel;
 
 namespace {
@@ -55,20 +56,6 @@ Step one_step(const Recipe& recipe) {
   TinyModel tiny(options);
   tiny.train(test::random_batch(options, 0));
   return {{tiny.hash(tiny.model->token_losses())}, tiny.gradient_hashes()};
-}
-
-using Gradients = std::map<std::string, std::vector<double>>;
-Gradients gradients_of(const Recipe& recipe, const std::function<void(TinyModel&)>& disturb = {}) {
-  const TransformerOptions options = test::tiny(recipe);
-  TinyModel tiny(options);
-  if (disturb) {
-    disturb(tiny);
-    tiny.model->refresh_working_weights(0);
-  }
-  tiny.train(test::random_batch(options, 0));
-  Gradients gradients;
-  for (const Parameter& p : tiny.model->parameters()) gradients[p.name] = tiny.values(p.gradient);
-  return gradients;
 }
 
 // The GEMMs of every linear of a block, by class.
@@ -165,12 +152,8 @@ TEST_CASE("rowwise: both operands of all three GEMMs have a scale a row, in ever
 
 TEST_CASE("scales of rows keep rows that share a weight with rows 10^10 as large, one scale loses them") {
   const std::string expand = "blocks.1.ffn.gate_up.weight", name = "blocks.1.ffn.down.weight";
-  // Large gates and small ups: their product is as before, but the ups lie 2^33 below the gates.
-  const auto disturb = [&](TinyModel& tiny) {
-    const Tensor& master = tiny.parameter(expand).master;
-    const int64_t half = master.elements() / 2;
-    for (int64_t i = 0; i < 2 * half; ++i) master.as<float>()[i] *= i < half ? 1e5f : 1e-5f;
-  };
+  // The ups lie 2^33 below the gates.
+  const test::Disturb disturb = test::pull_gates_and_ups_apart(expand, 1e5f);
   const std::vector<double> exact = gradients_of(make_recipe("bf16"), disturb).at(name);
   const auto error = [&](const Recipe& recipe) {
     return test::relative_error(gradients_of(recipe, disturb).at(name), exact);
@@ -212,30 +195,16 @@ TransformerOptions wide(const Recipe& recipe) {
   options.head_chunk = 80;
   return options;
 }
-Gradients gradients_of_wide(const Recipe& recipe, const std::function<void(TinyModel&)>& disturb = {}) {
-  const TransformerOptions options = wide(recipe);
-  TinyModel tiny(options);
-  CHECK(tiny.placed_bytes == tiny.peak_bytes);
-  if (disturb) {
-    disturb(tiny);
-    tiny.model->refresh_working_weights(0);
-  }
-  tiny.train(test::random_batch(options, 0));
-  Gradients gradients;
-  for (const Parameter& p : tiny.model->parameters()) gradients[p.name] = tiny.values(p.gradient);
-  return gradients;
-}
-
 }  // namespace
 
 TEST_CASE("gradients of DeepSeek-V3's recipe differ from BF16's by roundings to E4M3") {
-  const Gradients exact = gradients_of_wide(make_recipe("bf16"));
+  const Gradients exact = gradients_of(wide(make_recipe("bf16")));
   for (const HeadFormat head : {HeadFormat::Storage, HeadFormat::FP8}) {
     Recipe recipe = make_recipe("deepseek"), tensorwise = recipe;
     recipe.head = tensorwise.head = head;
     for (Cast* cast : {&tensorwise.input, &tensorwise.weight, &tensorwise.grad})
       cast->scaling = Scaling::Current;
-    const Gradients blocks = gradients_of_wide(recipe), one_scale = gradients_of_wide(tensorwise);
+    const Gradients blocks = gradients_of(wide(recipe)), one_scale = gradients_of(wide(tensorwise));
     // As of rows above: X and W of gate and up, h and dY, and as much for the rest of the model.
     const std::string down = "blocks.1.ffn.down.weight";
     CHECK(test::relative_error(blocks.at(down), exact.at(down)) <= 7 * 0x1p-4);
@@ -250,18 +219,13 @@ TEST_CASE("gradients of DeepSeek-V3's recipe differ from BF16's by roundings to 
 }
 
 TEST_CASE("a block of rows of W that is 10^8 as large costs the other rows nothing, with one scale it does") {
-  // Gates large and ups small, as above: their product stays, and one scale loses the ups.
   const std::string expand = "blocks.1.ffn.gate_up.weight", name = "blocks.1.ffn.down.weight";
-  const auto disturb = [&](TinyModel& tiny) {
-    const Tensor& master = tiny.parameter(expand).master;
-    const int64_t half = master.elements() / 2;
-    for (int64_t i = 0; i < 2 * half; ++i) master.as<float>()[i] *= i < half ? 1e4f : 1e-4f;
-  };
-  const std::vector<double> exact = gradients_of_wide(make_recipe("bf16"), disturb).at(name);
+  const test::Disturb disturb = test::pull_gates_and_ups_apart(expand, 1e4f);  // one scale loses the ups
+  const std::vector<double> exact = gradients_of(wide(make_recipe("bf16")), disturb).at(name);
   // Rows of blocks that hold gates and ups both (304 is no multiple of 128) are lost by squares of W as well:
   // channels 0 to 79 of the ups share the gates' last one. The others are kept.
   const auto error = [&](const Recipe& recipe) {
-    const std::vector<double> all = gradients_of_wide(recipe, disturb).at(name);
+    const std::vector<double> all = gradients_of(wide(recipe), disturb).at(name);
     std::vector<double> kept, expected;
     for (size_t i = 0; i < all.size(); ++i)
       if (i % 304 >= 80) {

@@ -4,9 +4,11 @@
 #include <map>
 
 #include "catch.h"
-#include "model/tiny_model.h"
+#include "model/gradients.h"
 
 using namespace octet;
+using test::Gradients;
+using test::gradients_of;
 using test::TinyModel;
 
 namespace {
@@ -112,32 +114,12 @@ TEST_CASE("every FP8 role of every linear has its site, by name") {
   CHECK(names(make_recipe("bf16")).empty());
 }
 
-namespace {
-
-using Gradients = std::map<std::string, std::vector<double>>;
-
-// One step's gradients; `disturb` may change the masters first.
-template <class Disturb>
-Gradients gradients_of(const Recipe& recipe, Disturb disturb) {
-  const TransformerOptions options = test::tiny(recipe);
-  TinyModel tiny(options);
-  disturb(tiny);
-  tiny.model->refresh_working_weights(0);
-  tiny.train(test::random_batch(options, 0));
-  Gradients gradients;
-  for (const Parameter& p : tiny.model->parameters()) gradients[p.name] = tiny.values(p.gradient);
-  return gradients;
-}
-
-}  // namespace
-
 TEST_CASE("without outliers every Smooth-SwiGLU mode is as good as plain FP8") {
-  const auto nothing = [](TinyModel&) {};
-  const Gradients exact = gradients_of(make_recipe("bf16"), nothing);
-  const Gradients plain = gradients_of(test::fp8(SmoothSwiGLU::None), nothing);
+  const Gradients exact = gradients_of(make_recipe("bf16"));
+  const Gradients plain = gradients_of(test::fp8(SmoothSwiGLU::None));
   for (SmoothSwiGLU mode : test::smooth_modes) {
     INFO(test::name_of(mode));
-    const Gradients smooth = gradients_of(test::fp8(mode), nothing);
+    const Gradients smooth = gradients_of(test::fp8(mode));
     for (const auto& [name, gradient] : exact) {
       INFO(name);
       const double error = test::relative_error(smooth.at(name), gradient);

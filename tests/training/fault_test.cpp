@@ -1,44 +1,18 @@
 // Kills, full disks, flipped bytes: the next start finds the newest whole checkpoint and ends with the same
 // bytes.
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <chrono>
 #include <thread>
 
 #include "base/files.h"
 #include "standard_error.h"
-#include "training/tiny_run.h"
+#include "training/child_run.h"
 
 using namespace octet;
 using namespace octet::testing;
 namespace fs = std::filesystem;
 
 namespace {
-
-// Trains in a child that the injected fault may end; the exit code, as a shell would see it. The runs here
-// compute on one thread, so the child needs none of its parent's.
-int train_in_child(TinyRun& run, const std::vector<std::string>& inject) {
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    const int nowhere = ::open("/dev/null", O_WRONLY);
-    dup2(nowhere, STDERR_FILENO);
-    int code = 99;
-    try {
-      code = static_cast<int>(run.go(inject).code);
-    } catch (const Error& error) {
-      code = static_cast<int>(error.code());
-    } catch (...) {
-    }
-    _exit(code);
-  }
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
 
 const std::vector<std::string> short_run = {"run.steps=3", "checkpoint.every=1", "checkpoint.keep=1"};
 

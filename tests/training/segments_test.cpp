@@ -2,13 +2,9 @@
 // recipe; and stopped, killed and resumed anywhere it ends the same.
 #include "training/segment.h"
 
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "error_of.h"
+#include "training/child_run.h"
 #include "training/loaded_model.h"
-#include "training/tiny_run.h"
 
 using namespace octet;
 using namespace octet::testing;
@@ -42,24 +38,6 @@ void stop_and_go_on(TinyRun& run, int64_t from, const std::string& precision) {
   REQUIRE(first.step == from);
   TinyRun other(run.data, {"precision=" + precision});
   run.request.config.precision = other.request.config.precision;
-}
-
-int train_in_child(TinyRun& run, const std::vector<std::string>& inject) {
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    const int nowhere = ::open("/dev/null", O_WRONLY);
-    dup2(nowhere, STDERR_FILENO);
-    int code = 99;
-    try {
-      code = static_cast<int>(run.go(inject).code);
-    } catch (...) {
-    }
-    _exit(code);
-  }
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 std::vector<double> fp8_shares(const TinyRun& run) {
