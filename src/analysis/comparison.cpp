@@ -200,13 +200,25 @@ std::optional<bool> claims_fp8(const Json& in, const std::string& source) {
   return input.text("format", "").starts_with("e");
 }
 
+// Linears that left FP8 on the way (precision.fallback).
+struct Fallbacks {
+  int64_t linears = 0, first = std::numeric_limits<int64_t>::max();  // the step after which the first did
+};
+Fallbacks fallbacks_of(const RunHistory& run) {
+  Fallbacks found;
+  for (const EventRecord& event : run.events) {
+    if (event.event != "fallback") continue;
+    ++found.linears;
+    found.first = std::min(found.first, event.step);
+  }
+  return found;
+}
+
 void require_claimed_precision(const RunHistory& run) {
   if (run.steps.empty() || !run.config.contains("precision")) return;
   const std::string source = (run.folder / config_file).string();
   const std::vector<Json> stages = JsonFields(run.config, source).objects("precision_schedule");
-  int64_t fallback = std::numeric_limits<int64_t>::max();  // all linears may have fallen back after it
-  for (const EventRecord& event : run.events)
-    if (event.event == "fallback") fallback = std::min(fallback, event.step);
+  const int64_t fallback = fallbacks_of(run).first;  // all linears may have fallen back after it
   // Every step: a run may have gone on from a checkpoint of another recipe.
   for (const StepRecord& step : run.steps) {
     if (step.step > fallback) continue;
@@ -360,6 +372,10 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
   }
   if (!c.also_differ.empty())
     c.sentence += fmt::format("; these runs also differ in: {}", describe(c.also_differ));
+  for (const RunHistory* run : {&baseline, &variant})
+    if (const Fallbacks fallbacks = fallbacks_of(*run); fallbacks.linears > 0)
+      c.sentence += fmt::format("; in {} {} fell back to BF16, the first after step {}", run->name,
+                                plural(fallbacks.linears, "linear"), fallbacks.first);
   return c;
 }
 

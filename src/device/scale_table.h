@@ -28,6 +28,7 @@ struct SiteInfo {
   std::string name;  // "blocks.3.ffn.down.input"
   int block = 0;
   Cast cast;
+  float static_scale = 1;  // Scaling::Static
 };
 
 struct ScaleTable {

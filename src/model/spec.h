@@ -14,6 +14,13 @@ namespace octet {
 // What happens to a branch before it is added to the residual stream: gain * norm(branch) or gain * branch.
 enum class PostNorm : uint8_t { None, RMS, LayerScale };
 
+// What weights start from and how fast they learn. Unit: so that products of numbers of deviation one have
+// deviation one, whatever the width, and learning rates hold for every width (mu-nit Scaling, 2502.05967, table
+// 2, with the multipliers of its products taken into the weights, which changes nothing: its eq. 16). A block's
+// linear starts from 1/sqrt(inputs) and learns sqrt(base_width / width) / sqrt(inputs) as fast as is asked, the
+// head from 1/width and 1/width as fast, the token table from 1.
+enum class Parametrization : uint8_t { Standard, Unit };
+
 struct RopeScaling {  // Llama-3 frequency scaling; factor 1 = off
   double factor = 1, low_frequency_factor = 1, high_frequency_factor = 4;
   int64_t original_context = 8192;
@@ -35,6 +42,12 @@ struct TransformerSpec {
   QkNorm qk_norm = QkNorm::None;
   double softmax_scale = 0;     // 0: 1/sqrt(head_width), with frozen gains sqrt(2)/sqrt(head_width)
   double input_multiplier = 1;  // of the embedding
+  Parametrization parametrization = Parametrization::Standard;
+  int64_t base_width = 256;  // Unit: the width at which learning rates were found
+  // 0: x + f(x). Else sqrt(1 - tau) x + sqrt(tau) f(x), which keeps a deviation of one. [2502.05967, eq. 11]
+  double residual_tau = 0;
+  // Clipped softmax, clip((high - low) P + low, 0, 1). [2306.12929]
+  double softmax_clip_low = 0, softmax_clip_high = 1;
   Activation activation = Activation::SwiGLU;
   bool operator==(const TransformerSpec&) const = default;
 

@@ -88,6 +88,7 @@ struct Transformer::Implementation {
   void refresh(const MasterPiece& piece, int64_t step);
   void refresh_all(int64_t step);
   void reset_scales();
+  void write_static_scales();
   uint64_t training_signature(uint64_t position, float gradient_scale) const;
   void plan_observations(MemoryPlan& plan);
   void observe_weights();
@@ -359,6 +360,17 @@ void Transformer::Implementation::reset_scales() {
   for (const Tensor& tensor :
        {scales.amax_history, scales.scale, scales.inverse_scale, scales.amax, scales.counters})
     device->zero(tensor);
+  write_static_scales();
+}
+
+void Transformer::Implementation::write_static_scales() {
+  for (size_t i = 0; i < scales.sites.size(); ++i) {
+    if (scales.sites[i].cast.scaling != Scaling::Static) continue;
+    const float scale = scales.sites[i].static_scale;
+    const auto at = static_cast<int64_t>(i);
+    device->fill(scales.scale.slice(at, 1), scale);
+    device->fill(scales.inverse_scale.slice(at, 1), 1.0f / scale);
+  }
 }
 
 // ---- the public face

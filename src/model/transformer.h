@@ -32,6 +32,7 @@ struct TransformerOptions {
   int64_t head_chunk = 1024;  // tokens whose logits exist at once
   double z_loss = 0;
   uint64_t seed = 0;
+  int64_t batch_tokens = 0;  // of a step, which gradients are means over; 0: of a micro-batch
   Sharding sharding;
   bool observe = false;  // plan observations()
   // Products that whoever updates the parameters runs on the device, as shapes without data: device.workspace

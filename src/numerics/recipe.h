@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "base/platform.h"
+
 namespace octet {
 
 enum class Format : uint8_t { FP32, BF16, E4M3, E5M2, FP16 };  // FP16: of moments only
@@ -26,9 +28,20 @@ enum class Scaling : uint8_t {
   // grad, measured in each copy for itself, 128 x 128 of the weight, whose two copies have the same scales.
   // Amax taken as at least 1e-12.  [DeepSeek-V3, 2412.19437, 3.3.2; numerics/block_scales.h]
   Blockwise,
+  // Never changes: what makes the standard deviation one that the model has at the start.
+  // [mu-nit Scaling, 2502.05967; docs/numerics.md, "Static scales"]
+  Static,
+  // From earlier steps, as Delayed, but from how many values saturated and became zero instead of the largest
+  // (AdaptiveScaling).
+  Quantile,
+  Following,
 };
 // One scale for the whole tensor, kept in its site.
-constexpr bool is_one_scale(Scaling s) { return s == Scaling::Current || s == Scaling::Delayed; }
+OCTET_HD constexpr bool is_one_scale(Scaling s) { return s != Scaling::Rowwise && s != Scaling::Blockwise; }
+// That scale is there before the cast, but for a site's first step.
+OCTET_HD constexpr bool is_known_before(Scaling s) { return is_one_scale(s) && s != Scaling::Current; }
+// It follows what casts count.
+OCTET_HD constexpr bool is_counted(Scaling s) { return s == Scaling::Quantile || s == Scaling::Following; }
 enum class ScaleRule : uint8_t { PowerOfTwo, Exact };
 enum class Rounding : uint8_t { Nearest, Stochastic };
 
@@ -72,6 +85,15 @@ struct DelayedScaling {
   AmaxAlgorithm algorithm = AmaxAlgorithm::Max;
   int margin = 0;  // binades left free above the amax
   bool operator==(const DelayedScaling&) const = default;
+};
+
+// Scales that follow the share of values that saturated or became zero in a step, one refresh a step.
+// [numerics/scaling.h, adaptive_scale; docs/numerics.md, "Scales that follow the distribution"]
+struct AdaptiveScaling {
+  double above = 1e-4;      // Quantile: the share of |x| that lies above what the scale maps to the largest code
+  double saturated = 1e-4;  // Following: the scale is halved when a larger share saturates
+  double flushed = 0.01;    // Following: doubled when a larger share of the values becomes zero
+  bool operator==(const AdaptiveScaling&) const = default;
 };
 
 // How the input of the down projection h = SwiGLU(gate, up) is scaled (docs/numerics.md, "Smooth-SwiGLU").
@@ -122,6 +144,7 @@ struct LinearFormats {
   SmallFloat simulate;
   SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled; of the down projection only
   FastAccumulation fast_accumulation;        // of the GEMMs that run in FP8
+  double smooth_quant = 0;  // alpha of SmoothQuant; 0: off (docs/numerics.md, "SmoothQuant")
   bool operator==(const LinearFormats&) const = default;
 
   // A GEMM runs in FP8 when both its operands' roles are FP8 and nothing keeps it in storage precision.
@@ -178,6 +201,8 @@ struct Recipe {
   GemmFormats gemms;
   SmallFloat simulate;
   DelayedScaling delayed;
+  AdaptiveScaling adaptive;
+  double smooth_quant = 0;  // of every block linear: s = amax(X_j)^alpha / amax(W_j)^(1-alpha), X/s and W*s
   SmoothSwiGLU smooth_swiglu = SmoothSwiGLU::None;
   FastAccumulation fast_accumulation;
   Format weight_gradient = Format::FP32;            // accumulator across micro-batches: FP32 or BF16
@@ -193,7 +218,7 @@ struct Recipe {
   bool float8() const { return is_float8(input.format) && is_float8(weight.format); }
   // Of a linear that nothing overrides.
   LinearFormats formats() const {
-    return {input, weight, grad, gemms, simulate, smooth_swiglu, fast_accumulation};
+    return {input, weight, grad, gemms, simulate, smooth_swiglu, fast_accumulation, smooth_quant};
   }
 };
 

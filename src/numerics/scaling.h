@@ -54,9 +54,8 @@ OCTET_HD float scale_for(ScaleRule rule, float amax, float max) {
 // much smaller, so that the amax itself does not saturate.
 inline constexpr float fine_amax_floor = 1e-12f;
 OCTET_HD float fine_scale(const Cast& cast, float amax) {
-  const bool one_scale = cast.scaling == Scaling::Current || cast.scaling == Scaling::Delayed;
   const ScaleRule rule = cast.scaling == Scaling::Blockwise ? cast.rule : ScaleRule::PowerOfTwo;
-  const float floor = one_scale ? 0.0f : fine_amax_floor;
+  const float floor = is_one_scale(cast.scaling) ? 0.0f : fine_amax_floor;
   const float scale = scale_for(rule, amax < floor ? floor : amax, max_of(cast.format));
   const bool finite = amax <= 3.4028234663852886e38f;
   return rule == ScaleRule::Exact && finite ? scale * (1 - 0x1p-22f) : scale;

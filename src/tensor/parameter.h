@@ -49,6 +49,7 @@ struct Parameter {
   size_t index = 0;  // in the model's list
   // Rows of the matrices that it holds one below the other: Q, K and V; gate and up. Empty: it is one.
   std::vector<int64_t> matrices;
+  double learning_rate_factor = 1;  // of its update, not of weight decay
   // Of master_code's format; on the device or, offloaded, in the host's page-locked memory. Sharded: flat,
   // the elements [begin, begin + master.elements()), which may be none.
   Tensor master;

@@ -127,9 +127,17 @@ void Snapshot::forget_stateless_sites() const {
   const size_t window = static_cast<size_t>(t[0].shape[0]);
   for (size_t s = 0; s < sites; ++s) {
     const Cast& cast = scales_->sites[s].cast;
-    const bool state = is_float8(cast.format) && cast.scaling == Scaling::Delayed;
+    const bool state = is_float8(cast.format) && is_known_before(cast.scaling);
     if (!state || scale[s] == 0) scale[s] = inverse[s] = 0;
     for (size_t row = 0; !state && row < window; ++row) history[row * sites + s] = 0;
+  }
+}
+
+void Snapshot::put_static_scales(const Payload& payload) const {
+  for (size_t s = 0; s < scales_->sites.size(); ++s) {
+    if (scales_->sites[s].cast.scaling != Scaling::Static) continue;
+    payload.tensors[1].values.as<float>()[s] = scales_->sites[s].static_scale;
+    payload.tensors[2].values.as<float>()[s] = 1 / scales_->sites[s].static_scale;
   }
 }
 
@@ -147,6 +155,7 @@ void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
                                                    : scales == Scales::Forget && payload.file == scales_file;
     if (unread) {
       for (const TensorPiece& t : payload.tensors) std::memset(t.values.data, 0, t.values.bytes());
+      if (payload.file == scales_file) put_static_scales(payload);
       continue;
     }
     if (payload.file == own) payload.file = found;

@@ -108,6 +108,21 @@ TEST_CASE("runs that are not twins are refused") {
   CHECK_THROWS_AS(require_comparable(synthetic_log(secret), baseline), Error);
 }
 
+TEST_CASE("a verdict names the linears that fell back, and the proof of precision ends with the first") {
+  const RunHistory baseline = synthetic_log(bf16());
+  RunHistory fallen = synthetic_log(fp8([](int64_t) { return 0.0; }));
+  CHECK(compare_runs(baseline, fallen, NoiseBand{}).sentence.find("fell back") == std::string::npos);
+  fallen.events.push_back({100, "fallback", "blocks.0.ffn.down runs in BF16"});
+  fallen.events.push_back({150, "fallback", "blocks.1.ffn.down runs in BF16"});
+  CHECK(compare_runs(baseline, fallen, NoiseBand{})
+            .sentence.find("in fp8 2 linears fell back to BF16, the first after step 100") !=
+        std::string::npos);
+  fallen.steps[300].fp8_flop_share = 0;  // nothing is claimed of it any more
+  CHECK_NOTHROW(require_comparable(baseline, fallen));
+  fallen.steps[10].fp8_flop_share = 0;
+  CHECK_THROWS_AS(require_comparable(baseline, fallen), Error);
+}
+
 TEST_CASE("a variant that learns half as fast needs twice the tokens") {
   // Loss depends on the step only through exp(-step / tau): stretch it.
   const auto clean = [](double step) { return 1.5 + 4.0 * std::exp(-step / 80.0); };

@@ -175,7 +175,7 @@ float inverse_or_nan(float scale, float amax) {
 // Records the amax and decides the scale of one site for this cast.
 float site_scale(const Site& site, const Cast& cast, float amax) {
   if (site.amax) *site.amax = std::max(*site.amax, amax);
-  const bool history = cast.scaling == Scaling::Delayed && site.scale && *site.scale != 0.0f;
+  const bool history = is_known_before(cast.scaling) && site.scale && *site.scale != 0.0f;
   const float scale = history ? *site.scale : scale_for(cast.rule, amax, max_of(cast.format));
   if (cast.scaling == Scaling::Current && site.scale) *site.scale = scale;
   if (site.inverse_scale) *site.inverse_scale = inverse_or_nan(scale, amax);

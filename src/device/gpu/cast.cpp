@@ -46,7 +46,7 @@ void check(const CastTarget& target, int64_t elements) {
 // A producer writes row codes itself when their scale does not depend on what it produces. Whether the site
 // has a history yet only the device knows: finish_cast() encodes if it has not.
 bool GpuDevice::known_scale(const CastTarget& target) const {
-  return target.cast.scaling == Scaling::Delayed && !target.row.empty() && !scales_finer(target) &&
+  return is_known_before(target.cast.scaling) && !target.row.empty() && !scales_finer(target) &&
          target.cast.rounding == Rounding::Nearest && target.site.scale != nullptr &&
          target.site.counters == nullptr;
 }
