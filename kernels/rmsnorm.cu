@@ -1,12 +1,13 @@
 // RMSNorm with the residual add in front of it, the norm or scale of the branch in front of that, and its
 // backward. [Zhang & Sennrich 1910.07467]
 //
-//   forward   b = branch, branch * branch_gain, or branch * branch_rstd * branch_gain
-//             x = residual + b (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
+//   forward   b = branch, branch * branch_gain, or branch * (branch_rstd * branch_factor) * branch_gain
+//             x = stream_factor * residual + b (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
 //             out = x * rstd * gain, or x                                                      [T, D]
-//   backward  g = out_gradient * gain
+//   backward  g = out_gradient * (gain * branch_factor)
 //             dx = rstd * (g - x * rstd^2 * mean(g * x)) + gradient_in                         [T, D]
-//             gain_gradient[d] += sum_t out_gradient[t, d] * (x[t, d] * rstd[t])               [D]
+//             gain_gradient[d] += branch_factor * sum_t out_gradient[t, d] * (x[t, d] * rstd[t])  [D]
+//             out_gradient = stream_factor * out_gradient, where that is not 1: 2 TD more          [T, D]
 //
 // Bytes, BF16: forward 4 TD read, 4 TD written (2 without a norm; + TD of codes): floor 8 TD / bandwidth.
 // Backward 6 TD read, 2 TD written for dx and 4 TD read again for the gain's gradient, whose sums run down
@@ -87,6 +88,7 @@ __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArgument
       }
       branch_rstd = rstd_of(sum_of_lanes(lanes), width, args.epsilon);
       if (lane_in_warp() == 0) args.branch_rstd[row] = branch_rstd;
+      branch_rstd *= args.branch_factor;
     }
     [[maybe_unused]] float lanes[8] = {};
 #pragma unroll 4
@@ -104,7 +106,10 @@ __global__ void __launch_bounds__(threads) forward_kernel(RmsNormForwardArgument
           float gain[8];
           load_up_to8(shape.access, args.branch_gain + c, width - c, gain);
 #pragma unroll
-          for (int i = 0; i < 8; ++i) added[i] = added[i] * branch_rstd * gain[i];
+          for (int i = 0; i < 8; ++i) {
+            added[i] = added[i] * branch_rstd * gain[i];
+            x[i] *= args.stream_factor;
+          }
         }
 #pragma unroll
         for (int i = 0; i < 8; ++i) x[i] = round_to<T>(x[i] + added[i]);
@@ -167,7 +172,7 @@ __global__ void __launch_bounds__(threads) backward_kernel(RmsNormBackwardArgume
           store8(kept_x + c, x);
         }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) gradient[i] *= gain[i];
+        for (int i = 0; i < 8; ++i) gradient[i] *= gain[i] * args.branch_factor;
         add_products(lanes, gradient, x);
       }
       rstd = args.rstd[row];
@@ -188,9 +193,15 @@ __global__ void __launch_bounds__(threads) backward_kernel(RmsNormBackwardArgume
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const float other = in ? added[i] : x[i];
-        x[i] = keep * other + rstd * (gradient[i] * gain[i] - x[i] * shrink);
+        x[i] = keep * other + rstd * (gradient[i] * (gain[i] * args.branch_factor) - x[i] * shrink);
       }
       out.write({row, c, width - c, shape.access}, x);
+      if (args.weighted_gradient) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) gradient[i] *= args.stream_factor;
+        store_up_to8(shape.access, static_cast<T*>(args.weighted_gradient) + row * width + c, width - c,
+                     gradient);
+      }
     }
     out.end_row(row);
   }
@@ -229,6 +240,7 @@ __global__ void __launch_bounds__(threads) gain_kernel(RmsNormBackwardArguments 
   float total = 0.0f;
 #pragma unroll 16
   for (int64_t chunk = 0; chunk < chunks; ++chunk) total += args.partial[chunk * args.width + d];
+  total *= args.branch_factor;
   if (args.gain_gradient_storage == octet::Format::FP32) {
     static_cast<float*>(args.gain_gradient)[d] += total;
   } else {

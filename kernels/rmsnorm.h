@@ -11,7 +11,8 @@
 OCTET_KERNELS_BEGIN
 
 // x = residual + branch (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon);  out = x * rstd * gain
-// With branch_gain: residual + branch * branch_rstd * branch_gain, branch_rstd 1 where it is not wanted.
+// With branch_gain: stream_factor * residual + branch * (branch_rstd * branch_factor) * branch_gain, where
+// without branch_rstd all three factors are 1.
 struct RmsNormForwardArguments {
   octet::Format storage;         // of residual, branch and sum
   const void* residual;          // [tokens, width]
@@ -21,6 +22,7 @@ struct RmsNormForwardArguments {
   float* rstd;                   // [tokens], written; null without gain
   const float* branch_gain = nullptr;  // [width] or null
   float* branch_rstd = nullptr;        // [tokens], written, or null: the branch is not normalised
+  float stream_factor = 1, branch_factor = 1;
   float epsilon;
   int64_t tokens, width;
   Output out;
@@ -37,7 +39,9 @@ struct RmsNormBackwardArguments {
   const void* gradient_in = nullptr;  // [tokens, width] or null; may be out.high
   void* gain_gradient;                // += [width]
   octet::Format gain_gradient_storage;
-  float* partial;  // scratch [rmsnorm_partial_elements(tokens, width)]
+  float stream_factor = 1, branch_factor = 1;
+  void* weighted_gradient = nullptr;  // out_gradient or null: takes stream_factor * out_gradient
+  float* partial;                     // scratch [rmsnorm_partial_elements(tokens, width)]
   int64_t tokens, width;
   Output out;
   Stream stream = nullptr;

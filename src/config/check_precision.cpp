@@ -122,6 +122,26 @@ void check_blockwise(const Formats& f, Problems& out) {
                     "allowed: false"));
 }
 
+// A static scale is derived from what values the model starts with.
+void check_static(const RunConfig& c, const Formats& f, Problems& out) {
+  if (!f.any(Scaling::Static)) return;
+  const std::vector<std::string> involved = {"/precision", "/model/parametrization", "/model/preset"};
+  if (c.model.parametrization != Parametrization::Unit)
+    out.push_back({f.at + "/input/scaling", involved,
+                   "\"static\" with /model/parametrization \"standard\", whose numbers have no known size; "
+                   "allowed: with \"unit\" (the model preset \"munit\")"});
+  if (c.precision.attention == AttentionFormat::FP8)
+    out.push_back({"/precision/attention", involved,
+                   "found \"fp8\" beside scaling \"static\": what is inside attention has no static scale; "
+                   "allowed: \"storage\""});
+  if (c.precision.head == HeadFormat::FP8)
+    out.push_back({"/precision/head", involved,
+                   "found \"fp8\" beside scaling \"static\", which is that of blocks; allowed: \"storage\""});
+  if (f.formats.smooth != SmoothSwiGLU::None && f.formats.smooth != SmoothSwiGLU::BF16)
+    out.push_back({f.at + "/smooth_swiglu", involved,
+                   "measures scales, and scaling \"static\" is there not to; allowed: none, bf16"});
+}
+
 void check_simulation(const Formats& f, Problems& out) {
   if (!f.formats.simulate.reduces()) return;
   const std::string format = name_of(f.formats.simulate);
@@ -146,6 +166,7 @@ void check_overrides(const RunConfig& c, Problems& out) {
     check_pairs(f, out);
     check_smooth(f, out);
     check_blockwise(f, out);
+    check_static(c, f, out);
     check_simulation(f, out);
     // Linears share buffers of scales, which lie differently.
     if (other.formats.float8() && r.float8() &&
@@ -271,6 +292,7 @@ void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
   check_pairs(section, out);
   check_smooth(section, out);
   check_blockwise(section, out);
+  check_static(c, section, out);
   check_simulation(section, out);
   check_name(c, out);
   check_overrides(c, out);

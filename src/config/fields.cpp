@@ -109,8 +109,8 @@ void add_model(List& list) {
   list.push_back(integer("/model/rope_scaling/original_context", AT(model.rope_scaling.original_context),
                          {1, 1 << 24}, about("context before scaling", Forbidden)));
   list.push_back(number("/model/init_deviation", AT(model.init_deviation), {0, 10, true, false},
-                        about("standard deviation of initial weights; residual projections without "
-                              "post_norm: divided by sqrt(2 layers)",
+                        about("standard deviation of initial weights, parametrization \"standard\"; residual "
+                              "projections without post_norm: divided by sqrt(2 layers)",
                               Recorded)));
   list.push_back(
       boolean("/model/pre_norm", AT(model.pre_norm), about("normalise what each layer reads", Forbidden)));
@@ -135,6 +135,21 @@ void add_model(List& list) {
                         about("factor of the attention logits; 0: 1 / sqrt(head_width), with rms_frozen "
                               "sqrt(2) / sqrt(head_width)",
                               Forbidden)));
+  list.push_back(choice(
+      "/model/parametrization", AT(model.parametrization),
+      Names<Parametrization>{{Parametrization::Standard, "standard"}, {Parametrization::Unit, "unit"}},
+      about("what weights start from and how fast they learn: init_deviation and the learning rate, or what "
+            "makes products of numbers of deviation one, and learning rates hold for every width (mu-nit "
+            "Scaling)",
+            Forbidden)));
+  list.push_back(
+      integer("/model/base_width", AT(model.base_width), {1, 1 << 20},
+              about("parametrization \"unit\": the width at which the learning rate was found", Recorded)));
+  list.push_back(choice("/model/residual", AT(model.residual),
+                        Names<Residual>{{Residual::Sum, "sum"}, {Residual::Weighted, "weighted"}},
+                        about("x + f(x), or sqrt(1 - tau) x + sqrt(tau) f(x)", Forbidden)));
+  list.push_back(number("/model/residual_tau", AT(model.residual_tau), {0, 1, false, true},
+                        about("tau of a weighted residual stream; 0: 0.4 (4 / layers)^0.43", Forbidden)));
   list.push_back(number("/model/input_multiplier", AT(model.input_multiplier), positive,
                         about("factor of the embedding", Forbidden)));
   list.push_back(choice("/model/activation", AT(model.activation),

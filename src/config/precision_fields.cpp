@@ -158,7 +158,8 @@ const Names<Format> wide_formats = {{Format::FP32, "fp32"}, {Format::BF16, "bf16
 const Names<Scaling> scalings = {{Scaling::Current, "current"},
                                  {Scaling::Delayed, "delayed"},
                                  {Scaling::Rowwise, "rowwise"},
-                                 {Scaling::Blockwise, "blockwise"}};
+                                 {Scaling::Blockwise, "blockwise"},
+                                 {Scaling::Static, "static"}};
 const Names<GemmFormat> gemm_formats = {{GemmFormat::ByRoles, "by_roles"}, {GemmFormat::Storage, "storage"}};
 const Names<ScaleRule> rules = {{ScaleRule::PowerOfTwo, "power_of_two"}, {ScaleRule::Exact, "exact"}};
 const Names<Rounding> roundings = {{Rounding::Nearest, "nearest"}, {Rounding::Stochastic, "stochastic"}};
@@ -193,8 +194,8 @@ void add_role(List& list, const std::string& role, At at) {
                         about("number format of this operand", Recorded)));
   list.push_back(
       choice((at_role + "/scaling").c_str(), part(AT(scaling)), scalings,
-             about("scale from this tensor's amax, from earlier steps', or one a row or a block of 128 of "
-                   "each GEMM's operand",
+             about("scale from this tensor's amax, from earlier steps', one a row or a block of 128 of each "
+                   "GEMM's operand, or one that never changes",
                    Recorded)));
   list.push_back(choice((at_role + "/rounding").c_str(), part(AT(rounding)), roundings,
                         about("rounding to FP8", Recorded)));
@@ -218,14 +219,15 @@ void add_precision(List& list) {
   list.push_back(recipe);
   Field scaling =
       choice("/precision/scaling", AT(precision.input.scaling), scalings,
-             about("sets the scaling of input and grad, \"rowwise\" and \"blockwise\" that of weight too",
+             about("sets the scaling of input and grad; \"rowwise\", \"blockwise\" and \"static\" that of "
+                   "weight too",
                    Recorded));
   scaling.shorthand = true;
   scaling.set = [](RunConfig& c, const Json& v) {
     for (const auto& [value, name] : scalings)
       if (v == name) {
         c.precision.input.scaling = c.precision.grad.scaling = value;
-        if (!is_one_scale(value)) c.precision.weight.scaling = value;
+        if (!is_one_scale(value) || value == Scaling::Static) c.precision.weight.scaling = value;
       }
   };
   list.push_back(scaling);

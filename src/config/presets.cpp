@@ -28,6 +28,8 @@ TransformerSpec named(const char* name) {
 //   fog-opt      after, 1/sqrt(L)    rms, frozen     gelu
 //   fog-flash    after, 1/sqrt(L)    tanh            gelu        post norm: our choice, the paper's table is
 //   an image
+//   munit        after, gain 1       –               gelu        mu-nit Scaling 2502.05967, with RMSNorm for
+//   its LayerNorm and RoPE; the stream is weighted, and weights start from numbers of deviation one
 //
 // OP and FOG have no final norm, and multiply the embedding by 1 / init_deviation. That OP has neither is our
 // reading of the paper's ablation, which goes from OP to FOG-opt by freezing gains and adding post norms.
@@ -39,6 +41,7 @@ struct Family {
   double post_norm_initial_gain = 0;
   QkNorm qk_norm = QkNorm::None;
   Activation activation = Activation::SwiGLU;
+  Parametrization parametrization = Parametrization::Standard;
 };
 const Family families[] = {
     {.name = "llama"},
@@ -73,6 +76,12 @@ const Family families[] = {
      .post_norm = PostNorm::RMS,
      .qk_norm = QkNorm::Tanh,
      .activation = Activation::GELU},
+    {.name = "munit",
+     .pre_norm = false,
+     .post_norm = PostNorm::RMS,
+     .post_norm_initial_gain = 1,
+     .activation = Activation::GELU,
+     .parametrization = Parametrization::Unit},
 };
 
 // The family's options; without a gate the network is one and a half times as wide, so that it has as many
@@ -83,6 +92,11 @@ void apply(const Family& family, TransformerSpec& s) {
   s.post_norm_initial_gain = family.post_norm_initial_gain;
   s.qk_norm = family.qk_norm;
   s.activation = family.activation;
+  if (family.parametrization == Parametrization::Unit) {
+    s.parametrization = Parametrization::Unit;
+    s.residual = Residual::Weighted;
+    s.tied_head = false;
+  }
   if (!is_gated(s.activation)) s.ffn_width = s.ffn_width * 3 / 2;
   if (!family.ends_like_fog) return;
   s.final_norm = false;

@@ -28,6 +28,8 @@ void check(const RmsNormForward& op) {
   if (scaled ? op.branch.empty() : !op.branch_rstd.empty())
     throw Error(ExitCode::Internal,
                 "rmsnorm: a gain and 1/rms of a branch that is not there, or without the other");
+  if ((op.stream_factor != 1 || op.branch_factor != 1) && op.branch_rstd.empty())
+    throw Error(ExitCode::Internal, "rmsnorm: weights of a branch that is not normalised");
 }
 
 void check(const AddInOrder& op) {

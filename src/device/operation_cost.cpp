@@ -35,7 +35,8 @@ uint64_t least_bytes(const RmsNormForward& op) {
 }
 uint64_t least_bytes(const RmsNormBackward& op) {
   return sum({op.out_gradient, op.residual, op.gain, op.rstd, op.residual_gradient_in}) +
-         2 * op.gain_gradient.bytes() + written(op.residual_gradient);
+         2 * op.gain_gradient.bytes() + written(op.residual_gradient) +
+         (op.stream_factor != 1 ? op.out_gradient.bytes() : 0);
 }
 uint64_t least_bytes(const RopeForward& op) {
   // Value heads only take the bias.

@@ -195,9 +195,9 @@ struct CodesBeforehand {
   Site site;
 };
 
-// Clipped softmax: probabilities P become clip((high - low) P + low, 0, 1), which are exactly zero or one where
-// P is small or large enough, and have no gradient there. Positions that are masked stay zero. Not in FP8.
-// [Bondarenko et al. 2306.12929, eq. 4]
+// Clipped softmax: probabilities P become clip((high - low) P + low, 0, 1), which are exactly zero or one
+// where P is small or large enough, and have no gradient there. Positions that are masked stay zero. Not in
+// FP8. [Bondarenko et al. 2306.12929, eq. 4]
 struct SoftmaxClip {
   float low = 0, high = 1;  // gamma <= 0, zeta >= 1
   bool clips() const { return low != 0 || high != 1; }

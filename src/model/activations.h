@@ -6,12 +6,13 @@
 namespace octet {
 
 // The residual stream between two norms: its value is residual + branch; the next norm makes the sum, and on
-// the way scales the branch by a gain, or normalises it too (post_norm).
+// the way scales the branch by a gain, or normalises it too (post_norm), and weights the two.
 struct ResidualStream {
   Tensor residual;     // storage [T, D]
   Tensor branch;       // storage [T, D], or empty
   Tensor branch_gain;  // F32 [D], or empty
   Tensor branch_rstd;  // F32 [T] or empty: where 1/rms of the branch goes
+  float residual_factor = 1, branch_factor = 1;
 };
 
 //   r' = r + post(attention(norm(r))),   r'' = r' + post(down(h)),   h = f(up(norm(r')))

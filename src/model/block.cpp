@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 namespace octet {
 
 namespace {
@@ -64,7 +66,9 @@ LinearOptions block_linear(const Blueprint& blueprint, int block, BlockLinear wh
   linear.matrices = matrices_of(spec, which);
   linear.storage = blueprint.storage();
   const bool projects_back = which == BlockLinear::Out || which == BlockLinear::Down;
-  linear.initial.deviation = projects_back ? spec.projection_deviation() : spec.init_deviation;
+  linear.initial = {.deviation = spec.linear_deviation(which),
+                    .learning_rate_factor = spec.linear_learning_rate(which)};
+  linear.gradient_deviation = blueprint.gradient_deviation();
   linear.reads_stream = !projects_back && !spec.pre_norm;
   linear.formats = formats_of(blueprint.options.recipe, static_cast<int>(spec.layers), block, which);
   return linear;
@@ -78,6 +82,9 @@ Block::Block(const Blueprint& blueprint, int index)
       storage_(blueprint.storage()),
       recompute_(blueprint.options.recompute),
       saves_codes_(blueprint.options.recipe.saved_activations == SavedActivations::FP8),
+      residual_factor_(static_cast<float>(std::sqrt(1 - spec_.residual_tau_()))),
+      branch_factor_(spec_.residual == Residual::Sum ? 1.0f
+                                                     : static_cast<float>(std::sqrt(spec_.residual_tau_()))),
       attention_norm_(declare_pre_norm(blueprint, index, "attention_norm")),
       attention_(blueprint, index),
       attention_post_norm_(declare_post_norm(blueprint, index, "attention_post_norm")),
@@ -94,13 +101,14 @@ std::array<const Linear*, 4> Block::linears() const {
 ResidualStream Block::after_attention(const Tensor& branch) const {
   const BlockActivations& a = activations_;
   if (!scales_branches()) return {a.residual, branch, {}, {}};
-  return {a.residual, a.attention_branch, attention_post_norm_.master, a.attention_branch_rstd};
+  return {a.residual,       a.attention_branch, attention_post_norm_.master, a.attention_branch_rstd,
+          residual_factor_, branch_factor_};
 }
 
 ResidualStream Block::after_ffn(const Tensor& branch) const {
   const BlockActivations& a = activations_;
   if (!scales_branches()) return {a.middle, branch, {}, {}};
-  return {a.middle, a.ffn_branch, ffn_post_norm_.master, a.ffn_branch_rstd};
+  return {a.middle, a.ffn_branch, ffn_post_norm_.master, a.ffn_branch_rstd, residual_factor_, branch_factor_};
 }
 
 void Block::add_and_normalise(const Pass& pass, const ResidualStream& in, const PreNorm& norm,
@@ -118,7 +126,9 @@ void Block::add_and_normalise(const Pass& pass, const ResidualStream& in, const 
                                .epsilon = static_cast<float>(spec_.norm_epsilon),
                                .out = out,
                                .branch_gain = in.branch_gain,
-                               .branch_rstd = in.branch_rstd});
+                               .branch_rstd = in.branch_rstd,
+                               .stream_factor = in.residual_factor,
+                               .branch_factor = in.branch_factor});
 }
 
 void Block::normalise_input(const Pass& pass, const ResidualStream& in) const {
@@ -200,7 +210,7 @@ void Block::norm_backward(const Pass& pass, const BlockGradients& g, const PreNo
                                 .residual_gradient = gradient});
 }
 
-// The gradient of the stream becomes that of a branch before post_norm.
+// The gradient of the stream becomes that of a branch before post_norm, and its own weight comes onto it.
 void Block::branch_backward(const Pass& pass, const BlockGradients& g, const Parameter& gain,
                             const ResidualStream& stream, const CastTarget& gradient) const {
   pass.device.rmsnorm_backward({.out_gradient = g.residual.high,
@@ -209,7 +219,9 @@ void Block::branch_backward(const Pass& pass, const BlockGradients& g, const Par
                                 .rstd = stream.branch_rstd,
                                 .gain_gradient = gain.gradient,
                                 .residual_gradient_in = {},
-                                .residual_gradient = gradient});
+                                .residual_gradient = gradient,
+                                .stream_factor = stream.residual_factor,
+                                .branch_factor = stream.branch_factor});
 }
 
 void Block::backward(const Pass& pass, const BlockGradients& g, const CastTarget& input_gradient,

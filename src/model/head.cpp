@@ -17,7 +17,7 @@ LinearOptions projection_options(const Blueprint& blueprint) {
   options.inputs = spec.width;
   options.storage = blueprint.storage();
   options.formats = head_formats(blueprint.options.recipe);
-  options.initial.deviation = spec.init_deviation;
+  options.initial = {.deviation = spec.head_deviation(), .learning_rate_factor = spec.head_learning_rate()};
   options.kind = ParameterKind::Embedding;
   options.fprop = GemmClass::HeadFprop;
   options.dgrad = GemmClass::HeadDgrad;
@@ -53,7 +53,7 @@ TokenTable declare_token_table(const Blueprint& blueprint, const char* name) {
   TokenTable table;
   table.parameter =
       blueprint.parameters.add(std::string(name) + ".weight", ParameterKind::Embedding,
-                               {spec.vocabulary, spec.width}, Initial{.deviation = spec.init_deviation});
+                               {spec.vocabulary, spec.width}, Initial{.deviation = spec.table_deviation()});
   table.weight = StorageWeight(table.parameter, blueprint.storage(), blueprint.plan);
   return table;
 }
@@ -98,7 +98,9 @@ void Head::normalise(const Pass& pass, const ResidualStream& in) const {
                                .epsilon = static_cast<float>(spec_.norm_epsilon),
                                .out = output,
                                .branch_gain = in.branch_gain,
-                               .branch_rstd = in.branch_rstd});
+                               .branch_rstd = in.branch_rstd,
+                               .stream_factor = in.residual_factor,
+                               .branch_factor = in.branch_factor});
 }
 
 void Head::loss(const Pass& pass, const HeadLoss& loss) const {

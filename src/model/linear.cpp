@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "device/scales.h"
 #include "numerics/bfloat16.h"
+#include "numerics/scaling.h"
 
 namespace octet {
 
@@ -111,18 +112,21 @@ Linear::Linear(const LinearOptions& options, const Blueprint& blueprint, const P
 
 void Linear::add_sites(ScaleTable& scales) {
   const LinearFormats& f = options_.formats;
-  const auto site = [&](const char* role, const Cast& cast) {
+  // `deviation`: of the values at the start.
+  const auto site = [&](const char* role, const Cast& cast, double deviation) {
     SiteInfo info;
     info.name = options_.name + role;
     info.block = options_.block;
     info.cast = cast;
+    info.static_scale = scale_for(cast.rule, static_cast<float>(deviation), 1);
     return scales.add(std::move(info));
   };
-  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", f.input);
-  if (fprop_float8() || dgrad_float8()) weight_site_ = site(".weight", f.weight);
-  if (dgrad_float8() || wgrad_float8()) grad_site_ = site(".grad", f.grad);
-  if (grad_takes_up_scales()) grad_column_site_ = site(".grad_with_token_scales", f.grad);
-  if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", f.weight);
+  const double weight = options_.initial.deviation, grad = options_.gradient_deviation;
+  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", f.input, 1);
+  if (fprop_float8() || dgrad_float8()) weight_site_ = site(".weight", f.weight, weight);
+  if (dgrad_float8() || wgrad_float8()) grad_site_ = site(".grad", f.grad, grad);
+  if (grad_takes_up_scales()) grad_column_site_ = site(".grad_with_token_scales", f.grad, grad);
+  if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", f.weight, weight);
 }
 
 ScaleGranularity Linear::weight_granularity() const {

@@ -43,6 +43,7 @@ struct LinearOptions {
   // gradient.
   bool reads_stream = false;
   Initial initial;
+  double gradient_deviation = 1;  // of the output's gradient at the start, as static scales take it to be
   ParameterKind kind = ParameterKind::Matrix;
   GemmClass fprop = GemmClass::Fprop, dgrad = GemmClass::Dgrad, wgrad = GemmClass::Wgrad;
 };

@@ -48,6 +48,7 @@ Parameter ParameterList::add(const std::string& name, ParameterKind kind, const 
   parameter.name = name;
   parameter.kind = kind;
   parameter.matrices = matrices;
+  parameter.learning_rate_factor = initial.learning_rate_factor;
   parameter.index = parameters_.size();
   const bool vector = kind == ParameterKind::Vector;
   const int64_t elements = shape.elements();

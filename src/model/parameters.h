@@ -12,9 +12,11 @@
 
 namespace octet {
 
-// What a parameter starts from: deviation * normal, or a constant when deviation is 0.
+// What a parameter starts from: deviation * normal, or a constant when deviation is 0; and how fast it
+// learns, Parameter::learning_rate_factor.
 struct Initial {
   double deviation = 0, constant = 0;
+  double learning_rate_factor = 1;
 };
 
 // What ranks exchange of sharded gradients.

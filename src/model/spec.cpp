@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace octet {
@@ -79,6 +80,21 @@ void check_options(Rules& rules, const TransformerSpec& s) {
                 fmt::format("must be positive, or 0 for 1/sqrt(layers), found {}", s.post_norm_initial_gain));
   rules.require(s.post_norm_initial_gain == 0 || s.post_norm != PostNorm::None, "post_norm_initial_gain",
                 fmt::format("{} is the gain of a post_norm, and there is none", s.post_norm_initial_gain));
+  rules.require(s.residual == Residual::Sum || (!s.pre_norm && s.post_norm == PostNorm::RMS), "residual",
+                "\"weighted\" adds branches of deviation one: it needs post_norm \"rms\" and pre_norm false");
+  rules.require(
+      s.residual_tau >= 0 && s.residual_tau < 1, "residual_tau",
+      fmt::format("must be above 0 and below 1, or 0 for a value by depth, found {}", s.residual_tau));
+  rules.require(s.residual_tau == 0 || s.residual == Residual::Weighted, "residual_tau",
+                fmt::format("{} weights a residual stream that is \"sum\"", s.residual_tau));
+  rules.positive("base_width", s.base_width);
+  rules.require(
+      s.parametrization == Parametrization::Standard || !s.tied_head, "tied_head",
+      "parametrization \"unit\" starts the token table from a deviation of 1 and the head from 1/width: "
+      "they cannot be one");
+  rules.require(s.parametrization == Parametrization::Standard || s.input_multiplier == 1, "input_multiplier",
+                fmt::format("found {}; parametrization \"unit\" starts the token table from a deviation of 1",
+                            s.input_multiplier));
   rules.require(s.qk_norm == QkNorm::None || s.heads <= 0 || s.head_width_() <= widest_regularised_head,
                 "qk_norm",
                 fmt::format("needs heads of at most {}, found {}", widest_regularised_head,
@@ -150,6 +166,43 @@ double TransformerSpec::post_norm_initial_gain_() const {
 double TransformerSpec::projection_deviation() const {
   if (post_norm != PostNorm::None) return init_deviation;
   return init_deviation / std::sqrt(2.0 * static_cast<double>(layers));
+}
+
+int64_t TransformerSpec::linear_inputs(BlockLinear which) const {
+  if (which == BlockLinear::Out) return attention_width();
+  return which == BlockLinear::Down ? ffn_width : width;
+}
+
+double TransformerSpec::linear_deviation(BlockLinear which) const {
+  if (parametrization == Parametrization::Unit)
+    return 1.0 / std::sqrt(static_cast<double>(linear_inputs(which)));
+  const bool projects_back = which == BlockLinear::Out || which == BlockLinear::Down;
+  return projects_back ? projection_deviation() : init_deviation;
+}
+
+double TransformerSpec::table_deviation() const {
+  return parametrization == Parametrization::Unit ? 1.0 : init_deviation;
+}
+
+double TransformerSpec::head_deviation() const {
+  return parametrization == Parametrization::Unit ? 1.0 / static_cast<double>(width) : init_deviation;
+}
+
+double TransformerSpec::linear_learning_rate(BlockLinear which) const {
+  if (parametrization == Parametrization::Standard) return 1;
+  const double of_width = std::sqrt(static_cast<double>(base_width) / static_cast<double>(width));
+  return of_width * linear_deviation(which);
+}
+
+double TransformerSpec::head_learning_rate() const {
+  return parametrization == Parametrization::Unit ? head_deviation() : 1.0;
+}
+
+// A power law through the two values that the paper's text has: 0.4 for 4 layers, 0.1 for 100.
+double TransformerSpec::residual_tau_() const {
+  if (residual == Residual::Sum || residual_tau != 0) return residual == Residual::Sum ? 0.0 : residual_tau;
+  const double falls = std::log(0.4 / 0.1) / std::log(100.0 / 4.0);
+  return std::min(1.0, 0.4 * std::pow(4.0 / static_cast<double>(layers), falls));
 }
 
 int64_t TransformerSpec::matmul_parameters() const {

@@ -15,11 +15,15 @@ namespace octet {
 enum class PostNorm : uint8_t { None, RMS, LayerScale };
 
 // What weights start from and how fast they learn. Unit: so that products of numbers of deviation one have
-// deviation one, whatever the width, and learning rates hold for every width (mu-nit Scaling, 2502.05967, table
-// 2, with the multipliers of its products taken into the weights, which changes nothing: its eq. 16). A block's
-// linear starts from 1/sqrt(inputs) and learns sqrt(base_width / width) / sqrt(inputs) as fast as is asked, the
-// head from 1/width and 1/width as fast, the token table from 1.
+// deviation one, whatever the width, and learning rates hold for every width (mu-nit Scaling, 2502.05967,
+// table 2, with the multipliers of its products taken into the weights, which changes nothing: its eq. 16). A
+// block's linear starts from 1/sqrt(inputs) and learns sqrt(base_width / width) / sqrt(inputs) as fast as is
+// asked, the head from 1/width and 1/width as fast, the token table from 1.
 enum class Parametrization : uint8_t { Standard, Unit };
+
+// How a branch is added to the stream. Weighted: sqrt(1 - tau) x + sqrt(tau) f(x), which keeps a deviation of
+// one.  [2502.05967, eq. 11]
+enum class Residual : uint8_t { Sum, Weighted };
 
 struct RopeScaling {  // Llama-3 frequency scaling; factor 1 = off
   double factor = 1, low_frequency_factor = 1, high_frequency_factor = 4;
@@ -44,8 +48,8 @@ struct TransformerSpec {
   double input_multiplier = 1;  // of the embedding
   Parametrization parametrization = Parametrization::Standard;
   int64_t base_width = 256;  // Unit: the width at which learning rates were found
-  // 0: x + f(x). Else sqrt(1 - tau) x + sqrt(tau) f(x), which keeps a deviation of one. [2502.05967, eq. 11]
-  double residual_tau = 0;
+  Residual residual = Residual::Sum;
+  double residual_tau = 0;  // Weighted; 0: 0.4 (4 / layers)^0.43
   // Clipped softmax, clip((high - low) P + low, 0, 1). [2306.12929]
   double softmax_clip_low = 0, softmax_clip_high = 1;
   Activation activation = Activation::SwiGLU;
@@ -58,7 +62,15 @@ struct TransformerSpec {
   int64_t up_width() const { return (is_gated(activation) ? 2 : 1) * ffn_width; }  // of ffn.gate_up or ffn.up
   double softmax_scale_() const;
   double post_norm_initial_gain_() const;
-  double projection_deviation() const;  // initial, of the projections back to the residual stream
+  // Of weights: their initial deviation, and what the learning rate of their updates is multiplied by.
+  double projection_deviation() const;  // of the projections back to the residual stream, Standard
+  double linear_deviation(BlockLinear which) const;
+  double table_deviation() const;
+  double head_deviation() const;
+  double linear_learning_rate(BlockLinear which) const;
+  double head_learning_rate() const;
+  double residual_tau_() const;  // 0 for Sum
+  int64_t linear_inputs(BlockLinear which) const;
   // Elements of everything that is not a matrix or a table, in no order.
   std::vector<int64_t> vectors() const;
   int64_t parameters() const;         // exact, tied head counted once

@@ -90,7 +90,7 @@ struct DelayedScaling {
 // Scales that follow the share of values that saturated or became zero in a step, one refresh a step.
 // [numerics/scaling.h, adaptive_scale; docs/numerics.md, "Scales that follow the distribution"]
 struct AdaptiveScaling {
-  double above = 1e-4;      // Quantile: the share of |x| that lies above what the scale maps to the largest code
+  double above = 1e-4;  // Quantile: the share of |x| that lies above what the scale maps to the largest code
   double saturated = 1e-4;  // Following: the scale is halved when a larger share saturates
   double flushed = 0.01;    // Following: doubled when a larger share of the values becomes zero
   bool operator==(const AdaptiveScaling&) const = default;
@@ -144,7 +144,7 @@ struct LinearFormats {
   SmallFloat simulate;
   SmoothSwiGLU smooth = SmoothSwiGLU::None;  // how the input is scaled; of the down projection only
   FastAccumulation fast_accumulation;        // of the GEMMs that run in FP8
-  double smooth_quant = 0;  // alpha of SmoothQuant; 0: off (docs/numerics.md, "SmoothQuant")
+  double smooth_quant = 0;                   // alpha of SmoothQuant; 0: off (docs/numerics.md, "SmoothQuant")
   bool operator==(const LinearFormats&) const = default;
 
   // A GEMM runs in FP8 when both its operands' roles are FP8 and nothing keeps it in storage precision.

@@ -10,8 +10,19 @@
 namespace octet {
 
 inline std::vector<std::string> recipe_names() {
-  return {"fp32",     "bf16",   "fp8",  "fishman", "torchao-rowwise", "torchao-rowwise-gw-hp", "switchback",
-          "nanotron", "fp8-lm", "coat", "fog",     "deepseek"};
+  return {"fp32",
+          "bf16",
+          "fp8",
+          "fishman",
+          "torchao-rowwise",
+          "torchao-rowwise-gw-hp",
+          "switchback",
+          "nanotron",
+          "fp8-lm",
+          "coat",
+          "fog",
+          "deepseek",
+          "munit"};
 }
 
 inline void set_formats(Recipe& recipe, Format grad) {
@@ -85,6 +96,10 @@ inline Recipe make_recipe(const std::string& name) {
     recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Blockwise;
     recipe.fast_accumulation = {false, false, false};
     recipe.moments.first = recipe.moments.second = Format::BF16;
+  } else if (name == "munit") {
+    set_formats(recipe, Format::E5M2);
+    recipe.input.scaling = recipe.weight.scaling = recipe.grad.scaling = Scaling::Static;
+    recipe.moments.first = recipe.moments.second = Format::FP32;
   } else {
     std::string known;
     for (const std::string& candidate : recipe_names()) known += (known.empty() ? "" : ", ") + candidate;

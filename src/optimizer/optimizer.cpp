@@ -163,11 +163,12 @@ void Optimizer::adamw(const Parameter& parameter, const StatePiece& piece, const
   update.gradient = parameter.step_gradient().slice(piece.begin, piece.count);
   update.first = state.moments.first;
   update.second = state.moments.second;
-  update.learning_rate = static_cast<float>(step.learning_rate);
+  update.learning_rate = static_cast<float>(step.learning_rate * parameter.learning_rate_factor);
   update.beta1 = static_cast<float>(options_.beta1);
   update.beta2 = static_cast<float>(options_.beta2);
   update.epsilon = static_cast<float>(options_.epsilon);
-  update.weight_decay = static_cast<float>(decay_of(parameter));
+  // Decay follows the rate that was asked for.
+  update.weight_decay = static_cast<float>(decay_of(parameter) / parameter.learning_rate_factor);
   update.step = step.t;
   update.control = control();
   update.amax = amaxes_[piece.parameter];
@@ -185,8 +186,8 @@ void Optimizer::muon(const Parameter& parameter, const StatePiece& piece, const 
   MuonUpdate update{};
   update.master = state.master.flat();
   update.master_code = state.code;
-  update.learning_rate = static_cast<float>(step.learning_rate);
-  update.weight_decay = static_cast<float>(decay_of(parameter));
+  update.learning_rate = static_cast<float>(step.learning_rate * parameter.learning_rate_factor);
+  update.weight_decay = static_cast<float>(decay_of(parameter) / parameter.learning_rate_factor);
   update.control = control();
   update.amax = amaxes_[piece.parameter];
   update.rounding_key = rounding_key(piece, step);

@@ -1,12 +1,13 @@
 // RMSNorm with the residual add in front of it, and the norm or the scale of the branch in front of that.
 // [Zhang & Sennrich 1910.07467; LayerScale: Touvron et al. 2103.17239]
 //
-//   forward   b = branch, branch * branch_gain, or branch * branch_rstd * branch_gain
-//             x = residual + b (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
+//   forward   b = branch, branch * branch_gain, or branch * (branch_rstd * branch_factor) * branch_gain
+//             x = stream_factor * residual + b (rounded to storage);  rstd = 1 / sqrt(mean(x^2) + epsilon)
 //             out = x * rstd * gain, or x
-//   backward  g = out_gradient * gain
+//   backward  g = out_gradient * (gain * branch_factor)
 //             dx = rstd * (g - x * rstd^2 * mean(g * x)) + residual_gradient_in
-//             gain_gradient[d] += sum_t out_gradient[t, d] * x[t, d] * rstd[t]
+//             gain_gradient[d] += branch_factor * sum_t out_gradient[t, d] * x[t, d] * rstd[t]
+//             out_gradient = stream_factor * out_gradient, where that is not 1
 //   of a scale alone: rstd is 1 and the mean is left out
 //
 // The order of sums: numerics/sums.h.
@@ -29,6 +30,7 @@ struct AddedRow {
   const float* branch_gain;    // nullptr = one
   float branch_rstd;
   T* out;  // nullptr = nowhere
+  float residual_factor = 1;
 };
 // Writes x = residual + branch to `out` (when there is a branch or another place); the sum of its squares.
 template <class T>
@@ -41,7 +43,8 @@ OCTET_HD float add_row_body(const AddedRow<T>& given, int64_t n) {
     for (int64_t i = 0; i < count; ++i) x[i] = load(row.residual[begin + i]);
     if (row.branch && row.branch_gain) {
       const float* gain = row.branch_gain + begin;
-      for (int64_t i = 0; i < count; ++i) x[i] += load(row.branch[begin + i]) * row.branch_rstd * gain[i];
+      for (int64_t i = 0; i < count; ++i)
+        x[i] = row.residual_factor * x[i] + load(row.branch[begin + i]) * row.branch_rstd * gain[i];
     } else if (row.branch) {
       for (int64_t i = 0; i < count; ++i) x[i] += load(row.branch[begin + i]);
     }
@@ -81,6 +84,7 @@ struct BackwardRow {
   const float* gain;
   const float* rstd;  // nullptr: one, and nothing was normalised
   T* out;
+  float branch_factor = 1;
 };
 template <class T>
 OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
@@ -90,7 +94,7 @@ OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
   for (int64_t begin = 0; begin < (row.rstd ? n : 0); begin += chunk) {
     const int64_t count = std::min(chunk, n - begin);
     for (int64_t i = 0; i < count; ++i) {
-      g[i] = load(row.out_gradient[begin + i]) * row.gain[begin + i];
+      g[i] = load(row.out_gradient[begin + i]) * (row.gain[begin + i] * row.branch_factor);
       x[i] = load(row.x[begin + i]);
     }
     add_products(lanes, g, x, count);
@@ -101,12 +105,19 @@ OCTET_HD void backward_row_body(const BackwardRow<T>& given, int64_t n) {
   const float keep = row.in ? 1.0f : 0.0f;
 #pragma GCC ivdep  // `in` and `out` may be the same row, never a shifted one
   for (int64_t i = 0; i < n; ++i) {
-    const float gradient = load(row.out_gradient[i]) * row.gain[i];
+    const float gradient = load(row.out_gradient[i]) * (row.gain[i] * row.branch_factor);
     store(row.out + i, keep * load(in[i]) + rstd * (gradient - load(row.x[i]) * shrink));
   }
 }
 OCTET_VECTORIZED void backward_row(const BackwardRow<float>& row, int64_t n) { backward_row_body(row, n); }
 OCTET_VECTORIZED void backward_row(const BackwardRow<BFloat16>& row, int64_t n) { backward_row_body(row, n); }
+
+template <class T>
+OCTET_HD void weight_row_body(T* row, float factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(row + i, factor * load(row[i]));
+}
+OCTET_VECTORIZED void weight_row(float* row, float factor, int64_t n) { weight_row_body(row, factor, n); }
+OCTET_VECTORIZED void weight_row(BFloat16* row, float factor, int64_t n) { weight_row_body(row, factor, n); }
 
 // A block of rows of two matrices, `stride` elements apart.
 template <class T>
@@ -151,11 +162,12 @@ void forward(const RmsNormForward& op, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t at = t * width;
-    AddedRow<T> row{residual + at, branch ? branch + at : nullptr, branch_gain, 1.0f,
-                    sum ? sum + at : nullptr};
+    AddedRow<T> row{residual + at, branch ? branch + at : nullptr, branch_gain,
+                    1.0f,          sum ? sum + at : nullptr,       op.stream_factor};
     if (branch_rstds) {
       const float squares = add_row(AddedRow<T>{branch + at, nullptr, nullptr, 1.0f, nullptr}, width);
-      row.branch_rstd = branch_rstds[t] = rstd_of(squares, width, op.epsilon);
+      branch_rstds[t] = rstd_of(squares, width, op.epsilon);
+      row.branch_rstd = branch_rstds[t] * op.branch_factor;
     }
     const float squares = add_row(row, width);
     if (!gain) continue;
@@ -185,10 +197,10 @@ void gain_gradient(const RmsNormBackward& op, int threads) {
     }
     for (int64_t i = 0; i < n; ++i) {
       if (op.gain_gradient.dtype == DType::F32) {
-        op.gain_gradient.as<float>()[begin + i] += total[i];
+        op.gain_gradient.as<float>()[begin + i] += op.branch_factor * total[i];
       } else {
         BFloat16* to = op.gain_gradient.as<BFloat16>() + begin + i;
-        store(to, load(*to) + total[i]);
+        store(to, load(*to) + op.branch_factor * total[i]);
       }
     }
   }
@@ -198,16 +210,18 @@ template <class T>
 void backward(const RmsNormBackward& op, int threads) {
   const int64_t tokens = op.residual.rows(), width = op.residual.columns();
   gain_gradient<T>(op, threads);  // first: `high` may take the place of an input
-  const T *out_gradient = op.out_gradient.as<T>(), *x = op.residual.as<T>();
+  T* out_gradient = op.out_gradient.as<T>();
+  const T* x = op.residual.as<T>();
   const T* in = pointer_or_null<T>(op.residual_gradient_in);
   T* out = op.residual_gradient.high.as<T>();
   const float* rstd = pointer_or_null<float>(op.rstd);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t at = t * width;
-    const BackwardRow<T> row{out_gradient + at,         x + at,  in ? in + at : nullptr, op.gain.as<float>(),
-                             rstd ? rstd + t : nullptr, out + at};
+    const BackwardRow<T> row{out_gradient + at,         x + at,   in ? in + at : nullptr, op.gain.as<float>(),
+                             rstd ? rstd + t : nullptr, out + at, op.branch_factor};
     backward_row(row, width);
+    if (op.stream_factor != 1) weight_row(out_gradient + at, op.stream_factor, width);
   }
 }
 
