@@ -27,6 +27,8 @@ void add_branch_norms(std::vector<SelftestCase>& cases) {
                                op.residual_out = w.zeros(storage, {rows, width});
                                op.branch_gain = w.floats(DType::F32, {width}, normal(width, 4));
                                if (normalised) op.branch_rstd = w.zeros(DType::F32, {rows});
+                               if (normalised && norm_follows)
+                                 op.stream_factor = 0.9f, op.branch_factor = 0.3f;
                                op.out = producer_target(w, v, storage, rows, width);
                                if (norm_follows) {
                                  op.gain = w.floats(DType::F32, {width}, normal(width, 3));
@@ -54,6 +56,24 @@ void add_branch_norms(std::vector<SelftestCase>& cases) {
                            op.residual_gradient = producer_target(w, v, storage, rows, width);
                            w.device().rmsnorm_backward(op);
                            w.output("gain gradient", op.gain_gradient);
+                           compare_cast(w, op.residual_gradient);
+                         }});
+        cases.push_back({"rmsnorm backward",
+                         with_storage(storage, fmt::format("{}, {} x {}, of a weighted branch",
+                                                           producer_variant_name(v), rows, width)),
+                         0, [=](Workbench& w) {
+                           RmsNormBackward op;
+                           op.out_gradient = w.floats(storage, {rows, width}, normal(rows * width, 1, 1e-3));
+                           op.residual = w.floats(storage, {rows, width}, normal(rows * width, 2));
+                           op.gain = w.floats(DType::F32, {width}, normal(width, 3));
+                           op.rstd = w.floats(DType::F32, {rows}, normal(rows, 4));
+                           op.gain_gradient = w.floats(DType::F32, {width}, normal(width, 5));
+                           op.residual_gradient = producer_target(w, v, storage, rows, width);
+                           op.stream_factor = 0.9f;
+                           op.branch_factor = 0.3f;
+                           w.device().rmsnorm_backward(op);
+                           w.output("gain gradient", op.gain_gradient);
+                           w.output("stream gradient", op.out_gradient);
                            compare_cast(w, op.residual_gradient);
                          }});
       }

@@ -278,6 +278,28 @@ TEST_CASE("an FP8 head needs FP8 operands and a vocabulary of whole rows of 16")
             .has("/batch/head_chunk: found 40"));
 }
 
+TEST_CASE("static scales are those of a unit model, and of nothing else") {
+  const auto said = [](const std::string& model, const std::string& precision) {
+    return complaint_of(R"({"model": {)" + model + R"(}, "precision": {"recipe": "munit")" + precision +
+                        "}}");
+  };
+  const std::string unit = R"("preset": "munit")";
+  CHECK(said(unit, "").what.empty());
+  CHECK(parse_config(R"({"model": {"preset": "munit"}, "precision": {"recipe": "munit"}})", "t").precision ==
+        make_recipe("munit"));
+  CHECK(said("", "").has("\"static\" with /model/parametrization \"standard\""));
+  CHECK(said(unit, R"(, "attention": "fp8")").has("/precision/attention: found \"fp8\" beside"));
+  CHECK(said(unit + R"(, "vocabulary": 272)", R"(, "head": "fp8")").has("/precision/head: found \"fp8\""));
+  CHECK(said(unit, R"(, "smooth_swiglu": "channel")").has("measures scales"));
+  // The shorthand sets all three roles; others may be beside it.
+  const Recipe shorthand = parse_config(R"({"model": {"preset": "munit"},
+                       "precision": {"recipe": "fp8", "smooth_swiglu": "none", "scaling": "static"}})",
+                                        "t")
+                               .precision;
+  CHECK(shorthand.weight.scaling == Scaling::Static);
+  CHECK(said(unit, R"(, "grad": {"scaling": "current"})").what.empty());
+}
+
 TEST_CASE("scales of blocks: for all roles or none, without Smooth-SwiGLU and fast accumulation") {
   const Recipe deepseek = parse_config(R"({"precision": {"recipe": "deepseek"}})", "t").precision;
   CHECK(deepseek == make_recipe("deepseek"));

@@ -198,6 +198,7 @@ namespace {
 
 struct Branch {
   bool normalised, norm_follows;
+  float residual_factor = 1, branch_factor = 1;
 };
 
 }  // namespace
@@ -206,7 +207,8 @@ TEST_CASE("a branch is normalised or scaled by its gain on its way into the sum,
   const auto [tokens, width, storage] = GENERATE(Case{1, 1, DType::F32}, Case{3, 17, DType::F32},
                                                  Case{5, 1030, DType::F32}, Case{2, 515, DType::BF16});
   const Branch b =
-      GENERATE(Branch{false, false}, Branch{false, true}, Branch{true, false}, Branch{true, true});
+      GENERATE(Branch{false, false}, Branch{false, true}, Branch{true, false}, Branch{true, true},
+               Branch{true, false, 0.8f, 0.6f}, Branch{true, true, 0.8f, 0.6f});
   OpFixture f;
   const int64_t n = tokens * width;
   const Values residual = normal_values(n, 1, 2.0, storage), branch = normal_values(n, 2, 0.3, storage),
@@ -224,18 +226,22 @@ TEST_CASE("a branch is normalised or scaled by its gain on its way into the sum,
     op.out.high = f.zeros(storage, {tokens, width});
   }
   op.epsilon = epsilon;
+  op.stream_factor = b.residual_factor;
+  op.branch_factor = b.branch_factor;
   f->rmsnorm_forward(op);
 
   const std::vector<double> normal = normalized(widened(branch), branch_gain, tokens, width);
   const Values sum = read_floats(op.residual_out);
   const double error = (static_cast<double>(width) / 16 + 10) * 0x1p-24;  // as above
   for (size_t i = 0; i < sum.size(); ++i) {
-    const double added = b.normalised ? normal[i]
+    const double added = b.normalised ? normal[i] * static_cast<double>(b.branch_factor)
                                       : static_cast<double>(branch[i]) *
                                             static_cast<double>(branch_gain[i % static_cast<size_t>(width)]);
-    const double expected = static_cast<double>(residual[i]) + added;
+    const double stream = static_cast<double>(b.residual_factor) * static_cast<double>(residual[i]);
+    const double expected = stream + added;
     CHECK(std::abs(static_cast<double>(sum[i]) - expected) <=
-          error * std::abs(added) + 0x1p-24 * std::abs(expected) + half_ulp(storage) * std::abs(expected));
+          error * std::abs(added) + 0x1p-24 * (std::abs(stream) + std::abs(expected)) +
+              half_ulp(storage) * std::abs(expected));
   }
   CHECK(read_floats(op.residual) == residual);
   if (!b.norm_follows) return;
@@ -243,6 +249,45 @@ TEST_CASE("a branch is normalised or scaled by its gain on its way into the sum,
   const Values got = read_floats(op.out.high);
   for (size_t i = 0; i < got.size(); ++i)
     CHECK(std::abs(static_cast<double>(got[i]) - out[i]) <= (error + half_ulp(storage)) * std::abs(out[i]));
+}
+
+// The gradient of a weighted sum is that of the norm with a gain as much smaller, and the stream's own
+// weight.
+TEST_CASE("a weighted branch has its weight in both gradients, and the stream's gradient the stream's",
+          "[rmsnorm]") {
+  const DType storage = GENERATE(DType::F32, DType::BF16);
+  const int64_t tokens = 70, width = 33, n = tokens * width;
+  const float residual_factor = 0.75f, branch_factor = 0.25f;  // exact, so that the bits are the same
+  const Values x = normal_values(n, 1, 2.0, storage), gradient = normal_values(n, 2, 1.0, storage),
+               gain = normal_values(width, 3);
+  struct Backward {
+    Values dx, dgain, left;
+  };
+  const auto backward = [&](float of_stream, float of_branch, float of_gain) {
+    OpFixture f;
+    Values smaller = gain;
+    for (float& g : smaller) g *= of_gain;
+    RmsNormBackward op;
+    op.out_gradient = f.floats(storage, {tokens, width}, gradient);
+    op.residual = f.floats(storage, {tokens, width}, x);
+    op.gain = f.floats(DType::F32, {width}, smaller);
+    op.rstd = f.floats(DType::F32, {tokens}, Values(static_cast<size_t>(tokens), 0.5f));
+    op.gain_gradient = f.zeros(DType::F32, {width});
+    op.residual_gradient.high = f.zeros(storage, {tokens, width});
+    op.stream_factor = of_stream;
+    op.branch_factor = of_branch;
+    f->rmsnorm_backward(op);
+    return Backward{read_floats(op.residual_gradient.high), read_floats(op.gain_gradient),
+                    read_floats(op.out_gradient)};
+  };
+  const Backward weighted = backward(residual_factor, branch_factor, 1),
+                 plain = backward(1, 1, branch_factor);
+  CHECK(weighted.dx == plain.dx);
+  CHECK(weighted.dx != backward(1, 1, 1).dx);
+  CHECK(plain.left == gradient);
+  for (size_t d = 0; d < plain.dgain.size(); ++d) CHECK(weighted.dgain[d] == branch_factor * plain.dgain[d]);
+  for (size_t i = 0; i < gradient.size(); ++i)
+    CHECK(weighted.left[i] == rounded(storage, residual_factor * gradient[i]));
 }
 
 TEST_CASE("without 1/rms the backward is that of a scale", "[rmsnorm]") {
@@ -282,6 +327,9 @@ TEST_CASE("a sum that is not normalised has one place, and a branch's norm a gai
   CHECK_THROWS_AS(f->rmsnorm_forward(op), Error);  // the sum and out are two places
   op.out.high = op.residual;
   CHECK_NOTHROW(f->rmsnorm_forward(op));
+  op.branch_factor = 0.5f;
+  CHECK_THROWS_AS(f->rmsnorm_forward(op), Error);  // the weight of a branch that is not normalised
+  op.branch_factor = 1;
   op.branch_rstd = f.zeros(DType::F32, {2});
   CHECK_THROWS_AS(f->rmsnorm_forward(op), Error);  // 1/rms without a gain
 }

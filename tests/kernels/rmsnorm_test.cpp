@@ -77,35 +77,41 @@ void check_backward(OpFixture& f, const Case& c, const TargetKind& kind, Gradien
                     DType gain_storage) {
   const Shape shape{c.tokens, c.width};
   const int64_t n = c.tokens * c.width;
-  const Tensor out_gradient = f.floats(c.storage, shape, hostile_values(n, 41, Hostility::Finite));
   const Tensor x = f.floats(c.storage, shape, row_values(c, 42, Hostility::Finite));
   const Tensor gain = f.floats(DType::F32, {c.width}, normal_values(c.width, 43));
   Values rstds = normal_values(c.tokens, 44);
   for (float& v : rstds) v = std::abs(v);
   const Tensor rstd = f.floats(DType::F32, {c.tokens}, rstds);
   struct Side {
-    Tensor gain_gradient, in;
+    Tensor out_gradient, gain_gradient, in;
     CastTarget out;
   };
   Side sides[2];
   for (Side& side : sides) {
+    side.out_gradient = f.floats(c.storage, shape, hostile_values(n, 41, Hostility::Finite));
     side.gain_gradient = f.floats(gain_storage, {c.width}, normal_values(c.width, 45));
     side.out = make_target(f, kind, {c.tokens, c.width, c.storage, Copies::Both});
     if (gradient_in != GradientIn::None) side.in = f.floats(c.storage, shape, normal_values(n, 46));
     if (gradient_in == GradientIn::InPlace) side.out.high = side.in;
   }
   const Side &expected = sides[0], &run = sides[1];
-  f->rmsnorm_backward({out_gradient, x, gain, rstd, expected.gain_gradient, expected.in, expected.out});
+  const bool weighted = gradient_in == GradientIn::None;  // as a branch's norm has it
+  const float residual_factor = weighted ? 0.9f : 1.0f, branch_factor = weighted ? 0.3f : 1.0f;
+  f->rmsnorm_backward({expected.out_gradient, x, gain, rstd, expected.gain_gradient, expected.in,
+                       expected.out, residual_factor, branch_factor});
   std::vector<float> partial(static_cast<size_t>(kernels::rmsnorm_partial_elements(c.tokens, c.width)), NAN);
   KernelCast cast(run.out);
   kernels::rmsnorm_backward({.storage = format_of(c.storage),
-                             .out_gradient = out_gradient.data,
+                             .out_gradient = run.out_gradient.data,
                              .x = x.data,
                              .gain = gain.as<float>(),
                              .rstd = rstd.as<float>(),
                              .gradient_in = run.in.empty() ? nullptr : run.in.data,
                              .gain_gradient = run.gain_gradient.data,
                              .gain_gradient_storage = format_of(gain_storage),
+                             .stream_factor = residual_factor,
+                             .branch_factor = branch_factor,
+                             .weighted_gradient = weighted ? run.out_gradient.data : nullptr,
                              .partial = partial.data(),
                              .tokens = c.tokens,
                              .width = c.width,
@@ -113,6 +119,7 @@ void check_backward(OpFixture& f, const Case& c, const TargetKind& kind, Gradien
   cast.finish();
   check_same(expected.out, run.out);
   CHECK(differences(expected.gain_gradient, run.gain_gradient) == 0);
+  CHECK(differences(expected.out_gradient, run.out_gradient) == 0);
 }
 
 }  // namespace
@@ -226,6 +233,7 @@ void check_added(OpFixture& f, const Case& c, const TargetKind& kind, Added adde
   if (added.norm_follows) op.gain = gain, op.rstd = expected.rstd;
   op.branch_gain = branch_gain;
   if (added.normalised) op.branch_rstd = expected.branch_rstd;
+  if (added.normalised && added.norm_follows) op.stream_factor = 0.9f, op.branch_factor = 0.3f;
   op.out = expected.out;
   f->rmsnorm_forward(op);
   KernelCast cast(run.out);
@@ -237,6 +245,8 @@ void check_added(OpFixture& f, const Case& c, const TargetKind& kind, Added adde
                             .rstd = added.norm_follows ? run.rstd.as<float>() : nullptr,
                             .branch_gain = branch_gain.as<float>(),
                             .branch_rstd = added.normalised ? run.branch_rstd.as<float>() : nullptr,
+                            .stream_factor = op.stream_factor,
+                            .branch_factor = op.branch_factor,
                             .epsilon = 1e-5f,
                             .tokens = c.tokens,
                             .width = c.width,

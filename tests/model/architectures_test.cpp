@@ -40,8 +40,8 @@ std::vector<std::string> outside(const Result& result, const std::string& name) 
   return out;
 }
 
-const char* const names[] = {"fog_max", "fog_opt",     "fog_flash",           "op",      "olmo2",
-                             "qwen3",   "all_at_once", "norms_on_both_sides", "no_norms"};
+const char* const names[] = {"fog_max", "fog_opt",     "fog_flash",           "op",       "olmo2",
+                             "qwen3",   "all_at_once", "norms_on_both_sides", "no_norms", "munit"};
 
 }  // namespace
 
@@ -72,6 +72,7 @@ TEST_CASE("oracle: an option that is another one is noticed", "[oracle][architec
   noticed("qwen3", "qk_norm", "rms_frozen");
   noticed("op", "post_norm", "rms");
   noticed("no_norms", "rope_base", 101.0);
+  noticed("munit", "residual_tau", 0.301);
 }
 
 TEST_CASE("oracle: a gain, an alpha or a parameter of xIELU off by a percent is noticed",
@@ -90,4 +91,5 @@ TEST_CASE("oracle: a gain, an alpha or a parameter of xIELU off by a percent is 
   noticed("op", "blocks.0.attention_post_norm.gain");
   noticed("olmo2", "blocks.1.ffn_post_norm.gain");
   noticed("qwen3", "blocks.0.attention.query_norm.gain");
+  noticed("munit", "blocks.0.ffn_post_norm.gain");
 }

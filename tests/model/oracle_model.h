@@ -47,6 +47,10 @@ inline TransformerSpec spec_of(const nlohmann::json& variant) {
   spec.activation = activation.at(s.at("activation"));
   spec.input_multiplier = s.at("input_multiplier");
   spec.softmax_scale = s.at("softmax_scale");
+  spec.residual_tau = s.at("residual_tau");
+  spec.residual = spec.residual_tau == 0 ? Residual::Sum : Residual::Weighted;
+  spec.softmax_clip_low = s.at("softmax_clip_low");
+  spec.softmax_clip_high = s.at("softmax_clip_high");
   return spec;
 }
 

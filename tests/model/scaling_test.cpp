@@ -186,3 +186,88 @@ TEST_CASE("weights rounded stochastically draw new random numbers every step, th
     CHECK(losses_at(1) == first);
   }
 }
+
+// ---- static scales [2502.05967]
+
+namespace {
+
+TransformerOptions unit_model() {
+  TransformerOptions options = test::tiny(make_recipe("munit"));
+  TransformerSpec& s = options.spec;
+  s.width = 64, s.heads = 4, s.kv_heads = 4, s.ffn_width = 256, s.context = 64, s.vocabulary = 64;
+  s.pre_norm = false;
+  s.post_norm = PostNorm::RMS;
+  s.post_norm_initial_gain = 1;
+  s.activation = Activation::GELU;
+  s.parametrization = Parametrization::Unit;
+  s.residual = Residual::Weighted;
+  options.batch_tokens = 1024;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("static scales make initial deviations one, and never move") {
+  const TransformerOptions options = unit_model();
+  TinyModel tiny(options);
+  const ScaleTable& table = tiny.model->scales();
+  const std::vector<double> scales = scales_of(tiny);
+  REQUIRE(scales.size() == 2 * 4 * 3);
+  const auto ends = [](const std::string& name, const char* end) { return name.ends_with(end); };
+  for (size_t i = 0; i < scales.size(); ++i) {
+    const std::string& name = table.sites[i].name;
+    INFO(name);
+    const double expected = ends(name, ".input")            ? 1
+                            : ends(name, ".grad")           ? 64.0 * 1024.0
+                            : ends(name, "ffn.down.weight") ? 16
+                                                            : 8;
+    CHECK(scales[i] == expected);
+  }
+  tiny.train(test::random_batch(options, 0), {0, 0});
+  finish_step(tiny, 0);
+  CHECK(scales_of(tiny) == scales);
+}
+
+TEST_CASE("what a unit model casts is of the size that static scales expect, at any width") {
+  for (const int64_t width : {64, 256}) {
+    TransformerOptions options = unit_model();
+    options.spec.width = width, options.spec.ffn_width = 4 * width;
+    options.batch_tokens = options.micro_batch * options.spec.context;
+    TinyModel tiny(options);
+    ScaleTable& table = tiny.model->scales();
+    table.count = true;
+    tiny.train(test::random_batch(options, 0), {0, 0});
+    const auto* counters = table.counters.as<CastCounters>();
+    const std::vector<double> amax = tiny.values(table.amax), scales = scales_of(tiny);
+    for (size_t i = 0; i < table.sites.size(); ++i) {
+      INFO(table.sites[i].name << " of " << width);
+      if (table.sites[i].name.ends_with(".weight")) continue;  // cast when the model began
+      const double elements = static_cast<double>(counters[i].elements);
+      CHECK(counters[i].elements > 0);
+      CHECK(counters[i].saturated == 0);
+      // Gaussians have 2^-7 of their mass below 2^-7 sigma, and E4M3 flushes what is below 2^-10; gelu(x) is
+      // that small for one x in ten.
+      const double most = table.sites[i].name.ends_with("down.input") ? 0.3 : 0.02;
+      CHECK(static_cast<double>(counters[i].flushed) / elements <= most);
+      CHECK(amax[i] * scales[i] < 448);
+    }
+  }
+}
+
+TEST_CASE("a stream that is weighted keeps a deviation of one, one that is a sum does not") {
+  const auto variance = [](Residual residual) {
+    TransformerOptions options = unit_model();
+    options.recipe = make_recipe("fp32");
+    options.spec.layers = 12;
+    options.spec.residual = residual;
+    TinyModel tiny(options);
+    tiny.evaluate(test::random_batch(options, 5));
+    double sum = 0;
+    const std::vector<double> x = tiny.values(tiny.planned("final_norm.residual"));
+    for (const double v : x) sum += v * v;
+    return sum / static_cast<double>(x.size());
+  };
+  // (1 - tau) a + tau b of what is uncorrelated; branches and the stream are so at first, within a tenth.
+  CHECK(std::abs(variance(Residual::Weighted) - 1) < 0.2);
+  CHECK(variance(Residual::Sum) > 10);  // 1 + 2 L
+}

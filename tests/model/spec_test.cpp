@@ -109,6 +109,58 @@ TEST_CASE("options that do not go together are refused") {
   CHECK(broken_keys(spec, false) == std::vector<std::string>{"input_multiplier"});
 }
 
+TEST_CASE("a weighted stream and parametrization unit say what they need") {
+  TransformerSpec spec = test::tiny("bf16").spec;
+  spec.residual_tau = 0.3;
+  CHECK(broken_keys(spec, false) == std::vector<std::string>{"residual_tau"});
+  spec.residual = Residual::Weighted;
+  CHECK(broken_keys(spec, false) == std::vector<std::string>{"residual"});
+  spec.pre_norm = false;
+  spec.post_norm = PostNorm::RMS;
+  CHECK(broken_keys(spec, false).empty());
+  spec.parametrization = Parametrization::Unit;
+  CHECK(broken_keys(spec, false).empty());
+  spec.tied_head = true;
+  spec.input_multiplier = 2;
+  CHECK(broken_keys(spec, false) == std::vector<std::string>{"tied_head", "input_multiplier"});
+}
+
+// [2502.05967, table 2, with multipliers taken into the weights: deviation times multiplier, rate times
+// multiplier]
+TEST_CASE("parametrization unit is mu-nit Scaling's table") {
+  TransformerSpec spec;
+  spec.width = 1024, spec.heads = 8, spec.kv_heads = 8, spec.ffn_width = 4096;
+  spec.parametrization = Parametrization::Unit;
+  spec.base_width = 256;
+  const double sqrt_width = std::sqrt(1024.0), transfer = std::sqrt(256.0 / 1024.0);
+  CHECK(spec.table_deviation() == 1);
+  CHECK(spec.head_deviation() == 1 / 1024.0);
+  CHECK(spec.head_learning_rate() == 1 / 1024.0);
+  for (const BlockLinear which : {BlockLinear::Qkv, BlockLinear::Out, BlockLinear::Up}) {
+    CHECK(spec.linear_deviation(which) == 1 / sqrt_width);
+    CHECK(spec.linear_learning_rate(which) == transfer / sqrt_width);
+  }
+  CHECK(spec.linear_deviation(BlockLinear::Down) == 1 / 64.0);
+  CHECK(spec.linear_learning_rate(BlockLinear::Down) == transfer / 64.0);
+  spec.parametrization = Parametrization::Standard;
+  CHECK(spec.linear_learning_rate(BlockLinear::Down) == 1);
+  CHECK(spec.head_deviation() == spec.init_deviation);
+}
+
+TEST_CASE("tau falls with depth, through the two values that the paper states") {
+  TransformerSpec spec;
+  CHECK(spec.residual_tau_() == 0);
+  spec.residual = Residual::Weighted;
+  spec.layers = 4;
+  CHECK(std::abs(spec.residual_tau_() - 0.4) < 1e-15);
+  spec.layers = 100;
+  CHECK(std::abs(spec.residual_tau_() - 0.1) < 1e-15);
+  spec.layers = 1;
+  CHECK(spec.residual_tau_() < 1);
+  spec.residual_tau = 0.25;
+  CHECK(spec.residual_tau_() == 0.25);
+}
+
 TEST_CASE("frozen gains are part of the softmax scale: 0.125 at 128") {
   TransformerSpec spec;
   spec.width = 1024, spec.heads = 8, spec.kv_heads = 4;

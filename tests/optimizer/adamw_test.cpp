@@ -87,6 +87,31 @@ TEST_CASE("only matrices and embeddings decay, and embeddings only when asked to
   }
 }
 
+TEST_CASE("a parameter's own rate is that of its update, not of its decay") {
+  const auto step = [](double factor, double decay) {
+    OptimizerOptions options;
+    options.weight_decay = decay;
+    options.clip_norm = 0;
+    Trio trio(options);
+    trio.parameters[0].learning_rate_factor = factor;
+    const std::vector<float> before = trio.master(0);
+    trio.adamw->step(trio.parameters, 0.125, 1, trio.loss_sum, 1);
+    std::vector<double> changes;
+    for (size_t k = 0; k < before.size(); ++k)
+      changes.push_back(static_cast<double>(trio.master(0)[k]) - static_cast<double>(before[k]));
+    return changes;
+  };
+  // Weights are about 1/2: each FP32 rounding of one is at most 2^-25 of 2, and there are three.
+  const double error = 3 * 2 * 0x1p-24;
+  const std::vector<double> whole = step(1, 0), quarter = step(0.25, 0), decayed = step(0.25, 0.5),
+                            both = step(1, 0.5);
+  for (size_t k = 0; k < whole.size(); ++k) {
+    CHECK(std::abs(quarter[k] - 0.25 * whole[k]) <= error);
+    CHECK(std::abs((decayed[k] - quarter[k]) - (both[k] - whole[k])) <= 2 * error);  // the decay alone
+  }
+  CHECK(std::abs(whole[0]) > 100 * error);  // not nothing
+}
+
 TEST_CASE("only matrices and embeddings have FP8 moments") {
   Trio trio({}, make_recipe("fp8").moments);
   const std::vector<Optimizer::State>& states = trio.adamw->states();

@@ -1,6 +1,7 @@
 """The block with every option of the specification, in JAX, from the equations: norms before a layer, after it, or a gain after it
 (LayerScale, Touvron et al. 2103.17239), regularised queries and keys (Qwen3, OLMo-2, and FOG, Hernandez-Cano et al. 2505.20524), GELU,
-ReLU^2 (So et al. 2109.08668), xIELU (Huang & Schlag 2411.13010). Gradients come from automatic differentiation in float64.
+ReLU^2 (So et al. 2109.08668), xIELU (Huang & Schlag 2411.13010), the weighted residual stream of mu-nit Scaling (Narayan et al.
+2502.05967), clipped softmax (Bondarenko et al. 2306.12929). Gradients come from automatic differentiation in float64.
 
 How far a correct float32 program may lie from that is measured: the same model in float32, with the channels of the residual stream and
 the neurons of the feed-forward network in random orders, which changes the order of every sum over them and nothing else.
@@ -32,6 +33,9 @@ class Spec(llama.Spec):
     activation: str = "swiglu"
     input_multiplier: float = 1.0
     softmax_scale: float = 0.0
+    residual_tau: float = 0.0  # 0: x + f(x)
+    softmax_clip_low: float = 0.0
+    softmax_clip_high: float = 1.0
 
     @property
     def gated(self):
@@ -75,7 +79,11 @@ def attention(qkv, p, b, spec):
     k, v = jnp.repeat(k, H // K, axis=2), jnp.repeat(v, H // K, axis=2)
     score = jnp.einsum("bqhd,bkhd->bhqk", q, k) * np.asarray(spec.scale, qkv.dtype)
     score = jnp.where(np.tril(np.ones((S, S), bool)), score, -jnp.inf)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(score, axis=-1), v).reshape(B * S, H * Dh)
+    probability = jax.nn.softmax(score, axis=-1)
+    if (spec.softmax_clip_low, spec.softmax_clip_high) != (0.0, 1.0):
+        low, high = (np.asarray(x, qkv.dtype) for x in (spec.softmax_clip_low, spec.softmax_clip_high))
+        probability = jnp.clip((high - low) * probability + low, 0, 1)
+    return jnp.einsum("bhqk,bkhd->bqhd", probability, v).reshape(B * S, H * Dh)
 
 
 def feed_forward(x, p, b, spec):
@@ -101,6 +109,11 @@ def losses_of(p, tokens, targets, spec):
             x = normalise(x, spec.norm_epsilon)
         return x if spec.post_norm == "none" else x * p[name + ".gain"]
 
+    def add(x, branch):
+        if not spec.residual_tau:
+            return x + branch
+        return np.asarray((1 - spec.residual_tau) ** 0.5, x.dtype) * x + np.asarray(spec.residual_tau**0.5, x.dtype) * branch
+
     x = p["embedding.weight"][tokens]
     x = x * np.asarray(spec.input_multiplier, x.dtype)
     for i in range(spec.layers):
@@ -108,8 +121,8 @@ def losses_of(p, tokens, targets, spec):
         qkv = pre(x, b + "attention_norm") @ p[b + "attention.qkv.weight"].T
         if spec.qkv_bias:
             qkv = qkv + p[b + "attention.qkv.bias"]
-        x = x + post(attention(qkv, p, b + "attention.", spec) @ p[b + "attention.out.weight"].T, b + "attention_post_norm")
-        x = x + post(feed_forward(pre(x, b + "ffn_norm"), p, b + "ffn.", spec), b + "ffn_post_norm")
+        x = add(x, post(attention(qkv, p, b + "attention.", spec) @ p[b + "attention.out.weight"].T, b + "attention_post_norm"))
+        x = add(x, post(feed_forward(pre(x, b + "ffn_norm"), p, b + "ffn.", spec), b + "ffn_post_norm"))
     if spec.final_norm:
         x = normalise(x, spec.norm_epsilon) * p["final_norm.gain"]
     logits = x @ p["embedding.weight" if spec.tied_head else "head.weight"].T
@@ -205,6 +218,8 @@ VARIANTS = {
                            softmax_scale=0.5),
     "norms_on_both_sides": replace(BASE, post_norm="rms", qk_norm="rms", activation="xielu", qkv_bias=True, final_norm=False),
     "no_norms": replace(BASE, pre_norm=False, final_norm=False, activation="xielu"),
+    "munit": replace(BASE, pre_norm=False, post_norm="rms", activation="gelu", residual_tau=0.3),
+    "clipped_softmax": replace(BASE, softmax_clip_low=-0.1, softmax_clip_high=1.3),
 }
 
 
