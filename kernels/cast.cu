@@ -78,8 +78,7 @@ __global__ void decide_kernel(DecideArguments args) {
   const float amax = __uint_as_float(bits);
   if (args.site_amax && *args.site_amax < amax) *args.site_amax = amax;
   if (args.only_record) return;
-  const bool history =
-      is_known_before(args.cast.scaling) && args.site_scale && *args.site_scale != 0.0f;
+  const bool history = is_known_before(args.cast.scaling) && args.site_scale && *args.site_scale != 0.0f;
   const float scale = history ? *args.site_scale : scale_for(args.cast.rule, amax, max_of(args.cast.format));
   if (args.cast.scaling == octet::Scaling::Current && args.site_scale) *args.site_scale = scale;
   if (args.site_inverse_scale) *args.site_inverse_scale = inverse_or_nan(scale, bits);

@@ -241,6 +241,11 @@ void check_memory(const RunConfig& c, Problems& out) {
 }
 
 void check_schedule(const RunConfig& c, Problems& out) {
+  if (c.schedule.final_steps > 0 && c.schedule.final_steps >= c.run.steps - c.schedule.warmup_steps)
+    out.push_back({"/schedule/final_steps",
+                   {"/run/steps", "/schedule/warmup_steps"},
+                   fmt::format("found {}; allowed: less than what /run/steps leaves after the warm-up, {}",
+                               c.schedule.final_steps, c.run.steps - c.schedule.warmup_steps)});
   if (c.schedule.warmup_steps > 0 && c.schedule.warmup_steps >= c.run.steps) {
     out.push_back(
         {"/schedule/warmup_steps",

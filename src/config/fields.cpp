@@ -257,6 +257,8 @@ void add_optimizer(List& list) {
                         about("learning rate of the last step, as a share of the peak", Recorded)));
   list.push_back(number("/schedule/cooldown_fraction", AT(schedule.cooldown_fraction), {0, 1},
                         about("wsd: share of the run that cools down as 1 - sqrt", Recorded)));
+  list.push_back(integer("/schedule/final_steps", AT(schedule.final_steps), {0, 1e12},
+                         about("last steps of the run that stay at the rate at which the schedule ends", Recorded)));
 }
 
 void add_rest(List& list) {

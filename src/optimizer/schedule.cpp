@@ -32,6 +32,8 @@ double wsd(const ScheduleOptions& options, int64_t step, int64_t total_steps) {
 
 double learning_rate(const ScheduleOptions& options, int64_t step, int64_t total_steps) {
   const double peak = options.learning_rate;
+  total_steps = std::max<int64_t>(total_steps - options.final_steps, 1);
+  step = std::min(step, total_steps - 1);
   if (step < options.warmup_steps)
     return peak * static_cast<double>(step + 1) / static_cast<double>(options.warmup_steps);
   const double p = progress(step - options.warmup_steps, total_steps - options.warmup_steps);

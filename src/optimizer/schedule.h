@@ -13,6 +13,7 @@ struct ScheduleOptions {
   double final_fraction = 0.1;  // of the peak, reached at the last step
   double cooldown_fraction =
       0.2;  // WSD: last part of the run, falling as 1 - sqrt(progress)  [Haegele et al. 2405.18392]
+  int64_t final_steps = 0;  // the schedule ends so many steps before the run, which stay at its last rate
   bool operator==(const ScheduleOptions&) const = default;
 };
 

@@ -1,6 +1,8 @@
 #include "optimizer/schedule.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "catch.h"
 
@@ -80,4 +82,16 @@ TEST_CASE("learning rates never rise after the warmup") {
        {ScheduleName::Constant, ScheduleName::Linear, ScheduleName::Cosine, ScheduleName::WSD})
     for (int64_t step = 11; step < 200; ++step)
       CHECK(learning_rate(schedule(name), step, 200) <= learning_rate(schedule(name), step - 1, 200));
+}
+
+TEST_CASE("final steps stay at the rate at which the schedule ends, which ends so much earlier") {
+  for (ScheduleName name :
+       {ScheduleName::Constant, ScheduleName::Linear, ScheduleName::Cosine, ScheduleName::WSD}) {
+    ScheduleOptions options = schedule(name, 1e-6);
+    std::vector<double> shorter;
+    for (int64_t step = 0; step < 111; ++step) shorter.push_back(learning_rate(options, step, 111));
+    options.final_steps = 39;
+    for (int64_t step = 0; step < 150; ++step)
+      CHECK(learning_rate(options, step, 150) == shorter[static_cast<size_t>(std::min<int64_t>(step, 110))]);
+  }
 }
