@@ -27,6 +27,9 @@ struct HealthLimits {
   // Scales that follow these shares hold them: a share is worth a warning at four times as many, which is
   // beyond what counting a few values does to them.
   AdaptiveScaling adaptive = {};
+  // A quantile's threshold falls to 15/16 of where values end, however many lie between. Up to an amax of
+  // this many thresholds (values of a warm-up grow in that step, too) no value loses more than a fifth.
+  double near = 1.25;
   // Below what rounding to nearest leaves: 10 dB are three times its error. Stochastic rounding costs 3.
   double snr_drop = 10;
   // log-sum-exp of attention. QK-Clip (Kimi K2, 2507.20534) cuts at 100; healthy runs stay below some 30.
