@@ -1,5 +1,6 @@
-// Once a step: amaxes into the ring, delayed scales refreshed, amaxes cleared. Specification:
-// device/cpu/scale_table.cpp, numerics/scaling.h. Equal to the bit.
+// Once a step: amaxes into the ring, scales that follow earlier steps refreshed, amaxes and counters cleared.
+// Specification: device/cpu/scale_table.cpp, numerics/scaling.h, numerics/adaptive_scaling.h. Equal to the
+// bit.
 #pragma once
 #include <cstdint>
 
@@ -12,10 +13,12 @@ struct ScaleTableArguments {
   int64_t sites;
   const octet::Cast* casts;  // device memory [sites]
   octet::DelayedScaling options;
+  octet::AdaptiveScaling adaptive = {};
   int64_t newest;                       // step % window
   float* amax_history;                  // [window, sites]
   float *amax, *scale, *inverse_scale;  // [sites]
-  const uint32_t* apply = nullptr;      // device memory [1]; 0: only amax is cleared; null: applied
+  uint64_t* counters;                   // [sites, 3]: elements, saturated, flushed
+  const uint32_t* apply = nullptr;  // device memory [1]; 0: amax and counters are cleared only; null: applied
   Stream stream = nullptr;
 };
 void update_scale_table(const ScaleTableArguments&);

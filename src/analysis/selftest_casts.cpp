@@ -72,6 +72,8 @@ const CastVariant cast_variants[] = {
     {.name = "delayed, first step", .scaling = Scaling::Delayed},
     {.name = "delayed", .scaling = Scaling::Delayed, .history = 8},
     {.name = "delayed, saturating", .scaling = Scaling::Delayed, .counted = false, .history = 4096},
+    {.name = "quantile, saturating", .scaling = Scaling::Quantile, .history = 4096},
+    {.name = "following, first step", .scaling = Scaling::Following},
     {.name = "per row and per column", .row_scales = true, .column_scales = true},
     {.name = "rowwise", .row_scales = true, .column_scales = true, .scaling = Scaling::Rowwise},
     {.name = "blocks",

@@ -226,36 +226,46 @@ void add_update(std::vector<SelftestCase>& cases) {
                      w.output("sum", sum);
                    }});
   for (const AmaxAlgorithm algorithm : {AmaxAlgorithm::Max, AmaxAlgorithm::MostRecent}) {
-    cases.push_back({"scale table", algorithm == AmaxAlgorithm::Max ? "max, 6 steps" : "most recent, 6 steps",
-                     0, [=](Workbench& w) {
-                       constexpr int64_t window = 4, sites = 6;
-                       ScaleTable table;
-                       for (int64_t i = 0; i < sites; ++i) {
-                         const Cast cast{i % 2 ? Format::E5M2 : Format::E4M3,
-                                         i == 5 ? Scaling::Current : Scaling::Delayed,
-                                         i % 3 ? ScaleRule::PowerOfTwo : ScaleRule::Exact};
-                         table.add({fmt::format("site {}", i), 0, cast});
-                       }
-                       MemoryPlan measured;
-                       table.plan(measured, window);
-                       const auto bytes = static_cast<int64_t>(measured.peak_bytes());
-                       MemoryPlan placed(w.zeros(DType::U8, {bytes}).data, measured.peak_bytes());
-                       table.plan(placed, window);
-                       upload_casts(w.device(), table);
-                       for (int64_t step = 0; step < 6; ++step) {
-                         Values amaxes = normal(sites, static_cast<uint64_t>(step), 100);
-                         for (float& x : amaxes) x = std::fabs(x);
-                         amaxes[1] = step == 3 ? INFINITY : amaxes[1];
-                         amaxes[2] = step == 4 ? 0 : amaxes[2];
-                         amaxes[3] = step == 2 ? NAN : amaxes[3];
-                         w.device().copy_from_host(table.amax.data, amaxes.data(), table.amax.bytes());
-                         w.device().scale_table_update({&table, {window, algorithm, 1}, step});
-                       }
-                       w.output("history", table.amax_history);
-                       w.output("scale", table.scale);
-                       w.output("inverse", table.inverse_scale);
-                       w.output("amax", table.amax);
-                     }});
+    cases.push_back(
+        {"scale table", algorithm == AmaxAlgorithm::Max ? "max, 6 steps" : "most recent, 6 steps", 0,
+         [=](Workbench& w) {
+           constexpr int64_t window = 4, sites = 10;
+           constexpr Scaling scalings[] = {Scaling::Current, Scaling::Quantile, Scaling::Following};
+           ScaleTable table;
+           for (int64_t i = 0; i < sites; ++i) {
+             const Cast cast{i % 2 ? Format::E5M2 : Format::E4M3, i < 5 ? Scaling::Delayed : scalings[i % 3],
+                             i % 3 ? ScaleRule::PowerOfTwo : ScaleRule::Exact};
+             table.add({fmt::format("site {}", i), 0, cast});
+           }
+           MemoryPlan measured;
+           table.plan(measured, window);
+           const auto bytes = static_cast<int64_t>(measured.peak_bytes());
+           MemoryPlan placed(w.zeros(DType::U8, {bytes}).data, measured.peak_bytes());
+           table.plan(placed, window);
+           upload_casts(w.device(), table);
+           for (int64_t step = 0; step < 6; ++step) {
+             Values amaxes = normal(sites, static_cast<uint64_t>(step), 100);
+             for (float& x : amaxes) x = std::fabs(x);
+             amaxes[1] = step == 3 ? INFINITY : amaxes[1];
+             amaxes[2] = step == 4 ? 0 : amaxes[2];
+             amaxes[3] = step == 2 ? NAN : amaxes[3];
+             w.device().copy_from_host(table.amax.data, amaxes.data(), table.amax.bytes());
+             uint64_t counters[sites][3];
+             for (uint64_t i = 0; i < sites; ++i) {
+               const uint64_t bits = random_bits(static_cast<uint64_t>(step), i);
+               counters[i][0] = (bits >> 8) * (i + 1);
+               counters[i][1] = bits % 7 * (bits % 1024);
+               counters[i][2] = bits % 5 * (counters[i][0] / 64);
+             }
+             w.device().copy_from_host(table.counters.data, counters, sizeof counters);
+             w.device().scale_table_update({&table, {window, algorithm, 1}, step});
+           }
+           w.output("history", table.amax_history);
+           w.output("scale", table.scale);
+           w.output("inverse", table.inverse_scale);
+           w.output("amax", table.amax);
+           w.output("counters", table.counters);
+         }});
   }
 }
 

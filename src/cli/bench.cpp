@@ -153,10 +153,7 @@ class StepLoop {
   }
   void take_statistics(int64_t step) {
     Transformer& model = memory_.model;
-    if (model.scales().count) {
-      readback_.take_statistics(step, model.scales());
-      device_.zero(model.scales().counters);
-    }
+    if (model.scales().count) readback_.take_statistics(step, model.scales());
     if (!model.observations().on) return;
     model.observe_weights();
     readback_.take_observations(step, model.observations());

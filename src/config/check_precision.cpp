@@ -142,6 +142,18 @@ void check_static(const RunConfig& c, const Formats& f, Problems& out) {
                    "measures scales, and scaling \"static\" is there not to; allowed: none, bf16"});
 }
 
+// Scales that follow what casts count.
+void check_adaptive(const RunConfig& c, const Formats& f, Problems& out) {
+  if (c.fallback.saturated > 0 && f.any(Scaling::Quantile) &&
+      c.fallback.saturated <= 4 * c.precision.adaptive.above)
+    out.push_back(
+        {"/precision/fallback/saturated",
+         {"/precision"},
+         fmt::format("found {:g} with scaling \"quantile\", which saturates {:g} on purpose, in "
+                     "some steps more; allowed: above {:g} (4 x /precision/adaptive/above)",
+                     c.fallback.saturated, c.precision.adaptive.above, 4 * c.precision.adaptive.above)});
+}
+
 void check_simulation(const Formats& f, Problems& out) {
   if (!f.formats.simulate.reduces()) return;
   const std::string format = name_of(f.formats.simulate);
@@ -168,6 +180,7 @@ void check_overrides(const RunConfig& c, Problems& out) {
     check_blockwise(f, out);
     check_static(c, f, out);
     check_simulation(f, out);
+    check_adaptive(c, f, out);
     // Linears share buffers of scales, which lie differently.
     if (other.formats.float8() && r.float8() &&
         f.any(Scaling::Blockwise) != (r.weight.scaling == Scaling::Blockwise))
@@ -269,6 +282,12 @@ void check_attention(const RunConfig& c, Problems& out) {
                    {"/precision"},
                    "found \"fp8\" while the linear layers around attention are not FP8; allowed: "
                    "\"storage\", or an FP8 recipe"});
+  if (c.precision.attention == AttentionFormat::FP8 &&
+      (is_counted(c.precision.input.scaling) || is_counted(c.precision.grad.scaling)))
+    out.push_back({"/precision/attention",
+                   {"/precision"},
+                   "found \"fp8\" beside a scaling \"quantile\" or \"following\" of input or grad, which is "
+                   "that of linear layers; allowed: \"storage\", or \"current\" and \"delayed\" scaling"});
 }
 
 void check_preset(const RunConfig& c, Problems& out) {
@@ -294,6 +313,7 @@ void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
   check_blockwise(section, out);
   check_static(c, section, out);
   check_simulation(section, out);
+  check_adaptive(c, section, out);
   check_name(c, out);
   check_overrides(c, out);
   check_blocks(c, out);

@@ -155,11 +155,10 @@ const Names<Format> moment_formats = {{Format::FP32, "fp32"},
                                       {Format::E4M3, "e4m3"},
                                       {Format::E5M2, "e5m2"}};
 const Names<Format> wide_formats = {{Format::FP32, "fp32"}, {Format::BF16, "bf16"}};
-const Names<Scaling> scalings = {{Scaling::Current, "current"},
-                                 {Scaling::Delayed, "delayed"},
-                                 {Scaling::Rowwise, "rowwise"},
-                                 {Scaling::Blockwise, "blockwise"},
-                                 {Scaling::Static, "static"}};
+const Names<Scaling> scalings = {{Scaling::Current, "current"},    {Scaling::Delayed, "delayed"},
+                                 {Scaling::Rowwise, "rowwise"},    {Scaling::Blockwise, "blockwise"},
+                                 {Scaling::Static, "static"},      {Scaling::Quantile, "quantile"},
+                                 {Scaling::Following, "following"}};
 const Names<GemmFormat> gemm_formats = {{GemmFormat::ByRoles, "by_roles"}, {GemmFormat::Storage, "storage"}};
 const Names<ScaleRule> rules = {{ScaleRule::PowerOfTwo, "power_of_two"}, {ScaleRule::Exact, "exact"}};
 const Names<Rounding> roundings = {{Rounding::Nearest, "nearest"}, {Rounding::Stochastic, "stochastic"}};
@@ -194,8 +193,9 @@ void add_role(List& list, const std::string& role, At at) {
                         about("number format of this operand", Recorded)));
   list.push_back(
       choice((at_role + "/scaling").c_str(), part(AT(scaling)), scalings,
-             about("scale from this tensor's amax, from earlier steps', one a row or a block of 128 of each "
-                   "GEMM's operand, or one that never changes",
+             about("scale from this tensor's amax, from earlier steps' amaxes or what their casts saturated "
+                   "(quantile, following), one a row or a block of 128 of each GEMM's operand, or one that "
+                   "never changes",
                    Recorded)));
   list.push_back(choice((at_role + "/rounding").c_str(), part(AT(rounding)), roundings,
                         about("rounding to FP8", Recorded)));
@@ -244,6 +244,14 @@ void add_precision(List& list) {
              about("delayed scaling: which remembered amax counts", Recorded)));
   list.push_back(integer("/precision/delayed/margin", AT(precision.delayed.margin), {0, 16},
                          about("delayed scaling: binades left free above the amax", Recorded)));
+  list.push_back(number("/precision/adaptive/above", AT(precision.adaptive.above), {1e-6, 0.1},
+                        about("scaling \"quantile\": the share of the values that saturates", Recorded)));
+  list.push_back(
+      number("/precision/adaptive/saturated", AT(precision.adaptive.saturated), {0, 0.1},
+             about("scaling \"following\": the scale is halved when a larger share saturates", Recorded)));
+  list.push_back(number(
+      "/precision/adaptive/flushed", AT(precision.adaptive.flushed), {0, 0.5},
+      about("scaling \"following\": it is doubled when a larger share becomes zero instead", Recorded)));
   list.push_back(choice("/precision/smooth_swiglu", AT(precision.smooth_swiglu),
                         Names<SmoothSwiGLU>{{SmoothSwiGLU::None, "none"},
                                             {SmoothSwiGLU::Token, "token"},

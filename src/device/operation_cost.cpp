@@ -86,7 +86,9 @@ uint64_t least_bytes(const ReadMasters& op) {
 uint64_t least_bytes(const WriteMasters& op) {
   return sum({op.values, op.master, op.code.rest, op.code.inverse});
 }
-uint64_t least_bytes(const ScaleTableUpdate& op) { return 2 * op.table->amax.bytes(); }
+uint64_t least_bytes(const ScaleTableUpdate& op) {
+  return 2 * op.table->amax.bytes() + op.table->counters.bytes();
+}
 uint64_t least_bytes(const EncodeBlocks& op) { return sum({op.source, op.messages}); }
 uint64_t least_bytes(const DecodeBlocks& op) {
   return sum({op.messages, op.out}) + (op.accumulate ? op.out.bytes() : 0);

@@ -31,7 +31,7 @@ void check(const ScaleTableUpdate& op) {
   const ScaleTable& table = *op.table;
   const int64_t sites = static_cast<int64_t>(table.sites.size());
   if (op.options.window != table.amax_history.rows() || table.amax_history.columns() != sites ||
-      op.step < 0) {
+      table.counters.elements() != 3 * sites || op.step < 0) {
     throw Error(ExitCode::Internal,
                 fmt::format("scale table: step {}, window {}, {} sites; planned {}", op.step,
                             op.options.window, sites, to_string(table.amax_history.shape)));
@@ -45,7 +45,8 @@ Site ScaleTable::site(int index) const {
   site.scale = scale.as<float>() + index;
   site.inverse_scale = inverse_scale.as<float>() + index;
   site.amax = amax.as<float>() + index;
-  if (count) site.counters = static_cast<CastCounters*>(counters.data) + index;
+  if (count || is_counted(sites[static_cast<size_t>(index)].cast.scaling))
+    site.counters = static_cast<CastCounters*>(counters.data) + index;
   return site;
 }
 

@@ -9,7 +9,7 @@
 
 namespace octet {
 
-// Counted only while statistics are on. 64-bit integers, so the order of counting does not matter.
+// While statistics are on, and where scales follow them. 64-bit integers: the order of counting is no matter.
 struct CastCounters {
   uint64_t elements, saturated, flushed;  // flushed: non-zero values that became zero
 };

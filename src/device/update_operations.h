@@ -141,9 +141,9 @@ void check(const WriteMasters& op);
 void check(const UpdateSquares& op);
 
 // Pushes this step's amaxes into the history and refreshes the scales of delayed sites, and from the counters
-// those of sites that follow them; clears `amax`.
-// With a control that says 0 only `amax` is cleared: a step that was not applied leaves no trace.
-// [numerics/scaling.h]
+// those of sites that follow them; clears `amax` and the counters.
+// With a control that says 0 these are cleared only: a step that was not applied leaves no trace.
+// [numerics/scaling.h, numerics/adaptive_scaling.h]
 struct ScaleTableUpdate {
   ScaleTable* table;
   DelayedScaling options;

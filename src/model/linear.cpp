@@ -122,7 +122,10 @@ void Linear::add_sites(ScaleTable& scales) {
     return scales.add(std::move(info));
   };
   const double weight = options_.initial.deviation, grad = options_.gradient_deviation;
-  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", f.input, 1);
+  // Where tokens or channels have scales of their own there is none to follow what is counted.
+  Cast input = f.input;
+  if (smooth() != SmoothSwiGLU::None && is_counted(input.scaling)) input.scaling = Scaling::Current;
+  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", input, 1);
   if (fprop_float8() || dgrad_float8()) weight_site_ = site(".weight", f.weight, weight);
   if (dgrad_float8() || wgrad_float8()) grad_site_ = site(".grad", f.grad, grad);
   if (grad_takes_up_scales()) grad_column_site_ = site(".grad_with_token_scales", f.grad, grad);

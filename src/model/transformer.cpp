@@ -472,8 +472,11 @@ void Transformer::forward(const int32_t* tokens, const int32_t* targets) {
 void Transformer::update_scales(int64_t step, const UpdateControl* control) {
   Implementation& self = *implementation_;
   if (self.scales.sites.empty()) return;
-  self.device->scale_table_update(
-      {.table = &self.scales, .options = self.options.recipe.delayed, .step = step, .control = control});
+  self.device->scale_table_update({.table = &self.scales,
+                                   .options = self.options.recipe.delayed,
+                                   .step = step,
+                                   .control = control,
+                                   .adaptive = self.options.recipe.adaptive});
 }
 
 }  // namespace octet

@@ -51,7 +51,9 @@ void DataParallel::merge_amaxes() {
 
 void DataParallel::merge_counters() {
   const ScaleTable& scales = model_.scales();
-  if (step_ranks_ == 1 || scales.sites.empty()) return;
+  const bool followed = std::any_of(scales.sites.begin(), scales.sites.end(),
+                                    [](const SiteInfo& site) { return is_counted(site.cast.scaling); });
+  if (step_ranks_ == 1 || scales.sites.empty() || !(scales.count || followed)) return;
   communicator_->wait(communicator_->all_reduce(scales.counters, Reduction::Sum));
 }
 

@@ -42,7 +42,7 @@ class DataParallel {
   void decide(int64_t step);
   // amax = the largest of all ranks of the step, before the scale table is updated.
   void merge_amaxes();
-  // counters = the sums over the ranks of the step, each having counted what it alone did: one process's.
+  // counters = the sums over the ranks of the step, where somebody reads them, each having counted its own.
   void merge_counters();
   // Sums and extremes of the model's observations likewise.
   void merge_observations();

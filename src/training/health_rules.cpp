@@ -37,6 +37,16 @@ int64_t block_of(const WeightHealth& weight) {
   return weight.name.starts_with(prefix) ? std::stoll(weight.name.substr(prefix.size())) : -1;
 }
 
+const char* saturation_remedy(Scaling scaling) {
+  if (is_counted(scaling))
+    return "its scale, which follows the distribution a factor of two a step, has not caught up: a smaller "
+           "share in precision.adaptive leaves room, \"scaling\": \"current\" does not look back";
+  if (scaling == Scaling::Delayed)
+    return "its scale is that of calmer steps: precision.delayed.margin leaves room, \"scaling\": "
+           "\"current\" does not look back";
+  return "no current scale saturates by itself: look at the recipe's clipping";
+}
+
 }  // namespace
 
 // Of a Gaussian with deviation 1, whose squared error is the sum over binades of P(binade) ulp^2 /
@@ -46,20 +56,30 @@ double ideal_snr(Format format) { return format == Format::E4M3 ? 31.5 : 25.5; }
 HealthRules::HealthRules(int64_t warmup_steps, const HealthLimits& limits)
     : limits_(limits), growth_(warmup_steps) {}
 
+HealthRules::ShareLimits HealthRules::limits_of(Scaling scaling) const {
+  const AdaptiveScaling& adaptive = limits_.adaptive;
+  ShareLimits most{limits_.saturated, limits_.flushed};
+  if (scaling == Scaling::Quantile) most.saturated = std::max(most.saturated, 4 * adaptive.above);
+  if (scaling == Scaling::Following) {
+    most.saturated = std::max(most.saturated, 4 * adaptive.saturated);
+    most.flushed = std::max(most.flushed, 4 * adaptive.flushed);
+  }
+  return most;
+}
+
 void HealthRules::judge_sites(const Health& health, Warnings& found) const {
   for (const SiteHealth& s : health.sites) {
     if (!is_float8(s.cast.format)) continue;
     const char* format = format_name(s.cast.format);
-    const bool delayed = s.cast.scaling == Scaling::Delayed;
-    if (s.saturated > limits_.saturated)
+    const ShareLimits most = limits_of(s.cast.scaling);
+    // A quantile comes close to where values end, and then little of each is lost.
+    const bool near = s.cast.scaling == Scaling::Quantile && s.utilisation <= limits_.near;
+    if (s.saturated > most.saturated && !near)
       found.push_back(
           {"saturation", s.name, s.block, s.saturated,
            fmt::format("{}: {:.2g} % of the values are beyond {} (amax {:.3g}, scale {:.3g}); {}", s.name,
-                       100 * s.saturated, format, s.amax, s.scale,
-                       delayed ? "its scale is that of calmer steps: precision.delayed.margin leaves room, "
-                                 "\"scaling\": \"current\" does not look back"
-                               : "no current scale saturates by itself: look at the recipe's clipping")});
-    if (s.flushed > limits_.flushed)
+                       100 * s.saturated, format, s.amax, s.scale, saturation_remedy(s.cast.scaling))});
+    if (s.flushed > most.flushed)
       found.push_back(
           {"flushing", s.name, s.block, s.flushed,
            fmt::format("{}: {:.2g} % of the values vanish in {} (amax {:.3g}): outliers set the "

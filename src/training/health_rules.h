@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "numerics/recipe.h"
 #include "training/growth.h"
 #include "training/health.h"
 
@@ -23,6 +24,12 @@ struct HealthLimits {
   // Shares of a cast's values. A saturated value is off by any factor, and one in a thousand is far beyond
   // what a scale with history lets through by chance; a flushed one is small, so many have to be.
   double saturated = 1e-3, flushed = 0.05;
+  // Scales that follow these shares hold them: a share is worth a warning at four times as many, which is
+  // beyond what counting a few values does to them.
+  AdaptiveScaling adaptive = {};
+  // A quantile's threshold falls to 15/16 of where values end, however many lie between. Up to an amax of
+  // this many thresholds (values of a warm-up grow in that step, too) no value loses more than a fifth.
+  double near = 1.25;
   // Below what rounding to nearest leaves: 10 dB are three times its error. Stochastic rounding costs 3.
   double snr_drop = 10;
   // log-sum-exp of attention. QK-Clip (Kimi K2, 2507.20534) cuts at 100; healthy runs stay below some 30.
@@ -54,6 +61,10 @@ class HealthRules {
 
  private:
   using Warnings = std::vector<HealthWarning>;
+  struct ShareLimits {
+    double saturated, flushed;
+  };
+  ShareLimits limits_of(Scaling scaling) const;
   void judge_sites(const Health& health, Warnings& found) const;
   void judge_finiteness(const Health& health, Warnings& found) const;
   void judge_growth(int64_t step, const Health& health, Warnings& found);

@@ -7,8 +7,9 @@ namespace {
 
 bool is_vector(const Parameter& p) { return p.kind == ParameterKind::Vector; }
 
-bool is_delayed(const SiteInfo& site) {
-  return is_float8(site.cast.format) && site.cast.scaling == Scaling::Delayed;
+bool follows_steps(const SiteInfo& site) {
+  return is_float8(site.cast.format) &&
+         (site.cast.scaling == Scaling::Delayed || is_counted(site.cast.scaling));
 }
 
 }  // namespace
@@ -73,11 +74,12 @@ void LocalSgd::finish_update(int64_t step, const Optimizer::Updated& hand_on) {
   }
 }
 
-// The largest amaxes of all ranks, step by step, and the scales they make. Where a broken newest amax keeps
-// the scale as it is, that is rank 0's. A rank that did not apply this step has an older one in its place.
+// The largest amaxes of all ranks, step by step, and the delayed scales they make. Where a broken newest amax
+// keeps the scale as it is, and where scales follow counters, which are cleared by now, it is rank 0's. A
+// rank that did not apply this step has an older one in its place.
 void LocalSgd::merge_scales(int64_t step) {
   ScaleTable& scales = model_.scales();
-  if (ranks_ == 1 || std::none_of(scales.sites.begin(), scales.sites.end(), is_delayed)) return;
+  if (ranks_ == 1 || std::none_of(scales.sites.begin(), scales.sites.end(), follows_steps)) return;
   Tensor bits = scales.amax_history;
   bits.dtype = DType::U32;  // not negative: in the order of their bits
   communicator_->all_reduce(bits, Reduction::Max);

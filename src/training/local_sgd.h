@@ -3,7 +3,7 @@
 //   d = mean over the ranks of (outer - local), through GradientReduction in FP32, in the wire's format
 //   u = mu u + d;  outer = outer - eta (d + mu u)          (Nesterov; Device::outer_update)
 //   local = outer
-// and the ranks' delayed scales become one table. With FP8 on the wire d is rounded stochastically, unbiased
+// and the ranks' scale tables become one. With FP8 on the wire d is rounded stochastically, unbiased
 // [2407.02610]. Moments stay each rank's own. Alone, d is the rank's own difference: its outer step looks
 // ahead of itself.  [docs/numerics.md, "Local SGD"]
 #pragma once

@@ -116,7 +116,8 @@ void Snapshot::take(Device& device) {
 }
 
 // The scale of a site with current scaling is that of its last cast, which a stop between two micro-batches
-// may have moved on; nothing reads it before the next cast. Only delayed sites carry state across steps.
+// may have moved on; nothing reads it before the next cast. Only scales that are known
+// before their casts are state across steps.
 void Snapshot::forget_stateless_sites() const {
   const size_t sites = scales_->sites.size();
   if (sites == 0) return;

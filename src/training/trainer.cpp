@@ -30,7 +30,7 @@ Trainer::Trainer(const TrainerParts& p)
       ranks_(p.ranks),
       state_(p.folder.resume().manifest.state),
       detector_(config_.health.spike_deviations, config_.health.spike_window),
-      rules_(config_.schedule.warmup_steps),
+      rules_(config_.schedule.warmup_steps, {.adaptive = segment_.recipe.adaptive}),
       order_(p.train, config_.run.seed, window_order(config_)),
       log_({p.ranks.leads() ? folder_.path() : std::filesystem::path(),
             folder_.resume().folder.empty() ? -1 : state_.step, config_.log.tensorboard}),
@@ -205,19 +205,20 @@ void Trainer::change_state(int64_t step, const MicroBatch& first) {
 }
 
 // Scales first, working weights second: the codes are then a function of what a checkpoint holds. After a
-// step that is not applied the scales stay, and its amaxes (which may be NaN) are forgotten. Whether it is
-// applied the device decides for itself.
+// step that is not applied the scales stay, and its amaxes (which may be NaN) and counters are forgotten.
+// Whether it is applied the device decides for itself.
 void Trainer::update(const StepReport& report) {
   ranks_.set_phase("update", report.step);
   injector_.enter(Phase::Update, report.step);
   RunMemory& m = memory_;
   m.data_parallel.decide(report.step);
   m.data_parallel.merge_amaxes();
+  m.data_parallel.merge_counters();
   take_statistics(report.step);
   readback_.take_outcome(report.step, m.model.loss_sum(), m.optimizer.control());
   look_at(report.step + 1);
   if (report.skip) {
-    if (const ScaleTable& scales = m.model.scales(); !scales.sites.empty()) device_.zero(scales.amax);
+    forget_statistics();
     m.data_parallel.refresh_working_weights(report.step);
     changed_ = false;
     return;

@@ -21,11 +21,9 @@ void Trainer::look_at(int64_t next_step) {
 }
 
 void Trainer::take_statistics(int64_t step) {
-  ScaleTable& scales = memory_.model.scales();
-  if (scales.count) memory_.data_parallel.merge_counters();
+  const ScaleTable& scales = memory_.model.scales();
   if (scales.count || (config_.fallback.nonfinite && !scales.sites.empty()))
     readback_.take_statistics(step, scales);
-  if (scales.count) device_.zero(scales.counters);
   Observations& observations = memory_.model.observations();
   if (observations.on) {
     memory_.model.observe_weights();

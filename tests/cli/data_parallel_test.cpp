@@ -113,7 +113,11 @@ TEST_CASE("gradients in shards: every recipe has the same bits on 1 and 2 ranks"
         "--set model.layers=3 --set model.tied_head=true --set model.qkv_bias=true "};
     if (recipe == std::string("bf16")) variants.push_back("--set precision.weight_gradient=bf16 ");
     if (recipe == std::string("fp8"))
-      variants.push_back("--set precision.scaling=delayed --set precision.grad.rounding=stochastic ");
+      for (const char* scales :
+           {"--set precision.scaling=delayed --set precision.grad.rounding=stochastic ",
+            "--set precision.scaling=quantile --set precision.weight.scaling=quantile --set "
+            "precision.grad.scaling=following --set precision.adaptive.above=0.01 "})
+        variants.push_back(scales);
     for (const std::string& variant : variants) {
       INFO(recipe << ", " << variant);
       for (const char* ranks : {"1", "2"})

@@ -105,7 +105,7 @@ TEST_CASE("shipped twins differ in the precision section only") {
     twins.insert(base);
   }
   // Neither: 3b-fp8-24gb.json and the quickstart with one thing changed, below.
-  CHECK(twins.size() * 2 + 11 == shipped().size());
+  CHECK(twins.size() * 2 + 12 == shipped().size());
 }
 
 TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
@@ -148,6 +148,19 @@ TEST_CASE("the quickstart of DeepSeek-V3's recipe is the quickstart, but for its
   deepseek.run.name = quickstart.run.name;
   deepseek.run.output = quickstart.run.output;
   CHECK(deepseek == quickstart);
+}
+
+TEST_CASE("the quickstart whose scales follow the distribution is the quickstart, but for these") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig c = load_config((folder / "quickstart-quantile.json").string());
+  const RunConfig quickstart = load_config((folder / "quickstart.json").string());
+  CHECK(c.precision.adaptive == AdaptiveScaling{});  // what the file spells out is the default
+  CHECK(c.precision.input.scaling == Scaling::Quantile);
+  CHECK(c.precision.grad.scaling == Scaling::Following);
+  c.precision.input.scaling = c.precision.grad.scaling = Scaling::Current;
+  c.precision.smooth_swiglu = quickstart.precision.smooth_swiglu;
+  c.run = quickstart.run;
+  CHECK(c == quickstart);
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {

@@ -339,3 +339,34 @@ TEST_CASE("scales of blocks: overrides keep linears in BF16, and mix no other FP
   CHECK(said("fp8", R"({"blocks": "first:1", "recipe": "deepseek"})")
             .has("/precision/overrides/0/scaling: \"blockwise\" for some FP8 linears and not for others"));
 }
+
+TEST_CASE("scales that follow the distribution: by role, by shorthand, and what cannot stand beside them") {
+  const auto said = [](const std::string& more) {
+    return complaint_of(R"({"precision": {"recipe": "fp8", )" + more + "}}");
+  };
+  const RunConfig c = parse_config(
+      R"({"precision": {"recipe": "fp8", "scaling": "quantile", "grad": {"scaling": "following"},
+                        "adaptive": {"above": 0.01, "saturated": 0, "flushed": 0.5}}})",
+      "t");
+  CHECK(c.precision.input.scaling == Scaling::Quantile);
+  CHECK(c.precision.weight.scaling == Scaling::Current);
+  CHECK(c.precision.grad.scaling == Scaling::Following);
+  CHECK(c.precision.adaptive == AdaptiveScaling{.above = 0.01, .saturated = 0, .flushed = 0.5});
+  CHECK(parse_config(to_json(c), "resolved") == c);
+  CHECK(said(R"("adaptive": {"above": 1e-7})").has("/precision/adaptive/above"));
+  CHECK(said(R"("adaptive": {"above": 0.2})").has("/precision/adaptive/above"));
+  CHECK(said(R"("adaptive": {"saturated": 0.2})").has("/precision/adaptive/saturated"));
+  CHECK(said(R"("adaptive": {"flushed": 0.6})").has("/precision/adaptive/flushed"));
+  for (const char* scaling : {R"("scaling": "quantile")", R"("grad": {"scaling": "following"})"})
+    CHECK(said(std::string(R"("attention": "fp8", )") + scaling)
+              .has("/precision/attention: found \"fp8\" beside a scaling \"quantile\" or \"following\""));
+  CHECK(said(R"("attention": "fp8", "weight": {"scaling": "quantile"})").what.empty());
+  // What saturates on purpose is no reason to leave FP8.
+  const std::string few = R"("fallback": {"saturated": 0.0004})";
+  CHECK(said(few + R"(, "scaling": "quantile")")
+            .has("/precision/fallback/saturated: found 0.0004 with scaling \"quantile\""));
+  CHECK(said(few + R"(, "overrides": [{"linears": ["down"], "scaling": "quantile"}])")
+            .has("allowed: above 0.0004 (4 x /precision/adaptive/above)"));
+  CHECK(said(few + R"(, "scaling": "quantile", "adaptive": {"above": 1e-5})").what.empty());
+  CHECK(said(few + R"(, "scaling": "delayed")").what.empty());
+}

@@ -114,6 +114,37 @@ TEST_CASE("every FP8 role of every linear has its site, by name") {
   CHECK(names(make_recipe("bf16")).empty());
 }
 
+TEST_CASE("counted sites count each value of a step once, recomputed or not, and no evaluation") {
+  Recipe recipe = test::fp8(SmoothSwiGLU::Dual, Scaling::Quantile);
+  recipe.weight.scaling = Scaling::Current;
+  recipe.grad.scaling = Scaling::Following;
+  std::vector<uint64_t> plain;
+  for (const Recompute recompute : {Recompute::None, Recompute::Block}) {
+    TransformerOptions options = test::tiny(recipe);
+    options.recompute = recompute;
+    TinyModel tiny(options);
+    const ScaleTable& table = tiny.model->scales();
+    const auto* counters = static_cast<const CastCounters*>(table.counters.data);
+    std::vector<uint64_t> elements;
+    for (int64_t micro = 0; micro < 2; ++micro) tiny.train(test::random_batch(options, 0), {0, micro});
+    tiny.evaluate(test::random_batch(options, 1));
+    tiny.device->synchronize();
+    const int64_t tokens = options.micro_batch * options.spec.context;
+    for (size_t s = 0; s < table.sites.size(); ++s) {
+      const std::string& name = table.sites[s].name;
+      INFO(name);
+      elements.push_back(counters[s].elements);
+      const bool counted = is_counted(table.sites[s].cast.scaling);
+      CHECK(counted == (!name.ends_with(".weight") && name.find("down.input") == std::string::npos));
+      CHECK((counters[s].elements > 0) == counted);
+      if (name.ends_with("qkv.input"))
+        CHECK(counters[s].elements == static_cast<uint64_t>(2 * tokens * options.spec.width));
+    }
+    if (recompute == Recompute::None) plain = elements;
+    CHECK(elements == plain);
+  }
+}
+
 TEST_CASE("without outliers every Smooth-SwiGLU mode is as good as plain FP8") {
   const Gradients exact = gradients_of(make_recipe("bf16"));
   const Gradients plain = gradients_of(test::fp8(SmoothSwiGLU::None));

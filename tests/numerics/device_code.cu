@@ -1,5 +1,6 @@
 // Every numerics header in device code: this file only has to compile (tests/CMakeLists.txt).
 #include "base/random.h"
+#include "numerics/adaptive_scaling.h"
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/moments.h"
@@ -10,7 +11,8 @@
 
 using namespace octet;
 
-__global__ void use_everything(float* x, uint8_t* codes, DelayedScaling delayed, Cast cast, uint64_t key) {
+__global__ void use_everything(float* x, uint8_t* codes, DelayedScaling delayed, AdaptiveScaling adaptive,
+                               Cast cast, uint64_t key) {
   for (const Format f : {Format::E4M3, Format::E5M2}) {
     const float value = round_to_bfloat16(x[threadIdx.x] * scale_for(cast.rule, x[0], max_of(f)));
     codes[0] = encode(f, value);
@@ -21,4 +23,5 @@ __global__ void use_everything(float* x, uint8_t* codes, DelayedScaling delayed,
   }
   x[1] += fine_scale(cast, x[0]) + to_float(to_small_float(bits_of({8, 3}), to_bfloat16(x[1])));
   x[2] = delayed_scale(delayed, cast, AmaxHistory{x, 1, 0}, x[2]);
+  x[3] = adaptive_scale(adaptive, cast, CastsOfStep{x[0], key, key / 2, key / 3}, x[3]);
 }

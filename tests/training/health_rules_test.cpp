@@ -163,6 +163,30 @@ TEST_CASE("what is only half of a reason gives no warning") {
             .empty());
 }
 
+TEST_CASE("what a scale saturates or flushes on purpose gives no warning, four times as much does") {
+  const AdaptiveScaling adaptive{.above = 0.01, .saturated = 0.02, .flushed = 0.1};
+  const auto warned = [&](Scaling scaling, double saturated, double flushed, double utilisation = 10) {
+    const Change change = [=](int64_t, Health& h) {
+      h.sites[0].cast.scaling = scaling;
+      h.sites[0].saturated = saturated;
+      h.sites[0].flushed = flushed;
+      h.sites[0].utilisation = utilisation;
+    };
+    std::vector<std::string> rules;
+    for (const Warned& w : run(change, 100, HealthRules(warmup, {.adaptive = adaptive})))
+      rules.push_back(w.warning.rule);
+    return rules;
+  };
+  using Rules = std::vector<std::string>;
+  CHECK(warned(Scaling::Quantile, 0.039, 0.04).empty());
+  CHECK(warned(Scaling::Quantile, 0.041, 0.06) == Rules{"saturation", "flushing"});
+  CHECK(warned(Scaling::Quantile, 0.2, 0.04, 1.2).empty());  // many, but hardly beyond
+  CHECK(warned(Scaling::Quantile, 0.2, 0.04, 1.3) == Rules{"saturation"});
+  CHECK(warned(Scaling::Following, 0.079, 0.39).empty());
+  CHECK(warned(Scaling::Following, 0.081, 0.41) == Rules{"saturation", "flushing"});
+  CHECK(warned(Scaling::Delayed, 0.039, 0.06) == Rules{"saturation", "flushing"});  // the control
+}
+
 TEST_CASE("a warning comes again only after its reason has been gone for three records") {
   const auto warned = [](int64_t gap) {
     std::vector<int64_t> steps;

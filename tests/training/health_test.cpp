@@ -84,6 +84,48 @@ TEST_CASE("the monitor on or off: the same losses, weights and scales to the bit
   }
 }
 
+TEST_CASE("scales that follow counters move in every step, and records show a step's own shares") {
+  const TinyData data;
+  const std::vector<std::string> settings = {"precision.scaling=quantile",
+                                             "precision.grad.scaling=following",
+                                             "precision.smooth_swiglu=none",
+                                             "precision.adaptive.above=0.02",
+                                             "run.steps=24",
+                                             "evaluation.every=3"};
+  TinyRun run(data, settings), each(data, settings), rarely(data, settings);
+  each.request.config.health.every = 1;
+  rarely.request.config.health.every = 0;
+  for (TinyRun* one : {&run, &each, &rarely}) REQUIRE(one->go().code == ExitCode::Success);
+  // Looking changes nothing, in a step with and without statistics.
+  for (const TinyRun* one : {&each, &rarely}) {
+    CHECK(one->curve() == run.curve());
+    CHECK(bytes_of(one->checkpoint(24) / "scale_table.safetensors") ==
+          bytes_of(run.checkpoint(24) / "scale_table.safetensors"));
+  }
+  std::map<std::string, std::vector<double>> shares, scales;
+  for (const Json& record : each.records("health"))
+    for (const Json& site : record["sites"]) {
+      shares[site["name"]].push_back(site["saturated"]);
+      scales[site["name"]].push_back(site["scale"]);
+    }
+  std::vector<Json> sparse = run.records("health"), dense = each.records("health");
+  REQUIRE(sparse.size() == 12);
+  for (size_t i = 0; i < sparse.size(); ++i) CHECK(sparse[i]["sites"] == dense[2 * i + 1]["sites"]);
+  int inputs = 0;
+  for (const auto& [name, values] : shares) {
+    INFO(name);
+    REQUIRE(values.size() == 24);
+    if (!name.ends_with(".input")) continue;
+    ++inputs;
+    for (size_t step = 3; step < 24; ++step) CHECK(scales[name][step] != scales[name][step - 1]);
+    double mean = 0;
+    for (size_t step = 12; step < 24; ++step) mean += values[step] / 12;
+    CHECK(mean > 0.01);
+    CHECK(mean < 0.04);
+  }
+  CHECK(inputs == 4);
+}
+
 TEST_CASE("after a resume the monitor remembers what it has seen, to the byte of the checkpoint") {
   const TinyData data;
   TinyRun whole(data), parts(data);

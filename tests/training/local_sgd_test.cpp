@@ -254,6 +254,17 @@ TEST_CASE("local SGD: delayed scales are each rank's own within a round and one 
     REQUIRE(run[0][3].history[i] >= std::max(run[0][2].history[i], run[1][2].history[i]));
 }
 
+TEST_CASE("local SGD: scales that follow counters are each rank's own within a round, rank 0's after it") {
+  const auto run =
+      train({{"precision.recipe=fp8", "precision.scaling=quantile", "precision.weight.scaling=quantile",
+              "precision.grad.scaling=following", "precision.adaptive.above=0.01"}});
+  for (size_t step = 1; step <= 6; ++step) {
+    INFO("step " << step);
+    CHECK(same_bits(run[0][step].scales, run[1][step].scales) == (step % 3 == 0));
+  }
+  CHECK_FALSE(same_bits(run[0][3].scales, run[0][6].scales));
+}
+
 TEST_CASE("local SGD: a device that runs late has the same bits") {
   const Job job{{"precision.recipe=fp8", "batch.tokens=64"}, 2, 3};
   const auto early = train(job), late = train(job, "interpreter");

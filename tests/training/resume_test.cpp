@@ -13,6 +13,8 @@ const std::vector<std::vector<std::string>> recipes = {
     {"precision.recipe=deepseek"},
     {"precision.recipe=fp8", "precision.scaling=delayed", "precision.weight.scaling=delayed",
      "precision.grad.rounding=stochastic"},
+    {"precision.recipe=fp8", "precision.scaling=quantile", "precision.weight.scaling=quantile",
+     "precision.grad.scaling=following", "precision.smooth_swiglu=token", "precision.adaptive.above=0.01"},
     {"precision.recipe=fp8", "precision.attention=fp8"},
     {"precision.recipe=fp8", "precision.scaling=delayed", "precision.attention=fp8"},
 };

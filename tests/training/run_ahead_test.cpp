@@ -69,6 +69,7 @@ TEST_CASE("a run ahead of its results is the run that waits for each, in every r
                           "evaluation.every=0", "health.every=3"});
   }
   check_like_cpu(data, {"precision.scaling=delayed", "precision.grad.rounding=stochastic"});
+  check_like_cpu(data, {"precision.scaling=quantile", "precision.grad.scaling=following", "run.steps=4"});
   check_like_cpu(data, {"precision.attention=fp8"});
   // Nothing but the key of stochastic rounding differs between its steps.
   check_like_cpu(data, {"precision.grad.rounding=stochastic", "health.every=0", "checkpoint.every=0",

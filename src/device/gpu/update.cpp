@@ -261,11 +261,13 @@ void GpuDevice::scale_table_update(const ScaleTableUpdate& op) {
   kernels::update_scale_table({.sites = static_cast<int64_t>(table.sites.size()),
                                .casts = static_cast<const Cast*>(table.casts.data),
                                .options = op.options,
+                               .adaptive = op.adaptive,
                                .newest = op.step % window,
                                .amax_history = table.amax_history.as<float>(),
                                .amax = table.amax.as<float>(),
                                .scale = table.scale.as<float>(),
                                .inverse_scale = table.inverse_scale.as<float>(),
+                               .counters = table.counters.as<uint64_t>(),
                                .apply = op.control ? &op.control->apply : nullptr,
                                .stream = backend_->stream()});
 }
