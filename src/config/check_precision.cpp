@@ -269,6 +269,14 @@ void check_attention(const RunConfig& c, Problems& out) {
                    {"/precision"},
                    "found \"fp8\" while the linear layers around attention are not FP8; allowed: "
                    "\"storage\", or an FP8 recipe"});
+  const double low = c.model.softmax_clip_low, high = c.model.softmax_clip_high;
+  if (c.precision.attention == AttentionFormat::FP8 && (low != 0 || high != 1))
+    out.push_back({"/precision/attention",
+                   {"/precision", "/model/softmax_clip_low", "/model/softmax_clip_high", "/model/preset"},
+                   fmt::format("found \"fp8\" with a clipped softmax (/model/softmax_clip_low {:g}, "
+                               "/model/softmax_clip_high {:g}), which FP8 attention does not have; allowed: "
+                               "\"storage\", or a softmax that is not clipped (0 and 1)",
+                               low, high)});
 }
 
 void check_preset(const RunConfig& c, Problems& out) {

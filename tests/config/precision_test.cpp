@@ -46,6 +46,19 @@ TEST_CASE("FP8 attention is chosen by a key, and only where the linear layers ar
   CHECK(alone.has("the linear layers around attention are not FP8"));
 }
 
+TEST_CASE("a clipped softmax is read, kept to its bounds, and not had from FP8 attention") {
+  const TransformerSpec model =
+      parse_config(R"({"model": {"softmax_clip_low": -0.03, "softmax_clip_high": 1.3}})", "t").model;
+  CHECK(model.softmax_clip_low == -0.03);
+  CHECK(model.softmax_clip_high == 1.3);
+  CHECK(complaint_of(R"({"model": {"softmax_clip_low": 0.1}})").has("/model/softmax_clip_low"));
+  CHECK(complaint_of(R"({"model": {"softmax_clip_high": 0.9}})").has("/model/softmax_clip_high"));
+  const auto both = complaint_of(
+      R"({"model": {"softmax_clip_high": 1.3}, "precision": {"recipe": "fp8", "attention": "fp8"}})");
+  CHECK(both.has("/precision/attention: found \"fp8\" with a clipped softmax"));
+  CHECK(both.count("/precision/attention") == 1);
+}
+
 TEST_CASE("scaling sets input and grad, a role beside it overrides") {
   const Recipe r =
       parse_config(
