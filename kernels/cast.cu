@@ -14,6 +14,7 @@
 #include "kernels/grid.h"
 #include "kernels/output.cuh"
 #include "numerics/scaling.h"
+#include "numerics/smooth_quant.h"
 
 OCTET_KERNELS_BEGIN
 namespace {
@@ -78,8 +79,7 @@ __global__ void decide_kernel(DecideArguments args) {
   const float amax = __uint_as_float(bits);
   if (args.site_amax && *args.site_amax < amax) *args.site_amax = amax;
   if (args.only_record) return;
-  const bool history =
-      is_known_before(args.cast.scaling) && args.site_scale && *args.site_scale != 0.0f;
+  const bool history = is_known_before(args.cast.scaling) && args.site_scale && *args.site_scale != 0.0f;
   const float scale = history ? *args.site_scale : scale_for(args.cast.rule, amax, max_of(args.cast.format));
   if (args.cast.scaling == octet::Scaling::Current && args.site_scale) *args.site_scale = scale;
   if (args.site_inverse_scale) *args.site_inverse_scale = inverse_or_nan(scale, bits);
@@ -94,6 +94,20 @@ __global__ void __launch_bounds__(threads) decide_fine_kernel(DecideFineArgument
     const float scale = fine_scale(args.cast, __uint_as_float(bits));
     args.inverse_scale[i] = inverse_or_nan(scale, bits);
   }
+}
+
+// One block: S is of all columns. A GPU makes a few hundred thousand logarithms in the time of a launch.
+constexpr unsigned smoothing_threads = 512;
+__global__ void __launch_bounds__(smoothing_threads) decide_smooth_kernel(DecideSmoothArguments args) {
+  const auto amax_of = [&](int64_t i) {
+    return __uint_as_float(args.amax[i] < infinity_bits ? args.amax[i] : infinity_bits);
+  };
+  float largest = 0;
+  for (int64_t i = threadIdx.x; i < args.count; i += blockDim.x)
+    largest = max_magnitude(largest, smoothed_amax(amax_of(i), args.weight_amax[i], args.alpha));
+  const float scale = power_of_two_scale(block_max_magnitude(largest), max_of(args.format));
+  for (int64_t i = threadIdx.x; i < args.count; i += blockDim.x)
+    args.inverse_scale[i] = smoothed_inverse_scale(amax_of(i), args.weight_amax[i], args.alpha, scale);
 }
 
 }  // namespace
@@ -128,6 +142,11 @@ void measure_factored(const MeasureFactoredArguments& args) {
 
 void decide(const DecideArguments& args) {
   gpu::launch(decide_kernel, {.grid = 1, .block = 1, .stream = args.stream}, args);
+}
+
+void decide_smooth(const DecideSmoothArguments& args) {
+  if (args.count <= 0) return;
+  gpu::launch(decide_smooth_kernel, {.grid = 1, .block = smoothing_threads, .stream = args.stream}, args);
 }
 
 void decide_fine(const DecideFineArguments& args) {
