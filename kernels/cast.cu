@@ -14,6 +14,7 @@
 #include "kernels/grid.h"
 #include "kernels/output.cuh"
 #include "numerics/scaling.h"
+#include "numerics/smooth_quant.h"
 
 OCTET_KERNELS_BEGIN
 namespace {
@@ -95,6 +96,20 @@ __global__ void __launch_bounds__(threads) decide_fine_kernel(DecideFineArgument
   }
 }
 
+// One block: S is of all columns. A GPU makes a few hundred thousand logarithms in the time of a launch.
+constexpr unsigned smoothing_threads = 512;
+__global__ void __launch_bounds__(smoothing_threads) decide_smooth_kernel(DecideSmoothArguments args) {
+  const auto amax_of = [&](int64_t i) {
+    return __uint_as_float(args.amax[i] < infinity_bits ? args.amax[i] : infinity_bits);
+  };
+  float largest = 0;
+  for (int64_t i = threadIdx.x; i < args.count; i += blockDim.x)
+    largest = max_magnitude(largest, smoothed_amax(amax_of(i), args.weight_amax[i], args.alpha));
+  const float scale = power_of_two_scale(block_max_magnitude(largest), max_of(args.format));
+  for (int64_t i = threadIdx.x; i < args.count; i += blockDim.x)
+    args.inverse_scale[i] = smoothed_inverse_scale(amax_of(i), args.weight_amax[i], args.alpha, scale);
+}
+
 }  // namespace
 
 void measure(const MeasureArguments& args) {
@@ -127,6 +142,11 @@ void measure_factored(const MeasureFactoredArguments& args) {
 
 void decide(const DecideArguments& args) {
   gpu::launch(decide_kernel, {.grid = 1, .block = 1, .stream = args.stream}, args);
+}
+
+void decide_smooth(const DecideSmoothArguments& args) {
+  if (args.count <= 0) return;
+  gpu::launch(decide_smooth_kernel, {.grid = 1, .block = smoothing_threads, .stream = args.stream}, args);
 }
 
 void decide_fine(const DecideFineArguments& args) {

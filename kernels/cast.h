@@ -71,6 +71,18 @@ struct DecideFineArguments {
 };
 void decide_fine(const DecideFineArguments&);
 
+// SmoothQuant [numerics/smooth_quant.h]: inverse_scale[j] = s_j / S, NaN where the amax is not finite.
+struct DecideSmoothArguments {
+  const uint32_t* amax;      // [count], of the columns
+  const float* weight_amax;  // [count]
+  float alpha;
+  float* inverse_scale;  // [count]
+  int64_t count;
+  octet::Format format;
+  Stream stream = nullptr;
+};
+void decide_smooth(const DecideSmoothArguments&);
+
 // How the codes of one copy are made. Exactly one of scale, row_inverse_scale, column_inverse_scale.
 struct Coding {
   const float* scale = nullptr;                 // [1]

@@ -164,7 +164,8 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
                     "memory and speed are those of BF16",
                     name_of(recipe.simulate)));
   }
-  if (recipe.float8() && is_one_scale(recipe.input.scaling) && recipe.smooth_swiglu == SmoothSwiGLU::None) {
+  if (recipe.float8() && is_one_scale(recipe.input.scaling) && recipe.smooth_swiglu == SmoothSwiGLU::None &&
+      recipe.smooth_quant == 0) {
     warn(
         "smooth_swiglu \"none\": outliers of the SwiGLU product share one scale; FP8 runs of hundreds of "
         "billions of "

@@ -29,6 +29,7 @@ struct CastVariant {
   float history = 0;                                       // the site's scale from earlier steps
   float poison = 0;                                        // one value of the tensor; 0: none
   ScaleGranularity granularity = ScaleGranularity::Outer;  // of row and column scales
+  float smooth_quant = 0;                                  // alpha
 };
 
 constexpr int64_t cast_rows = 67, cast_columns = 149;
@@ -49,6 +50,13 @@ CastTarget cast_target(Workbench& w, const CastVariant& v, Format format, int64_
     Values factors = normal(rows, 77);
     out.row_factor = w.floats(DType::F32, {rows}, factors);
     out.column_site = w.site(v.history);
+  }
+  if (v.smooth_quant > 0) {
+    Values weight_amax = normal(columns, 78, 0.1);
+    for (size_t i = 0; i < weight_amax.size(); ++i)
+      weight_amax[i] = i % 17 == 3 ? 0 : std::fabs(weight_amax[i]);
+    out.channel_weight_amax = w.floats(DType::F32, {columns}, weight_amax);
+    out.channel_exponent = v.smooth_quant;
   }
   out.rounding_key = 12345;
   return out;
@@ -96,6 +104,12 @@ const CastVariant cast_variants[] = {
      .granularity = ScaleGranularity::Squares},
     {.name = "per row", .row_scales = true},
     {.name = "per column", .column_scales = true},
+    {.name = "SmoothQuant", .column_scales = true, .smooth_quant = 0.5f},
+    {.name = "SmoothQuant, stochastic, with a NaN",
+     .column_scales = true,
+     .rounding = Rounding::Stochastic,
+     .poison = NAN,
+     .smooth_quant = 0.8f},
     {.name = "row factors", .row_factor = true},
     {.name = "row factors and row scales", .row_scales = true, .row_factor = true},
     {.name = "column factors", .copies = Copies::Row, .column_factor = true},
@@ -313,6 +327,7 @@ void add_swiglu(std::vector<SelftestCase>& cases) {
       {SmoothSwiGLU::Token, {.name = "token", .row_scales = true}},
       {SmoothSwiGLU::Channel, {.name = "channel", .column_scales = true}},
       {SmoothSwiGLU::Dual, {.name = "dual", .row_scales = true, .column_scales = true}},
+      {SmoothSwiGLU::None, {.name = "SmoothQuant", .column_scales = true, .smooth_quant = 0.5f}},
   };
   for (const DType storage : {DType::F32, DType::BF16}) {
     for (const int64_t width : {int64_t{5}, int64_t{264}, int64_t{12288}}) {

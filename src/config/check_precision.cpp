@@ -95,6 +95,32 @@ void check_smooth(const Formats& f, Problems& out) {
                               mode == SmoothSwiGLU::Token ? "token" : "channel")));
 }
 
+// SmoothQuant's scales are of columns and powers of two, made from the tensor at hand; W takes them up, and
+// is cast for itself then.
+void check_smooth_quant(const Formats& f, Problems& out) {
+  const LinearFormats& l = f.formats;
+  if (l.smooth_quant == 0 || !l.float8()) return;
+  const auto require = [&](bool holds, const char* key, const char* why) {
+    if (!holds) out.push_back(f.problem(key, why));
+  };
+  require(l.fprop_float8(), "/smooth_quant",
+          "smooths the operands of fprop, and gemms/fprop is \"storage\"; allowed: \"by_roles\", or "
+          "smooth_quant 0");
+  require(l.smooth == SmoothSwiGLU::None, "/smooth_swiglu",
+          "is not \"none\" with smooth_quant, which scales the down projection's input as every other "
+          "linear's; allowed: none");
+  require(
+      l.input.scaling == Scaling::Current, "/input/scaling",
+      "is not \"current\" with smooth_quant, whose scales come from the tensor at hand; allowed: current");
+  require(l.input.rule == ScaleRule::PowerOfTwo, "/input/rule",
+          "found \"exact\" with smooth_quant, whose scales are powers of two; allowed: power_of_two");
+  require(l.weight.scaling == Scaling::Current || l.weight.scaling == Scaling::Delayed, "/weight/scaling",
+          "with smooth_quant the weight is cast once more, with its columns' scales; allowed: current, "
+          "delayed");
+  require(!is_float8(l.grad.format) || is_one_scale(l.grad.scaling), "/grad/scaling",
+          "with smooth_quant grad has one scale a tensor; allowed: current, delayed, static");
+}
+
 // Scales of blocks are a product's matter: both operands have them, and they are applied where partial sums
 // of 128 products are added up in FP32.
 void check_blockwise(const Formats& f, Problems& out) {
@@ -177,6 +203,7 @@ void check_overrides(const RunConfig& c, Problems& out) {
     check_roles(f, out);
     check_pairs(f, out);
     check_smooth(f, out);
+    check_smooth_quant(f, out);
     check_blockwise(f, out);
     check_static(c, f, out);
     check_simulation(f, out);
@@ -288,6 +315,14 @@ void check_attention(const RunConfig& c, Problems& out) {
                    {"/precision"},
                    "found \"fp8\" beside a scaling \"quantile\" or \"following\" of input or grad, which is "
                    "that of linear layers; allowed: \"storage\", or \"current\" and \"delayed\" scaling"});
+  const double low = c.model.softmax_clip_low, high = c.model.softmax_clip_high;
+  if (c.precision.attention == AttentionFormat::FP8 && (low != 0 || high != 1))
+    out.push_back({"/precision/attention",
+                   {"/precision", "/model/softmax_clip_low", "/model/softmax_clip_high", "/model/preset"},
+                   fmt::format("found \"fp8\" with a clipped softmax (/model/softmax_clip_low {:g}, "
+                               "/model/softmax_clip_high {:g}), which FP8 attention does not have; allowed: "
+                               "\"storage\", or a softmax that is not clipped (0 and 1)",
+                               low, high)});
 }
 
 void check_preset(const RunConfig& c, Problems& out) {
@@ -310,6 +345,10 @@ void check_precision(const RunConfig& c, std::vector<RuleProblem>& out) {
   check_roles(section, out);
   check_pairs(section, out);
   check_smooth(section, out);
+  check_smooth_quant(section, out);
+  if (formats.smooth_quant > 0 && !formats.float8())
+    out.push_back(section.problem(
+        "/smooth_quant", "smooths operands in FP8, and there are none; allowed: 0, or an FP8 recipe"));
   check_blockwise(section, out);
   check_static(c, section, out);
   check_simulation(section, out);

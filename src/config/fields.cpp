@@ -150,6 +150,10 @@ void add_model(List& list) {
                         about("x + f(x), or sqrt(1 - tau) x + sqrt(tau) f(x)", Forbidden)));
   list.push_back(number("/model/residual_tau", AT(model.residual_tau), {0, 1, false, true},
                         about("tau of a weighted residual stream; 0: 0.4 (4 / layers)^0.43", Forbidden)));
+  list.push_back(number("/model/softmax_clip_low", AT(model.softmax_clip_low), {-1, 0, true, false},
+                        about("clipped softmax, clip((high - low) P + low, 0, 1): low; 0: off", Forbidden)));
+  list.push_back(number("/model/softmax_clip_high", AT(model.softmax_clip_high), {1, 100},
+                        about("clipped softmax: high; 1: off", Forbidden)));
   list.push_back(number("/model/input_multiplier", AT(model.input_multiplier), positive,
                         about("factor of the embedding", Forbidden)));
   list.push_back(choice("/model/activation", AT(model.activation),
@@ -257,8 +261,9 @@ void add_optimizer(List& list) {
                         about("learning rate of the last step, as a share of the peak", Recorded)));
   list.push_back(number("/schedule/cooldown_fraction", AT(schedule.cooldown_fraction), {0, 1},
                         about("wsd: share of the run that cools down as 1 - sqrt", Recorded)));
-  list.push_back(integer("/schedule/final_steps", AT(schedule.final_steps), {0, 1e12},
-                         about("last steps of the run that stay at the rate at which the schedule ends", Recorded)));
+  list.push_back(
+      integer("/schedule/final_steps", AT(schedule.final_steps), {0, 1e12},
+              about("last steps of the run that stay at the rate at which the schedule ends", Recorded)));
 }
 
 void add_rest(List& list) {

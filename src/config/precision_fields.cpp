@@ -54,6 +54,7 @@ void set_formats(Recipe& recipe, const LinearFormats& formats) {
   recipe.gemms = formats.gemms;
   recipe.simulate = formats.simulate;
   recipe.smooth_swiglu = formats.smooth;
+  recipe.smooth_quant = formats.smooth_quant;
   recipe.fast_accumulation = formats.fast_accumulation;
 }
 
@@ -207,7 +208,7 @@ void add_role(List& list, const std::string& role, At at) {
 void mark_parts_of_linears(List& list) {
   for (Field& field : list)
     for (const char* part : {"scaling", "input/", "weight/", "grad/", "gemms/", "simulate", "smooth_swiglu",
-                             "fast_accumulation/"})
+                             "smooth_quant", "fast_accumulation/"})
       if (field.pointer.starts_with(std::string("/precision/") + part)) field.of_linear = true;
 }
 }  // namespace
@@ -259,6 +260,10 @@ void add_precision(List& list) {
                                             {SmoothSwiGLU::Dual, "dual"},
                                             {SmoothSwiGLU::BF16, "bf16"}},
                         about("how the input of the down projection is scaled", Recorded)));
+  list.push_back(number("/precision/smooth_quant", AT(precision.smooth_quant), {0, 1, false, true},
+                        about("SmoothQuant of the blocks' FP8 linears: alpha of X's largest in "
+                              "amax(X_j)^alpha / amax(W_j)^(1 - alpha); 0: off",
+                              Recorded)));
   list.push_back(
       choice("/precision/gemms/fprop", AT(precision.gemms.fprop), gemm_formats,
              about("outputs: in FP8 where both operands' roles are, or in storage precision", Recorded)));

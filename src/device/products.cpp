@@ -122,9 +122,21 @@ void require_codes(const char* direction, const char* what, const CodesBeforehan
         direction, fmt::format("{} is {} {}", what, name_of(made.codes.dtype), to_string(made.codes.shape)));
 }
 
+// A clip that raised probabilities of zero would uncover masked keys.
+template <class Attention>
+void check_clip(const char* direction, const Attention& a) {
+  if (!a.clip.clips()) return;
+  if (!(a.clip.low <= 0 && a.clip.high >= 1))
+    throw Error(ExitCode::Internal, fmt::format("attention {}: probabilities are clipped after a stretch "
+                                                "to [{}, {}], which does not hold [0, 1]",
+                                                direction, a.clip.low, a.clip.high));
+  if (in_float8(a)) refuse_attention(direction, "probabilities are clipped in storage precision only");
+}
+
 }  // namespace
 
 void check(const AttentionForward& a) {
+  check_clip("forward", a);
   if (!in_float8(a)) return;
   require_codes("forward", "qkv", a.qkv, DType::E4M3, a.qkv_inverse_scale);
   require_codes("forward", "out", a.out_codes, {a.qkv.rows(), static_cast<int64_t>(a.heads) * a.head_width},
@@ -132,6 +144,7 @@ void check(const AttentionForward& a) {
 }
 
 void check(const AttentionBackward& a) {
+  check_clip("backward", a);
   if (!in_float8(a)) {
     if (is_float8(a.out.dtype) || is_float8(a.out_gradient.dtype))
       refuse_attention("backward", "out or its gradient is codes, qkv is not");

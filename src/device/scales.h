@@ -17,6 +17,8 @@ struct CastScales {
   InverseScales row, column;
 };
 CastScales cast_scales(const CastTarget& target, int64_t rows, int64_t columns);
+// SmoothQuant: the scales of the columns follow from the weight's too.
+inline bool smooths(const CastTarget& target) { return !target.channel_weight_amax.empty(); }
 // Each copy has scales of its own: the column copy is not the transpose of the row copy's codes.
 bool copies_differ(const CastTarget& target);
 // Scales of blocks: which each copy has, and no more beside them. Error(Internal) otherwise.

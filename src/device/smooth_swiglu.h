@@ -5,7 +5,8 @@
 
 namespace octet {
 
-// The target with exactly the finer scales that `mode` asks for; Error(Internal) when one is missing.
+// The target with exactly the finer scales that `mode` asks for; Error(Internal) when one is missing. Scales
+// of blocks and SmoothQuant's stay as they are.
 CastTarget smooth_swiglu_target(CastTarget out, SmoothSwiGLU mode);
 
 }  // namespace octet

@@ -11,7 +11,9 @@ AttentionCore::AttentionCore(const Blueprint& blueprint, int block, float softma
       heads_(static_cast<int>(blueprint.spec().heads)),
       kv_heads_(static_cast<int>(blueprint.spec().kv_heads)),
       head_width_(static_cast<int>(blueprint.spec().head_width_())),
-      softmax_scale_(softmax_scale) {
+      softmax_scale_(softmax_scale),
+      clip_{static_cast<float>(blueprint.spec().softmax_clip_low),
+            static_cast<float>(blueprint.spec().softmax_clip_high)} {
   const Recipe& recipe = blueprint.options.recipe;
   if (!attention_in_float8(recipe, static_cast<int>(blueprint.spec().layers), block)) return;
   const auto site = [&](const char* what, Format format, const Cast& role, Scaling scaling) {
@@ -58,6 +60,7 @@ AttentionForward AttentionCore::shape(int64_t tokens) const {
   attention.heads = heads_;
   attention.kv_heads = kv_heads_;
   attention.head_width = head_width_;
+  attention.clip = clip_;
   return attention;
 }
 
@@ -83,7 +86,8 @@ void AttentionCore::forward(const Pass& pass, const BlockActivations& a, const C
                              .kv_heads = kv_heads_,
                              .head_width = head_width_,
                              .softmax_scale = softmax_scale_,
-                             .out = out};
+                             .out = out,
+                             .clip = clip_};
   if (float8()) {
     cast(pass, a.qkv, a.qkv_codes, qkv_site_);
     attention.qkv = a.qkv_codes;
@@ -103,7 +107,8 @@ void AttentionCore::backward(const Pass& pass, const BlockActivations& a, const 
                               .heads = heads_,
                               .kv_heads = kv_heads_,
                               .head_width = head_width_,
-                              .softmax_scale = softmax_scale_};
+                              .softmax_scale = softmax_scale_,
+                              .clip = clip_};
   if (float8()) {
     cast(pass, g.attention_output, g.attention_output_codes, output_gradient_site_);
     attention.qkv = a.qkv_codes;

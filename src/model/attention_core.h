@@ -36,6 +36,7 @@ class AttentionCore {
   DType storage_;
   int context_, heads_, kv_heads_, head_width_;
   float softmax_scale_;
+  SoftmaxClip clip_;
   int qkv_site_ = -1, output_site_ = -1;                                               // E4M3
   int output_gradient_site_ = -1, score_gradient_site_ = -1, qkv_gradient_site_ = -1;  // E5M2
 };

@@ -156,6 +156,7 @@ void Linear::plan_working_weights(MemoryPlan& plan) {
   const int64_t outputs = options_.outputs, inputs = options_.inputs;
   if (fprop_float8()) buffers.add(weight_row_, ".row", dtype, {outputs, inputs});
   if (dgrad_float8()) buffers.add(weight_column_, ".column", dtype, {inputs, outputs});
+  if (smooths_channels()) buffers.add(weight_channel_amax_, ".channel_amax", DType::F32, {inputs});
   const ScaleGranularity granularity = weight_granularity();
   if (granularity == ScaleGranularity::Tensor) return;
   if (fprop_float8())
@@ -186,8 +187,7 @@ bool Linear::scales_input_rows() const {
   return fprop_float8() && input_granularity() != ScaleGranularity::Tensor;
 }
 bool Linear::scales_input_columns() const {
-  return smooth() == SmoothSwiGLU::Channel ||
-         (wgrad_float8() && input_granularity() != ScaleGranularity::Tensor);
+  return scales_channels() || (wgrad_float8() && input_granularity() != ScaleGranularity::Tensor);
 }
 
 void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, CastBuffers& buffers) const {
@@ -210,8 +210,7 @@ void Linear::plan_input(MemoryPlan& plan, LastReader reader, int64_t tokens, Cas
         input.add(buffers.high, ".high", options_.storage, {tokens, inputs});
       if (scales_input_columns())
         input.add(buffers.column_inverse_scale, ".column_inverse_scale", DType::F32,
-                  smooth() == SmoothSwiGLU::Channel ? Shape{inputs}
-                                                    : scale_shape(input_granularity(), inputs, tokens));
+                  scales_channels() ? Shape{inputs} : scale_shape(input_granularity(), inputs, tokens));
       break;
     case LastReader::GradCast:
       if (smooth() == SmoothSwiGLU::Token)
@@ -246,7 +245,11 @@ CastTarget Linear::input_target(const Pass& pass, const CastBuffers& input) cons
   target.rounding_key = pass.rounding_key(input_site_);
   if (fprop_float8()) target.row = input.row;
   if (wgrad_float8() && pass.kind != PassKind::Evaluation) target.column = input.column;
-  if (smooth() == SmoothSwiGLU::Token || smooth() == SmoothSwiGLU::Channel) {
+  if (smooths_channels()) {
+    target.column_inverse_scale = input.column_inverse_scale;
+    target.channel_weight_amax = weight_channel_amax_;
+    target.channel_exponent = static_cast<float>(options_.formats.smooth_quant);
+  } else if (smooth() == SmoothSwiGLU::Token || smooth() == SmoothSwiGLU::Channel) {
     target.row_inverse_scale = input.row_inverse_scale;
     target.column_inverse_scale = input.column_inverse_scale;
   } else {
@@ -284,6 +287,10 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
     copy_values(pass.device, encode.source, piece);
   }
   encode.source.shape = parameter_.gradient.shape;
+  if (smooths_channels()) {
+    pass.device.zero(weight_channel_amax_);
+    pass.device.channel_amax({encode.source, weight_channel_amax_});
+  }
   if (is_one_scale(options_.formats.weight.scaling)) encode.amax = piece.amax;
   encode.out.cast = options_.formats.weight;
   encode.out.site = pass.site(weight_site_);
@@ -313,7 +320,8 @@ void Linear::finish_codes(const Pass& pass) const {
   pass.device.transpose_codes({.codes = weight_row_, .transposed = weight_column_});
 }
 
-// Row codes of W with the channels' inverse scales multiplied into its columns.  [Fishman et al., Eq. 3]
+// Row codes of W with the channels' inverse scales multiplied into its columns.  [Fishman et al., Eq. 3;
+// SmoothQuant, 2211.10438, eq. 3]
 void Linear::fold(const Pass& pass, const CastBuffers& input) const {
   CastOperation encode;
   encode.source = parameter_.master;
@@ -368,8 +376,7 @@ Matmul Linear::wgrad_operands(const CastBuffers& grad, const CastBuffers& input)
   if (wgrad_float8()) {
     dy = scaled(as_codes(grad.column, f.grad.format), grad_granularity(), grad.column_inverse_scale);
     x = scaled(as_codes(input.column, f.input.format),
-               smooth() == SmoothSwiGLU::Channel ? ScaleGranularity::Outer : input_granularity(),
-               input.column_inverse_scale);
+               scales_channels() ? ScaleGranularity::Outer : input_granularity(), input.column_inverse_scale);
   }
   Matmul matmul = product(options_.wgrad, dy, x, parameter_.gradient);
   matmul.accumulate = true;
@@ -381,7 +388,7 @@ void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& out
   Matmul matmul = fprop_operands(input, output);
   if (fprop_float8()) {
     if (folds_scales()) fold(pass, input);
-    const bool channel = smooth() == SmoothSwiGLU::Channel;  // the folded weight took the scales up
+    const bool channel = scales_channels();  // the folded weight took the scales up
     scale_by(matmul.a, channel ? pass.one : pass.site(input_site_).inverse_scale);
     scale_by(matmul.b, pass.site(folds_scales() ? folded_weight_site_ : weight_site_).inverse_scale);
     InverseScales scales = inverse_scales(matmul.a);

@@ -20,11 +20,12 @@ namespace octet {
 // The copies of one tensor [rows, columns] that a cast leaves for GEMMs; what nobody reads is empty. Linears
 // that share buffers may differ in the FP8 format of the codes: whoever uses codes says which they are.
 struct CastBuffers {
-  Tensor high;                  // storage [rows, columns]
-  Tensor row;                   // codes [rows, columns]
-  Tensor column;                // codes of the transpose [columns, rows]
-  Tensor row_inverse_scale;     // F32: rowwise and block-wise scaling, Smooth-SwiGLU `token` and `dual`
-  Tensor column_inverse_scale;  // F32: rowwise and block-wise scaling, Smooth-SwiGLU `channel` and `dual`
+  Tensor high;               // storage [rows, columns]
+  Tensor row;                // codes [rows, columns]
+  Tensor column;             // codes of the transpose [columns, rows]
+  Tensor row_inverse_scale;  // F32: rowwise and block-wise scaling, Smooth-SwiGLU `token` and `dual`
+  // F32: rowwise and block-wise scaling, Smooth-SwiGLU `channel` and `dual`, SmoothQuant
+  Tensor column_inverse_scale;
 
   // These buffers, and `other`'s where there is none here.
   CastBuffers or_else(const CastBuffers& other) const;
@@ -96,7 +97,7 @@ class Linear {
 
   // ---- for the health monitor: the weight as products read it, and the most rows that it looks at.
   struct WorkingWeight {
-    Tensor values;  // [N, K]; smooth_swiglu `channel`: in the order of the transpose
+    Tensor values;  // [N, K]; where scales are folded in: in the order of the transpose
     InverseScales inverse_scales;
   };
   WorkingWeight working_weight(const Pass& pass) const;
@@ -108,9 +109,13 @@ class Linear {
   bool dgrad_float8() const { return options_.formats.dgrad_float8(); }
   bool wgrad_float8() const { return options_.formats.wgrad_float8(); }
   bool reads_storage_weight() const { return !fprop_float8() || !dgrad_float8(); }
-  bool folds_scales() const { return smooth() == SmoothSwiGLU::Channel && fprop_float8(); }
+  // SmoothQuant and Smooth-SwiGLU `channel`: both copies of X have one scale a column, which fprop's copy of
+  // W takes up.
+  bool smooths_channels() const { return options_.formats.smooth_quant > 0 && fprop_float8(); }
+  bool scales_channels() const { return smooth() == SmoothSwiGLU::Channel || smooths_channels(); }
+  bool folds_scales() const { return scales_channels() && fprop_float8(); }
   bool grad_takes_up_scales() const { return smooth() == SmoothSwiGLU::Token && wgrad_float8(); }
-  // Of the roles' operands as their casts leave them. Smooth-SwiGLU `token` and `channel` are others.
+  // Of the roles' operands as their casts leave them. Smooth-SwiGLU `token` and channels' scales are others.
   ScaleGranularity input_granularity() const;
   ScaleGranularity weight_granularity() const;
   ScaleGranularity grad_granularity() const;
@@ -133,10 +138,11 @@ class Linear {
   Tensor weight_column_;                // codes [K, N]
   Tensor weight_row_inverse_scale_;     // F32: rowwise and block-wise scaling
   Tensor weight_column_inverse_scale_;  // the same
+  Tensor weight_channel_amax_;          // F32 [K]: SmoothQuant
   CodeShard code_shard_;  // its codes are weight_row_'s; its values lie where weight_column_ will
   int input_site_ = -1, weight_site_ = -1, grad_site_ = -1;
   int grad_column_site_ = -1;    // `token`: the column copy of dY x the tokens' scales
-  int folded_weight_site_ = -1;  // `channel`: the weight x the channels' scales
+  int folded_weight_site_ = -1;  // the weight x the channels' scales
 };
 
 }  // namespace octet

@@ -60,6 +60,11 @@ void check_constants(Rules& rules, const TransformerSpec& s) {
   rules.positive("init_deviation", s.init_deviation);
   rules.require(s.softmax_scale >= 0 && std::isfinite(s.softmax_scale), "softmax_scale",
                 fmt::format("must be positive, or 0 for 1/sqrt(head_width), found {}", s.softmax_scale));
+  // Probabilities are stretched over [0, 1], not into it: what is masked must stay zero.
+  rules.require(s.softmax_clip_low > -1 && s.softmax_clip_low <= 0, "softmax_clip_low",
+                fmt::format("must be above -1 and at most 0 (0 = off), found {}", s.softmax_clip_low));
+  rules.require(s.softmax_clip_high >= 1 && s.softmax_clip_high < 3.4e38, "softmax_clip_high",
+                fmt::format("must be at least 1 (1 = off) and finite, found {}", s.softmax_clip_high));
   const RopeScaling& rope = s.rope_scaling;
   rules.require(rope.factor >= 1 && std::isfinite(rope.factor), "rope_scaling/factor",
                 fmt::format("must be at least 1 (1 = off), found {}", rope.factor));

@@ -34,13 +34,17 @@ void require_buildable(const TransformerOptions& options) {
   if (!broken.empty()) throw Error(ExitCode::Usage, broken, "change the model or batch section");
 }
 
-// Does a down projection fold the scales of its input into its weight?
-bool folds_scales(const Recipe& recipe) {
-  const auto folds = [](const LinearFormats& f) {
-    return f.smooth == SmoothSwiGLU::Channel && f.fprop_float8();
+// What multiplies masters in every micro-batch: scales of inputs' channels that go into the weight. Or empty.
+std::string folds_scales(const Recipe& recipe) {
+  const auto folds = [](const LinearFormats& f) -> std::string {
+    if (!f.fprop_float8()) return {};
+    if (f.smooth_quant > 0) return "smooth_quant";
+    return f.smooth == SmoothSwiGLU::Channel ? "smooth_swiglu \"channel\"" : "";
   };
-  return folds(recipe.formats()) || std::any_of(recipe.overrides.begin(), recipe.overrides.end(),
-                                                [&](const Override& other) { return folds(other.formats); });
+  std::string found = folds(recipe.formats());
+  for (const Override& other : recipe.overrides)
+    if (found.empty()) found = folds(other.formats);
+  return found;
 }
 
 }  // namespace
@@ -53,8 +57,8 @@ uint64_t position_of(MicroStep where) {
 std::string master_problem(const Recipe& recipe) {
   if (recipe.master == MasterFormat::FP32) return {};
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read FP32 masters";
-  if (folds_scales(recipe))
-    return "smooth_swiglu \"channel\" multiplies the down projection's FP32 master in every micro-batch";
+  if (const std::string folds = folds_scales(recipe); !folds.empty())
+    return folds + " multiplies FP32 masters in every micro-batch; allowed: precision.master \"fp32\"";
   return {};
 }
 
@@ -72,8 +76,8 @@ std::string saved_activations_problem(const Recipe& recipe, const TransformerSpe
 
 std::string offload_problem(const Recipe& recipe) {
   if (recipe.storage == Format::FP32) return "with fp32 storage the GEMMs read the masters themselves";
-  if (folds_scales(recipe))
-    return "smooth_swiglu \"channel\" reads the down projection's master in every micro-batch";
+  if (const std::string folds = folds_scales(recipe); !folds.empty())
+    return folds + " reads masters in every micro-batch";
   return {};
 }
 
@@ -383,11 +387,9 @@ Transformer::Transformer(Device* device, const TransformerOptions& options, Memo
                 "precision.master \"fp32\", or another recipe");
   if (const std::string problem = offload ? offload_problem(options.recipe) : ""; !problem.empty())
     throw Error(ExitCode::Usage, "offloaded masters: " + problem, "another recipe, or no offload");
-  if (options.sharding.ranks > 1 && folds_scales(options.recipe))
-    throw Error(ExitCode::Usage,
-                "sharded masters: smooth_swiglu \"channel\" reads the down projection's master in every "
-                "micro-batch",
-                "smooth_swiglu \"dual\", or parallel.zero 0");
+  if (const std::string folds = folds_scales(options.recipe); options.sharding.ranks > 1 && !folds.empty())
+    throw Error(ExitCode::Usage, "sharded masters: " + folds + " reads whole masters in every micro-batch",
+                "smooth_swiglu \"dual\" without smooth_quant, or parallel.zero 0");
 }
 Transformer::~Transformer() = default;
 

@@ -88,7 +88,7 @@ struct DelayedScaling {
 };
 
 // Scales that follow the share of values that saturated or became zero in a step, one refresh a step.
-// [numerics/scaling.h, adaptive_scale; docs/numerics.md, "Scales that follow the distribution"]
+// [numerics/adaptive_scaling.h; docs/numerics.md, "Scales that follow the distribution"]
 struct AdaptiveScaling {
   double above = 1e-4;  // Quantile: the share of |x| that lies above what the scale maps to the largest code
   double saturated = 1e-4;  // Following: the scale is halved when a larger share saturates

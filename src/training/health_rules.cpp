@@ -44,6 +44,9 @@ const char* saturation_remedy(Scaling scaling) {
   if (scaling == Scaling::Delayed)
     return "its scale is that of calmer steps: precision.delayed.margin leaves room, \"scaling\": "
            "\"current\" does not look back";
+  if (scaling == Scaling::Static)
+    return "its scale is a constant of the model, whose values have grown: a lower learning rate or more "
+           "weight decay, or \"scaling\": \"current\" for this role";
   return "no current scale saturates by itself: look at the recipe's clipping";
 }
 

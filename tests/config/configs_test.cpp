@@ -105,7 +105,7 @@ TEST_CASE("shipped twins differ in the precision section only") {
     twins.insert(base);
   }
   // Neither: 3b-fp8-24gb.json and the quickstart with one thing changed, below.
-  CHECK(twins.size() * 2 + 12 == shipped().size());
+  CHECK(twins.size() * 2 + 13 == shipped().size());
 }
 
 TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
@@ -161,6 +161,25 @@ TEST_CASE("the quickstart whose scales follow the distribution is the quickstart
   c.precision.smooth_swiglu = quickstart.precision.smooth_swiglu;
   c.run = quickstart.run;
   CHECK(c == quickstart);
+}
+
+TEST_CASE("the quickstart of nanotron's recipe is the quickstart but for what its runs have") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  RunConfig nanotron = load_config((folder / "quickstart-nanotron.json").string());
+  Recipe recipe = make_recipe("nanotron");
+  recipe.smooth_quant = 0.5;
+  recipe.input.scaling = Scaling::Current;
+  recipe.master = MasterFormat::FP32;
+  CHECK(nanotron.precision == recipe);
+  CHECK(nanotron.model.softmax_clip_low == -0.03);
+  CHECK(nanotron.model.softmax_clip_high == 1.3);
+  CHECK(nanotron.optimizer.update_clipping);
+  const RunConfig quickstart = load_config((folder / "quickstart.json").string());
+  nanotron.precision = quickstart.precision;
+  nanotron.model = quickstart.model;
+  nanotron.optimizer = quickstart.optimizer;
+  nanotron.run = quickstart.run;
+  CHECK(nanotron == quickstart);
 }
 
 TEST_CASE("3B for 24 GB is the run of 3b-fp8.json: only names and places differ") {

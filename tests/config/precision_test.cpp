@@ -46,6 +46,53 @@ TEST_CASE("FP8 attention is chosen by a key, and only where the linear layers ar
   CHECK(alone.has("the linear layers around attention are not FP8"));
 }
 
+TEST_CASE("a clipped softmax is read, kept to its bounds, and not had from FP8 attention") {
+  const TransformerSpec model =
+      parse_config(R"({"model": {"softmax_clip_low": -0.03, "softmax_clip_high": 1.3}})", "t").model;
+  CHECK(model.softmax_clip_low == -0.03);
+  CHECK(model.softmax_clip_high == 1.3);
+  CHECK(complaint_of(R"({"model": {"softmax_clip_low": 0.1}})").has("/model/softmax_clip_low"));
+  CHECK(complaint_of(R"({"model": {"softmax_clip_high": 0.9}})").has("/model/softmax_clip_high"));
+  const auto both = complaint_of(
+      R"({"model": {"softmax_clip_high": 1.3}, "precision": {"recipe": "fp8", "attention": "fp8"}})");
+  CHECK(both.has("/precision/attention: found \"fp8\" with a clipped softmax"));
+  CHECK(both.count("/precision/attention") == 1);
+}
+
+TEST_CASE("SmoothQuant is chosen by its exponent, linear by linear, and says what it needs") {
+  const auto of = [](const std::string& rest) {
+    return R"({"precision": {"recipe": "fp8", "smooth_swiglu": "none", "smooth_quant": 0.5)" + rest + "}}";
+  };
+  const Recipe recipe = parse_config(of(R"(, "overrides": [{"linears": ["down"], "smooth_quant": 0},
+                                         {"linears": ["out"], "recipe": "bf16"}])"),
+                                     "t")
+                            .precision;
+  CHECK(recipe.smooth_quant == 0.5);
+  CHECK(formats_of(recipe, 4, 1, BlockLinear::Up).smooth_quant == 0.5);
+  CHECK(formats_of(recipe, 4, 1, BlockLinear::Down).smooth_quant == 0);
+  CHECK(formats_of(recipe, 4, 1, BlockLinear::Out).smooth_quant == 0);
+  CHECK(parse_config(R"({"precision": {"recipe": "fp8"}})", "t").precision.smooth_quant == 0);
+  CHECK(parse_config(of(R"(, "weight": {"scaling": "delayed"}, "grad": {"scaling": "delayed"})"), "t")
+            .precision.input.scaling == Scaling::Current);
+
+  const auto refused = [&](const std::string& rest) { return complaint_of(of(", " + rest)); };
+  CHECK(refused(R"("input": {"scaling": "delayed"})").has("/precision/input/scaling: is not \"current\""));
+  CHECK(refused(R"("input": {"rule": "exact"})").has("/precision/input/rule: found \"exact\""));
+  CHECK(refused(R"("weight": {"scaling": "rowwise"})").has("/precision/weight/scaling: with smooth_quant"));
+  CHECK(refused(R"("grad": {"scaling": "rowwise"})").has("/precision/grad/scaling: with smooth_quant"));
+  CHECK(refused(R"("gemms": {"fprop": "storage"})").has("/precision/smooth_quant: smooths the operands of"));
+  CHECK(refused(R"("master": "fp16_scaled")").has("smooth_quant multiplies FP32 masters"));
+  CHECK(refused(R"("overrides": [{"linears": ["down"], "smooth_swiglu": "dual"}])")
+            .has("/precision/overrides/0/smooth_swiglu: is not \"none\" with smooth_quant"));
+  CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "smooth_quant": 0.5}})")
+            .has("/precision/smooth_swiglu: is not \"none\" with smooth_quant"));
+  CHECK(complaint_of(R"({"precision": {"recipe": "bf16", "smooth_quant": 0.5}})")
+            .has("/precision/smooth_quant: smooths operands in FP8, and there are none"));
+  for (const char* alpha : {"1", "-0.1"})
+    CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "smooth_quant": )" + std::string(alpha) + "}}")
+              .has("/precision/smooth_quant"));
+}
+
 TEST_CASE("scaling sets input and grad, a role beside it overrides") {
   const Recipe r =
       parse_config(

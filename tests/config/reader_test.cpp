@@ -203,7 +203,8 @@ TEST_CASE("FP8 needs micro-batches of a multiple of 16 tokens, BF16 does not") {
 
 TEST_CASE("recipes whose masters a micro-batch reads cannot be offloaded") {
   const std::string offload = R"({"memory": {"offload": "optimizer"}, "precision": {)";
-  for (const char* reads : {R"("recipe": "fp32"}})", R"("recipe": "fp8", "smooth_swiglu": "channel"}})"})
+  for (const char* reads : {R"("recipe": "fp32"}})", R"("recipe": "fp8", "smooth_swiglu": "channel"}})",
+                            R"("recipe": "fp8", "smooth_swiglu": "none", "smooth_quant": 0.5}})"})
     CHECK(complaint_of(offload + reads).has("/memory/offload: found \"optimizer\"; "));
   for (const char* does_not : {R"("recipe": "bf16"}})", R"("recipe": "fp8", "smooth_swiglu": "dual"}})"})
     CHECK_NOTHROW(parse_config(offload + does_not, "t"));

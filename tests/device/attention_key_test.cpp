@@ -39,6 +39,24 @@ TEST_CASE("the key of an attention is its shape, and what the GPU has no attenti
   for (const int width : {64, 72, 256}) CHECK_NOTHROW(attention_key(attention(DType::BF16, 4, 4, width)));
 }
 
+TEST_CASE("a clipped softmax is refused on the GPU, in both directions, and the way out is named") {
+  AttentionForward forward = attention(DType::BF16, 8, 2, 64);
+  CHECK_NOTHROW(attention_key(forward));
+  forward.clip = {-0.03f, 1.3f};
+  AttentionBackward backward{};
+  backward.qkv = forward.qkv;
+  backward.context = forward.context;
+  backward.heads = 8, backward.kv_heads = 2, backward.head_width = 64;
+  CHECK_NOTHROW(attention_key(backward, {}));
+  backward.clip = forward.clip;
+  for (const Error& error :
+       {error_of([&] { attention_key(forward); }), error_of([&] { attention_key(backward, {}); })}) {
+    CHECK(error.code() == ExitCode::Usage);
+    CHECK_THAT(error.what(), contains_text("softmax_clip_low -0.03"));
+    CHECK_THAT(error.hint(), contains_text("--device cpu"));
+  }
+}
+
 TEST_CASE("keys and values begin behind the query heads, at 16 bytes") {
   const AttentionKey key = attention_key(attention(DType::BF16, 8, 2, 72));
   const PackedOffsets offsets = packed_offsets(key);

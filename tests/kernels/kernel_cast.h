@@ -22,6 +22,7 @@ struct TargetKind {
   float history = 0;  // the site's scale beforehand
   bool by_row = false, by_column = false, row_factor = false, counted = true;
   ScaleGranularity blocks = ScaleGranularity::Tensor;  // else each copy has scales of these
+  float smooth_quant = 0;                              // alpha
 };
 inline const std::vector<TargetKind>& target_kinds() {
   constexpr Format e4m3 = Format::E4M3, e5m2 = Format::E5M2;
@@ -47,6 +48,10 @@ inline const std::vector<TargetKind>& target_kinds() {
        .cast = {e4m3, Scaling::Rowwise, power, nearest},
        .by_row = true,
        .by_column = true},
+      {.name = "smooth quant",
+       .cast = {e4m3, current, power, nearest},
+       .by_column = true,
+       .smooth_quant = 0.5f},
       {.name = "row factor", .cast = {e5m2, current, power, nearest}, .row_factor = true},
       {.name = "blocks", .cast = {e4m3, blockwise, power, nearest}, .blocks = ScaleGranularity::Vectors},
       {.name = "blocks, exact, stochastic",
@@ -104,6 +109,14 @@ inline CastTarget make_target(OpFixture& f, const TargetKind& kind, const Target
       out.row_inverse_scale = f.zeros(DType::F32, scale_shape(kind.blocks, rows, columns));
     if (!out.column.empty())
       out.column_inverse_scale = f.zeros(DType::F32, scale_shape(kind.blocks, columns, rows));
+  }
+  if (kind.smooth_quant > 0) {
+    Values weight_amax = normal_values(columns, 78, 0.1);
+    for (size_t i = 0; i < weight_amax.size(); ++i)
+      weight_amax[i] = i % 7 == 3 ? 0.0f : std::fabs(weight_amax[i]);
+    if (columns > 4) weight_amax[4] = NAN;  // a weight that is not finite
+    out.channel_weight_amax = f.floats(DType::F32, {columns}, weight_amax);
+    out.channel_exponent = kind.smooth_quant;
   }
   if (kind.row_factor && !out.column.empty()) {
     Values factors = normal_values(rows, 77);
@@ -177,7 +190,14 @@ class KernelCast {
                             .count = source.rows,
                             .cast = target_.cast});
     }
-    if (column_inverse) {
+    if (smooths(target_)) {
+      kernels::decide_smooth({.amax = column_amax_.data(),
+                              .weight_amax = target_.channel_weight_amax.as<float>(),
+                              .alpha = target_.channel_exponent,
+                              .inverse_scale = column_inverse,
+                              .count = source.columns,
+                              .format = format});
+    } else if (column_inverse) {
       kernels::decide_fine({.amax = column_amax_.data(),
                             .inverse_scale = column_inverse,
                             .count = source.columns,

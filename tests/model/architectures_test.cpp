@@ -40,8 +40,9 @@ std::vector<std::string> outside(const Result& result, const std::string& name) 
   return out;
 }
 
-const char* const names[] = {"fog_max", "fog_opt",     "fog_flash",           "op",       "olmo2",
-                             "qwen3",   "all_at_once", "norms_on_both_sides", "no_norms", "munit"};
+const char* const names[] = {"fog_max",  "fog_opt", "fog_flash",      "op",
+                             "olmo2",    "qwen3",   "all_at_once",    "norms_on_both_sides",
+                             "no_norms", "munit",   "clipped_softmax"};
 
 }  // namespace
 
@@ -73,6 +74,8 @@ TEST_CASE("oracle: an option that is another one is noticed", "[oracle][architec
   noticed("op", "post_norm", "rms");
   noticed("no_norms", "rope_base", 101.0);
   noticed("munit", "residual_tau", 0.301);
+  noticed("clipped_softmax", "softmax_clip_high", 1.301);
+  noticed("clipped_softmax", "softmax_clip_low", -0.1001);
 }
 
 TEST_CASE("oracle: a gain, an alpha or a parameter of xIELU off by a percent is noticed",

@@ -29,6 +29,9 @@ inline TransformerSpec spec_of(const nlohmann::json& variant) {
   spec.rope_scaling.original_context = s.at("rope_original_context");
   spec.tied_head = s.at("tied_head");
   spec.qkv_bias = s.at("qkv_bias");
+  spec.softmax_scale = s.value("softmax_scale", 0.0);
+  spec.softmax_clip_low = s.value("softmax_clip_low", 0.0);
+  spec.softmax_clip_high = s.value("softmax_clip_high", 1.0);
   if (!s.contains("activation")) return spec;
   const std::map<std::string, PostNorm> post = {
       {"none", PostNorm::None}, {"rms", PostNorm::RMS}, {"layer_scale", PostNorm::LayerScale}};
@@ -46,11 +49,8 @@ inline TransformerSpec spec_of(const nlohmann::json& variant) {
   spec.qk_norm = qk.at(s.at("qk_norm"));
   spec.activation = activation.at(s.at("activation"));
   spec.input_multiplier = s.at("input_multiplier");
-  spec.softmax_scale = s.at("softmax_scale");
   spec.residual_tau = s.at("residual_tau");
   spec.residual = spec.residual_tau == 0 ? Residual::Sum : Residual::Weighted;
-  spec.softmax_clip_low = s.at("softmax_clip_low");
-  spec.softmax_clip_high = s.at("softmax_clip_high");
   return spec;
 }
 

@@ -161,6 +161,19 @@ TEST_CASE("tau falls with depth, through the two values that the paper states") 
   CHECK(spec.residual_tau_() == 0.25);
 }
 
+TEST_CASE("a clipped softmax stretches probabilities over zero and one, not into them") {
+  const auto broken = [](double low, double high) {
+    TransformerSpec spec = test::tiny("bf16").spec;
+    spec.softmax_clip_low = low, spec.softmax_clip_high = high;
+    return broken_keys(spec, false);
+  };
+  for (const double low : {0.0, -0.03, -0.99}) CHECK(broken(low, 1.3).empty());
+  for (const double low : {0.01, -1.0, std::nan("")})
+    CHECK(broken(low, 1) == std::vector<std::string>{"softmax_clip_low"});
+  for (const double high : {0.99, HUGE_VAL, std::nan("")})
+    CHECK(broken(0, high) == std::vector<std::string>{"softmax_clip_high"});
+}
+
 TEST_CASE("frozen gains are part of the softmax scale: 0.125 at 128") {
   TransformerSpec spec;
   spec.width = 1024, spec.heads = 8, spec.kv_heads = 4;

@@ -15,6 +15,12 @@
 //
 //   S = K Q^T   P = exp(scale S - lse)   O = P^T V
 //   dP = V dO^T   dS = P (dP - sum(dO O)) scale   dQ = dS^T K   dK = dS Q   dV = P dO
+//
+// Clipped (SoftmaxClip) P' = clip((high - low) P + low, 0, 1) needs P itself, so both directions go over the
+// keys twice: forward first for log_sum_exp, backward first for delta = sum(P g), since sum(dO O) is another
+// number then.
+//
+//   O = P'^T V   g = (high - low) dP where P' was not clipped, else 0   dS = P (g - delta) scale   dV = P' dO
 #include <omp.h>
 
 #include <algorithm>
@@ -31,6 +37,36 @@ namespace {
 
 // ---- forward
 
+LaneClip lane_clip(const SoftmaxClip& clip) { return {clip.high - clip.low, clip.low}; }
+
+// One block of queries, its output's lanes in s.out; log_sum_exp of each lane.
+void clipped_block(const AttentionForward& a, const Geometry& g, int64_t q, int64_t count,
+                   const ForwardScratch& s, float* log_sum_exp) {
+  const LaneClip clip = lane_clip(a.clip);
+  const int64_t visible = g.visible_keys(q, count);
+  const auto for_keys = [&](const auto& body) {
+    for (int64_t k = 0; k < visible; k += key_block) {
+      const int64_t keys = std::min(key_block, visible - k);
+      multiply(g.stored_kernel,
+               {s.keys + k * g.stored_pitch(), g.stored_pitch(), 1, s.queries, query_lanes, s.scores,
+                query_lanes, keys, query_lanes, g.stored_inner(), MicroTile::Write::Store});
+      body(ScoreBlock{s.scores, keys, k, q, a.softmax_scale});
+    }
+  };
+  RunningSoftmax running;
+  std::fill_n(running.maximum, query_lanes, -std::numeric_limits<float>::infinity());
+  std::fill_n(running.sum, query_lanes, 0.0f);
+  for_keys([&](const ScoreBlock& scores) { softmax_step(scores, running); });
+  for (int i = 0; i < query_lanes; ++i) log_sum_exp[i] = running.maximum[i] + std::log(running.sum[i]);
+  for_keys([&](const ScoreBlock& scores) {
+    softmax_probabilities(scores, log_sum_exp);
+    clip_probabilities(scores, clip);
+    multiply(g.kernel, {s.values + scores.first_key * g.padded_width, 1, g.padded_width, scores.scores,
+                        query_lanes, s.out, query_lanes, g.padded_width, query_lanes, scores.keys,
+                        scores.first_key == 0 ? MicroTile::Write::Store : MicroTile::Write::Add});
+  });
+}
+
 void forward_task(const AttentionForward& a, const Geometry& g, WindowHead task, const ForwardScratch& s) {
   const auto [window, head] = task;
   const int64_t first = window * g.context, kv = head / (g.heads / g.kv_heads);
@@ -41,6 +77,14 @@ void forward_task(const AttentionForward& a, const Geometry& g, WindowHead task,
     const int64_t count = std::min<int64_t>(query_lanes, g.context - q);
     load_stored(g, {a.qkv, first + q, count, head * g.width, query_lanes}, s.rows);
     stored_to_lanes(g, s.rows, s.queries);
+    if (a.clip.clips()) {
+      alignas(64) float of_lanes[query_lanes];
+      clipped_block(a, g, q, count, s, of_lanes);
+      from_lanes(g, s.out, s.rows);
+      store_head(g, s.rows, {a.out.high, first + q, count, head * g.width, query_lanes});
+      std::copy_n(of_lanes, count, log_sum_exp + q);
+      continue;
+    }
     RunningSoftmax running;
     std::fill_n(running.maximum, query_lanes, -std::numeric_limits<float>::infinity());
     std::fill_n(running.sum, query_lanes, 0.0f);
@@ -77,7 +121,11 @@ void backward_block(const AttentionBackward& a, const Geometry& g, QueryBlock bl
   to_lanes(g, s.out_gradient, s.out_gradient_lanes);
   to_lanes(g, s.rows, s.out_lanes);
   alignas(64) float delta[query_lanes], log_sum_exp[query_lanes];
-  dot_lanes(s.out_gradient_lanes, s.out_lanes, delta, g.width);
+  const bool clips = a.clip.clips();
+  if (clips)
+    std::fill_n(delta, query_lanes, 0.0f);
+  else
+    dot_lanes(s.out_gradient_lanes, s.out_lanes, delta, g.width);
   load_stored(g, {a.out_gradient, first, count, column, query_lanes}, s.rows);
   stored_to_lanes(g, s.rows, s.out_gradient_lanes);
   load_stored(g, {a.qkv, first, count, column, query_lanes}, s.rows);
@@ -85,16 +133,27 @@ void backward_block(const AttentionBackward& a, const Geometry& g, QueryBlock bl
   std::fill_n(log_sum_exp, query_lanes, std::numeric_limits<float>::infinity());
   std::copy_n(a.log_sum_exp.as<float>() + (window * g.heads + head) * g.context + q, count, log_sum_exp);
 
+  const LaneClip clip = lane_clip(a.clip);
+  const SoftmaxGradient gradient{s.score_gradient, log_sum_exp, delta};
   const int64_t w = g.padded_width;
-  for (int64_t k = 0; k < visible; k += key_block) {
-    const int64_t keys = std::min(key_block, visible - k);
-    const float* block_keys = s.keys + k * w;
-    const int64_t pitch = g.stored_pitch(), inner = g.stored_inner();
+  const auto scores_and_gradient = [&](int64_t k) {
+    const int64_t keys = std::min(key_block, visible - k), pitch = g.stored_pitch(), inner = g.stored_inner();
     multiply(g.stored_kernel, {s.stored_keys + k * pitch, pitch, 1, s.query_lanes_, query_lanes, s.scores,
                                query_lanes, keys, query_lanes, inner, Write::Store});
     multiply(g.stored_kernel, {s.stored_values + k * pitch, pitch, 1, s.out_gradient_lanes, query_lanes,
                                s.score_gradient, query_lanes, keys, query_lanes, inner, Write::Store});
-    softmax_gradient({s.scores, keys, k, q, a.softmax_scale}, {s.score_gradient, log_sum_exp, delta});
+    return ScoreBlock{s.scores, keys, k, q, a.softmax_scale};
+  };
+  for (int64_t k = 0; clips && k < visible; k += key_block)
+    add_clipped_products(scores_and_gradient(k), clip, gradient, delta);
+  for (int64_t k = 0; k < visible; k += key_block) {
+    const float* block_keys = s.keys + k * w;
+    const ScoreBlock scores = scores_and_gradient(k);
+    const int64_t keys = scores.keys;
+    if (clips)
+      clipped_softmax_gradient(scores, clip, gradient);
+    else
+      softmax_gradient(scores, gradient);
     multiply(g.kernel, {block_keys, 1, w, s.score_gradient, query_lanes, s.query_gradient_lanes, query_lanes,
                         w, query_lanes, keys, k == 0 ? Write::Store : Write::Add});
     multiply(g.kernel, {s.score_gradient, query_lanes, 1, s.queries, w, s.key_gradient + k * w, w, keys, w,

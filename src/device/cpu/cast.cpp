@@ -27,6 +27,7 @@
 #include "numerics/bfloat16.h"
 #include "numerics/float8.h"
 #include "numerics/scaling.h"
+#include "numerics/smooth_quant.h"
 
 namespace octet {
 namespace {
@@ -206,9 +207,9 @@ struct Encoder {
   bool row_scales() const { return !out.row_inverse_scale.empty(); }
   bool column_scales() const { return !out.column_inverse_scale.empty(); }
   bool blocks() const { return in_blocks(out); }
-  // From the bits of an amax.
+  static float amax_of(uint32_t bits) { return std::bit_cast<float>(std::min(bits, infinity_bits)); }
   float fine_inverse(uint32_t bits) const {
-    const float amax = std::bit_cast<float>(std::min(bits, infinity_bits));
+    const float amax = amax_of(bits);
     return inverse_or_nan(fine_scale(out.cast, amax), amax);
   }
 
@@ -250,8 +251,22 @@ struct Encoder {
         source.read({r, begin, n}, values);
         column_amax_bits(values, n, largest);
       }
-      for (int64_t c = 0; c < n; ++c) inverse[begin + c] = fine_inverse(largest[c]);
+      for (int64_t c = 0; c < n; ++c)
+        inverse[begin + c] = smooths(out) ? amax_of(largest[c]) : fine_inverse(largest[c]);
     }
+    if (smooths(out)) smooth_columns();
+  }
+  // SmoothQuant: from the amaxes of the columns, which stand where their inverse scales will.
+  void smooth_columns() const {
+    const int64_t columns = source.columns();
+    float* const column = out.column_inverse_scale.as<float>();
+    const float* const weight = out.channel_weight_amax.as<float>();
+    const float alpha = out.channel_exponent;
+    float amax = 0;
+    for (int64_t c = 0; c < columns; ++c) amax = std::max(amax, smoothed_amax(column[c], weight[c], alpha));
+    const float scale = power_of_two_scale(amax, max_of(out.cast.format));
+    for (int64_t c = 0; c < columns; ++c)
+      column[c] = smoothed_inverse_scale(column[c], weight[c], alpha, scale);
   }
 
   // Pass 1c: amaxes of the blocks of 128 rows and 128 columns, of their rows and of their columns.
@@ -291,6 +306,7 @@ struct Encoder {
 
   void run() const {
     check(source, out);
+    check_channels(out, source.columns());
     const Amaxes amaxes = whole_amax ? Amaxes{finite_or_infinite(*whole_amax), 0} : measure_rows();
     if (blocks()) {
       check_blocks(out, source.rows(), source.columns());

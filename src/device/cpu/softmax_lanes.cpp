@@ -108,6 +108,57 @@ OCTET_VECTORIZED void softmax_probabilities(const ScoreBlock& block, const float
   }
 }
 
+namespace {
+
+OCTET_LANES Lanes clipped(const Lanes& stretched) {
+  const Lanes below = stretched < broadcast(0.0f) ? Lanes{} : stretched;
+  return below > broadcast(1.0f) ? broadcast(1.0f) : below;
+}
+// What reaches the probability itself: nothing where it was clipped.
+OCTET_LANES Lanes through_clip(const Lanes& stretched, const Lanes& gradient, float span) {
+  const Integers open = (stretched > broadcast(0.0f)) & (stretched < broadcast(1.0f));
+  return open ? gradient * span : Lanes{};
+}
+
+}  // namespace
+
+OCTET_VECTORIZED void clip_probabilities(const ScoreBlock& block, const LaneClip& clip) {
+  for (int half = 0; half < halves; ++half) {
+    for (int64_t k = 0; k < block.keys; ++k) {
+      float* const at = block.scores + k * query_lanes + half * 16;
+      store(at, clipped(load(at) * clip.span + clip.low));
+    }
+  }
+}
+
+OCTET_VECTORIZED void add_clipped_products(const ScoreBlock& block, const LaneClip& clip,
+                                           const SoftmaxGradient& g, float* delta) {
+  for (int half = 0; half < halves; ++half) {
+    const Lanes log_sum_exp = load(g.log_sum_exp + half * 16);
+    Lanes sum = load(delta + half * 16);
+    for (int64_t k = 0; k < block.keys; ++k) {
+      const Lanes p = exponential(masked_score(block, k, half) - log_sum_exp);
+      const Lanes gradient = load(g.gradient + k * query_lanes + half * 16);
+      sum = sum + p * through_clip(p * clip.span + clip.low, gradient, clip.span);
+    }
+    store(delta + half * 16, sum);
+  }
+}
+
+OCTET_VECTORIZED void clipped_softmax_gradient(const ScoreBlock& block, const LaneClip& clip,
+                                               const SoftmaxGradient& g) {
+  for (int half = 0; half < halves; ++half) {
+    const Lanes log_sum_exp = load(g.log_sum_exp + half * 16), delta = load(g.delta + half * 16);
+    for (int64_t k = 0; k < block.keys; ++k) {
+      const Lanes p = exponential(masked_score(block, k, half) - log_sum_exp);
+      const Lanes stretched = p * clip.span + clip.low;
+      float* const gradient = g.gradient + k * query_lanes + half * 16;
+      store(block.scores + k * query_lanes + half * 16, clipped(stretched));
+      store(gradient, p * (through_clip(stretched, load(gradient), clip.span) - delta) * block.scale);
+    }
+  }
+}
+
 OCTET_VECTORIZED void probability_gradient(const ProbabilityGradient& g) {
   for (int half = 0; half < halves; ++half) {
     const Lanes delta = load(g.delta + half * 16);

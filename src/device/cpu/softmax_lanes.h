@@ -35,6 +35,20 @@ void softmax_gradient(const ScoreBlock& block, const SoftmaxGradient& g);
 
 // p = exp(scale * s - log_sum_exp), in place.
 void softmax_probabilities(const ScoreBlock& block, const float* log_sum_exp);
+
+// Clipped softmax [operations.h, SoftmaxClip]: p' = clip(span p + low, 0, 1) in place, after
+// softmax_probabilities. As low <= 0, masked keys stay zero; NaN stays NaN.
+struct LaneClip {
+  float span, low;  // span: high - low
+};
+void clip_probabilities(const ScoreBlock& block, const LaneClip& clip);
+// Its gradient. With p as above and g = span dP where 0 < span p + low < 1, else 0:
+//   add_clipped_products     delta[lane] += sum over the keys, ascending, of p g;  scores and dP stay
+//   clipped_softmax_gradient scores become p';  gradient (dP in) = p * (g - delta) * scale
+void add_clipped_products(const ScoreBlock& block, const LaneClip& clip, const SoftmaxGradient& g,
+                          float* delta);
+void clipped_softmax_gradient(const ScoreBlock& block, const LaneClip& clip, const SoftmaxGradient& g);
+
 // gradient (dO V^T in codes' units) = p * (factor * gradient - delta) * scale.
 struct ProbabilityGradient {
   const float* probabilities;  // [keys, 32]

@@ -130,6 +130,7 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
                                    .rows = source.rows(),
                                    .columns = source.columns()};
   if (in_blocks(target)) return finish_blocks(cast, values);
+  check_channels(target, source.columns());
   const bool by_row = !target.row_inverse_scale.empty(), by_column = !target.column_inverse_scale.empty();
 
   kernels::decide({.amax = cast.amax,
@@ -148,7 +149,15 @@ void GpuDevice::finish_cast(const PendingCast& cast, const Tensor& source, const
                           .cast = target.cast,
                           .stream = stream});
   }
-  if (by_column) {
+  if (smooths(target)) {
+    kernels::decide_smooth({.amax = cast.column_amax,
+                            .weight_amax = target.channel_weight_amax.as<float>(),
+                            .alpha = target.channel_exponent,
+                            .inverse_scale = target.column_inverse_scale.as<float>(),
+                            .count = values.columns,
+                            .format = target.cast.format,
+                            .stream = stream});
+  } else if (by_column) {
     kernels::decide_fine({.amax = cast.column_amax,
                           .inverse_scale = target.column_inverse_scale.as<float>(),
                           .count = values.columns,

@@ -12,6 +12,7 @@ namespace {
 struct Request {
   const Tensor& qkv;
   int context, heads, kv_heads, head_width;
+  SoftmaxClip clip;
 };
 
 AttentionKey checked_key(const Request& r) {
@@ -27,6 +28,13 @@ AttentionKey checked_key(const Request& r) {
         ExitCode::Usage,
         fmt::format("attention on the GPU has heads of 64 to 256 in steps of 8, not {}", r.head_width),
         "change model.head_width or model.heads, or run with --device cpu");
+  if (r.clip.clips())
+    throw Error(
+        ExitCode::Usage,
+        fmt::format("attention on the GPU is cuDNN's, which has no clipped softmax (model.softmax_clip_low "
+                    "{:g}, model.softmax_clip_high {:g})",
+                    r.clip.low, r.clip.high),
+        "set model.softmax_clip_low to 0 and model.softmax_clip_high to 1, or run with --device cpu");
   if (tokens % r.context != 0 || r.heads % r.kv_heads != 0)
     throw Error(ExitCode::Internal,
                 fmt::format("attention: {} tokens in windows of {}, {} heads for {} key-value heads", tokens,
@@ -51,10 +59,10 @@ std::string to_string(const AttentionKey& key) {
 }
 
 AttentionKey attention_key(const AttentionForward& a) {
-  return checked_key({a.qkv, a.context, a.heads, a.kv_heads, a.head_width});
+  return checked_key({a.qkv, a.context, a.heads, a.kv_heads, a.head_width, a.clip});
 }
 AttentionKey attention_key(const AttentionBackward& a, const DeviceOptions& options) {
-  return backward_of(checked_key({a.qkv, a.context, a.heads, a.kv_heads, a.head_width}), options);
+  return backward_of(checked_key({a.qkv, a.context, a.heads, a.kv_heads, a.head_width, a.clip}), options);
 }
 AttentionKey backward_of(AttentionKey key, const DeviceOptions& options) {
   key.backward = true;
