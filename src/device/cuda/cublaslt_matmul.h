@@ -33,6 +33,7 @@ class CublasLtMatmul {
   // Enqueues the product; the implementation's name. With planned scratch, a product that was not prepared is
   // Error(Internal): nothing is searched inside a step.
   std::string run(const Matmul& matmul);
+  const GemmCapabilities& capabilities() const { return capabilities_; }
 
  private:
   struct Plan {

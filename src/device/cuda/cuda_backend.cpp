@@ -13,6 +13,7 @@ CudaBackend::CudaBackend(const DeviceOptions& options)
 
 DeviceInfo CudaBackend::info() const {
   DeviceInfo info = device_info(gpu_);
+  info.block_scales = has_fine_scales(matmul_.capabilities());  // of the library at hand
   AttentionKey key;
   key.head_width = 128;
   key.float8 = true;

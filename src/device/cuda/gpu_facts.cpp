@@ -7,7 +7,6 @@
 
 #include "device/cuda/runtime.h"
 #include "device/nvidia/gpu_models.h"
-#include "device/nvidia/matmul_key.h"
 
 namespace octet {
 
@@ -113,7 +112,6 @@ DeviceInfo device_info(const GpuFacts& facts) {
   info.identity = facts.identity;
   info.asynchronous = true;
   info.float8_products = facts.capability >= 89;
-  info.block_scales = has_fine_scales({.capability = facts.capability});
   info.name = facts.name;
   if (const GpuModel* model = find_gpu_model(facts.name)) {
     info.peak_flops = model->bfloat16_tera_flops * 1e12;
