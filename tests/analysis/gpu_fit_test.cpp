@@ -145,14 +145,24 @@ TEST_CASE("every shipped configuration is one that a GPU can run") {
     if (!run) continue;  // a sweep: of some shipped configuration
     INFO(entry.path());
     const std::string name = entry.path().filename().string();
-    // FP8 attention is refused where cuDNN has none, and scales of blocks where cuBLASLt has none, see below;
-    // everything else of such a run fits.
+    // FP8 attention is refused where cuDNN has none, a clipped softmax everywhere, and scales of blocks where
+    // cuBLASLt has none, see below; everything else of such a run fits.
     std::vector<std::string> settings;
-    const Recipe recipe = load_config(entry.path().string()).precision;
+    const RunConfig config = load_config(entry.path().string());
+    const Recipe& recipe = config.precision;
+    if (config.model.softmax_clip_low < 0) settings.push_back("model.softmax_clip_low=0");
+    if (config.model.softmax_clip_high > 1) settings.push_back("model.softmax_clip_high=1");
     if (recipe.attention == AttentionFormat::FP8) settings.push_back("precision.attention=storage");
     if (recipe.weight.scaling == Scaling::Blockwise) settings.push_back("precision.scaling=rowwise");
     for (const char* gpu : {"rtx4090", "h200", "b200"}) CHECK_NOTHROW(planned(name, gpu, settings));
   }
+}
+
+TEST_CASE("a clipped softmax is refused by the plan of a GPU, with the way out") {
+  const Error error = error_of([&] { planned("quickstart-nanotron.json", "h200"); });
+  CHECK(error.code() == ExitCode::Usage);
+  CHECK_THAT(error.what(), contains_text("no clipped softmax"));
+  CHECK_THAT(error.hint(), contains_text("--device cpu"));
 }
 
 TEST_CASE("scales of blocks are planned on Hopper, and refused elsewhere with the alternatives") {
