@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(threads) update_kernel(ScaleTableArguments tab
   const octet::Cast cast = table.casts[i];
   const bool counted = is_counted(cast.scaling);
   if (cast.format != Format::E4M3 && cast.format != Format::E5M2) return;
-  if (!counted && cast.scaling != Scaling::Delayed) return;
+  if (!follows_steps(cast.scaling)) return;
   const float present = table.scale[i];
   const float scale = counted ? adaptive_scale(table.adaptive, cast, step, present)
                               : delayed_scale(table.options, cast,

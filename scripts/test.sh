@@ -53,12 +53,12 @@ run_tests build
 step "bundle"
 check "the bundle starts and trains in an empty root" tests/bundle_test.sh
 
-# Also the build without CUDA. Commands and reports start processes and read what others wrote: with --full only.
+# Also the build without CUDA. The tests of commands and reports start processes: with --full only.
 step "build without CUDA, with address and undefined-behaviour sanitizers"
 floors="base;numerics;tensor;device;comm;data;model;optimizer;config;training"
 if [ -n "$full" ]; then floors=; fi
 OCTET_BUILD=build-asan OCTET_CMAKE_ARGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DOCTET_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 \
-  -DOCTET_CUDA=OFF -DOCTET_TESTED_FLOORS=$floors" scripts/build.sh octet_tests
+  -DOCTET_CUDA=OFF -DOCTET_TESTED_FLOORS=$floors" scripts/build.sh octet octet_tests
 step "tests under the sanitizers"
 # Tests named (slow) train for many steps or start hundreds of processes: they run without sanitizers only.
 UBSAN_OPTIONS=print_stacktrace=1 run_tests build-asan --exclude-regex '\(slow\)'

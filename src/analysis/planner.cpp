@@ -165,7 +165,8 @@ void add_warnings(const RunConfig& config, RunPlan& plan) {
                     name_of(recipe.simulate)));
   }
   if (recipe.float8() && is_one_scale(recipe.input.scaling) && recipe.smooth_swiglu == SmoothSwiGLU::None &&
-      recipe.smooth_quant == 0) {
+      recipe.smooth_quant == 0 && is_gated(config.model.activation) &&
+      recipe.input.scaling != Scaling::Quantile) {
     warn(
         "smooth_swiglu \"none\": outliers of the SwiGLU product share one scale; FP8 runs of hundreds of "
         "billions of "

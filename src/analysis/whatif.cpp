@@ -146,7 +146,8 @@ WhatIfRecipe measure(Device& device, const RunConfig& config, const CheckpointEn
   loaded.load(checkpoint.folder);
   Transformer& model = loaded.model();
   const int64_t rows = config.batch.micro * config.model.context;
-  const float scale = 1.0f / static_cast<float>(rows);
+  // As in training: scales that come from there expect gradients of that size.
+  const float scale = 1.0f / static_cast<float>(config.batch.tokens);
   const auto pass = [&](int64_t batch) {
     model.zero_gradients();
     observed.zero(model.loss_sum());

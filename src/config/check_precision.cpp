@@ -118,7 +118,7 @@ void check_smooth_quant(const Formats& f, Problems& out) {
           "with smooth_quant the weight is cast once more, with its columns' scales; allowed: current, "
           "delayed");
   require(!is_float8(l.grad.format) || is_one_scale(l.grad.scaling), "/grad/scaling",
-          "with smooth_quant grad has one scale a tensor; allowed: current, delayed, static");
+          "with smooth_quant grad has one scale a tensor; allowed: any but rowwise and blockwise");
 }
 
 // Scales of blocks are a product's matter: both operands have them, and they are applied where partial sums
@@ -152,10 +152,18 @@ void check_blockwise(const Formats& f, Problems& out) {
 void check_static(const RunConfig& c, const Formats& f, Problems& out) {
   if (!f.any(Scaling::Static)) return;
   const std::vector<std::string> involved = {"/precision", "/model/parametrization", "/model/preset"};
-  if (c.model.parametrization != Parametrization::Unit)
-    out.push_back({f.at + "/input/scaling", involved,
-                   "\"static\" with /model/parametrization \"standard\", whose numbers have no known size; "
-                   "allowed: with \"unit\" (the model preset \"munit\")"});
+  for (const auto& [role, cast] : f.roles())
+    if (cast->scaling == Scaling::Static && is_float8(cast->format) &&
+        c.model.parametrization != Parametrization::Unit)
+      out.push_back({fmt::format("{}/{}/scaling", f.at, role), involved,
+                     "\"static\" with /model/parametrization \"standard\", whose numbers have no known size; "
+                     "allowed: with \"unit\" (the model preset \"munit\")"});
+  if (c.model.parametrization == Parametrization::Unit && !c.model.pre_norm &&
+      c.model.residual != Residual::Weighted)
+    out.push_back(
+        {"/model/residual", involved,
+         "found \"sum\" beside scaling \"static\": linears read the stream itself, which then grows "
+         "with depth; allowed: \"weighted\", or /model/pre_norm true"});
   if (c.precision.attention == AttentionFormat::FP8)
     out.push_back({"/precision/attention", involved,
                    "found \"fp8\" beside scaling \"static\": what is inside attention has no static scale; "

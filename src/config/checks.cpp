@@ -100,7 +100,13 @@ void check_sync(const RunConfig& c, Problems& out) {
 
 // Newton-Schulz needs a matrix whole.
 void check_muon(const RunConfig& c, Problems& out) {
-  if (c.optimizer.name != OptimizerName::Muon || c.parallel.zero == 0) return;
+  if (c.optimizer.name != OptimizerName::Muon) return;
+  if (c.model.parametrization == Parametrization::Unit)
+    out.push_back({"/optimizer/name",
+                   {"/model/parametrization", "/model/preset"},
+                   "found \"muon\" with /model/parametrization \"unit\", whose learning rates are those of "
+                   "Adam's updates; allowed: \"adamw\", or \"standard\""});
+  if (c.parallel.zero == 0) return;
   out.push_back(
       {"/parallel/zero",
        {"/optimizer/name"},

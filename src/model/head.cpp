@@ -17,7 +17,6 @@ LinearOptions projection_options(const Blueprint& blueprint) {
   options.inputs = spec.width;
   options.storage = blueprint.storage();
   options.formats = head_formats(blueprint.options.recipe);
-  options.formats.smooth_quant = 0;  // of the blocks' linears
   options.initial = {.deviation = spec.head_deviation(), .learning_rate_factor = spec.head_learning_rate()};
   options.kind = ParameterKind::Embedding;
   options.fprop = GemmClass::HeadFprop;

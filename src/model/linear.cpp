@@ -122,14 +122,11 @@ void Linear::add_sites(ScaleTable& scales) {
     return scales.add(std::move(info));
   };
   const double weight = options_.initial.deviation, grad = options_.gradient_deviation;
-  // Where tokens or channels have scales of their own there is none to follow what is counted.
-  Cast input = f.input;
-  if (smooth() != SmoothSwiGLU::None && is_counted(input.scaling)) input.scaling = Scaling::Current;
-  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", input, 1);
+  if (fprop_float8() || wgrad_float8()) input_site_ = site(".input", f.input, 1);
   if (fprop_float8() || dgrad_float8()) weight_site_ = site(".weight", f.weight, weight);
   if (dgrad_float8() || wgrad_float8()) grad_site_ = site(".grad", f.grad, grad);
   if (grad_takes_up_scales()) grad_column_site_ = site(".grad_with_token_scales", f.grad, grad);
-  if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", f.weight, weight);
+  if (folds_scales()) folded_weight_site_ = site(".weight_with_channel_scales", folded_weight_cast(), weight);
 }
 
 ScaleGranularity Linear::weight_granularity() const {
@@ -320,6 +317,14 @@ void Linear::finish_codes(const Pass& pass) const {
   pass.device.transpose_codes({.codes = weight_row_, .transposed = weight_column_});
 }
 
+// The channels' scales are of this micro-batch: what earlier steps say of their product with W may be a
+// binade off.
+Cast Linear::folded_weight_cast() const {
+  Cast cast = options_.formats.weight;
+  if (is_known_before(cast.scaling)) cast.scaling = Scaling::Current;
+  return cast;
+}
+
 // Row codes of W with the channels' inverse scales multiplied into its columns.  [Fishman et al., Eq. 3;
 // SmoothQuant, 2211.10438, eq. 3]
 void Linear::fold(const Pass& pass, const CastBuffers& input) const {
@@ -327,7 +332,7 @@ void Linear::fold(const Pass& pass, const CastBuffers& input) const {
   encode.source = parameter_.master;
   encode.column_factor = input.column_inverse_scale;
   encode.out.row = weight_row_;
-  encode.out.cast = options_.formats.weight;
+  encode.out.cast = folded_weight_cast();
   encode.out.site = pass.site(folded_weight_site_);
   encode.out.rounding_key = pass.rounding_key(folded_weight_site_);
   pass.device.cast(encode);

@@ -128,6 +128,7 @@ class Linear {
   void add_sites(ScaleTable& scales);
   void plan_working_weights(MemoryPlan& plan);
   void plan_code_shard(MemoryPlan& plan);
+  Cast folded_weight_cast() const;
   void fold(const Pass& pass, const CastBuffers& input) const;
 
   LinearOptions options_;

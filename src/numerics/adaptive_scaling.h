@@ -26,20 +26,23 @@ OCTET_HD double share_of(uint64_t some, uint64_t all) {
 
 // T = max / scale estimates the magnitude that a share q = `above` of the values exceeds. With p the share
 // that exceeded T in this step,
-//   T <- min(T * min(1 + eta (p / q - 1), 2), amax),   eta = 1 / 16
+//   T <- min(T * min(1 + eta (p / q - 1), 2), max(amax, (1 - eta) T)),   eta = 1 / 16
 // T stays where p = q. Near there ln T changes by eta (p / q - 1), so that a deviation of ln T is multiplied
 // by 1 - eta h in a step, h = -d ln p / d ln T, and decays while eta h < 2. A Gaussian has h < (T / sigma)^2
 // + 1, which is 25 for q = 1e-6 (T = 4.9 sigma), a Laplacian h = ln(1 / q), then 14; heavier tails have
-// less. p is noisy, but its mean is what is compared with q. Where nothing reaches T it shrinks by a
-// sixteenth; the cap ends what a burst of saturation raised it to. Values that end sharply at their amax
+// less. p is noisy, but its mean is what is compared with q. T never shrinks by more than a sixteenth in a
+// step, so that a calm one does not cut those that follow; the cap ends what a burst of saturation raised it
+// to. Values that end sharply at their amax
 // (h is then 1 / q) make T move between amax and 15/16 of it: what saturates loses a sixteenth, which is
 // E4M3's own rounding.
 inline constexpr double quantile_rate = 1.0 / 16;
 OCTET_HD float quantile_scale(double above, float max, const CastsOfStep& step, float present) {
   const double factor = 1 + quantile_rate * (share_of(step.saturated, step.elements) / above - 1);
-  const float scale = static_cast<float>(static_cast<double>(present) / (factor < 2 ? factor : 2));
-  const float least = exact_scale(step.amax, max);
-  return within_scales(scale < least ? least : scale);
+  const double scale = static_cast<double>(present) / (factor < 2 ? factor : 2);
+  const double shrunk = static_cast<double>(present) / (1 - quantile_rate),
+               of_amax = static_cast<double>(exact_scale(step.amax, max));
+  const double least = of_amax < shrunk ? of_amax : shrunk;
+  return within_scales(static_cast<float>(scale < least ? least : scale));
 }
 
 // Halved when more than a share `saturated` of the values saturates, else doubled when more than a share

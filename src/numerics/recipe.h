@@ -42,6 +42,8 @@ OCTET_HD constexpr bool is_one_scale(Scaling s) { return s != Scaling::Rowwise &
 OCTET_HD constexpr bool is_known_before(Scaling s) { return is_one_scale(s) && s != Scaling::Current; }
 // It follows what casts count.
 OCTET_HD constexpr bool is_counted(Scaling s) { return s == Scaling::Quantile || s == Scaling::Following; }
+// It is refreshed once a step.
+OCTET_HD constexpr bool follows_steps(Scaling s) { return s == Scaling::Delayed || is_counted(s); }
 enum class ScaleRule : uint8_t { PowerOfTwo, Exact };
 enum class Rounding : uint8_t { Nearest, Stochastic };
 
@@ -155,7 +157,7 @@ struct LinearFormats {
   // Every product reads the weight as codes of one scale, made of the master alone: ranks may gather these.
   bool gathers_codes() const {
     return fprop_float8() && dgrad_float8() && is_one_scale(weight.scaling) &&
-           smooth != SmoothSwiGLU::Channel;
+           smooth != SmoothSwiGLU::Channel && smooth_quant == 0;
   }
 
  private:
@@ -228,6 +230,7 @@ inline LinearFormats head_formats(const Recipe& recipe) {
   LinearFormats formats = recipe.formats();
   formats.simulate = {};
   formats.smooth = SmoothSwiGLU::None;
+  formats.smooth_quant = 0;
   return formats;
 }
 
@@ -244,6 +247,9 @@ inline LinearFormats formats_of(const Recipe& recipe, int layers, int block, Blo
   if (which == BlockLinear::Down && formats.input.scaling == Scaling::Rowwise)
     formats.smooth = SmoothSwiGLU::Dual;
   if (!formats.fprop_float8() && !formats.wgrad_float8()) formats.smooth = SmoothSwiGLU::None;
+  // Where tokens or channels have scales of their own there is none to follow what is counted.
+  if (formats.smooth != SmoothSwiGLU::None && is_counted(formats.input.scaling))
+    formats.input.scaling = Scaling::Current;
   return formats;
 }
 

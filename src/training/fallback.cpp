@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "model/block.h"
+#include "training/health_rules.h"
 
 namespace octet {
 namespace {
@@ -39,7 +40,7 @@ bool belongs(const std::string& site, const std::string& linear) { return site.s
 double saturated_share(const Health& health, const std::string& linear) {
   double most = 0;
   for (const SiteHealth& site : health.sites)
-    if (belongs(site.name, linear)) most = std::max(most, site.saturated);
+    if (belongs(site.name, linear) && !is_near_its_end(site)) most = std::max(most, site.saturated);
   return most;
 }
 

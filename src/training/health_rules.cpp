@@ -75,9 +75,7 @@ void HealthRules::judge_sites(const Health& health, Warnings& found) const {
     if (!is_float8(s.cast.format)) continue;
     const char* format = format_name(s.cast.format);
     const ShareLimits most = limits_of(s.cast.scaling);
-    // A quantile comes close to where values end, and then little of each is lost.
-    const bool near = s.cast.scaling == Scaling::Quantile && s.utilisation <= limits_.near;
-    if (s.saturated > most.saturated && !near)
+    if (s.saturated > most.saturated && !is_near_its_end(s))
       found.push_back(
           {"saturation", s.name, s.block, s.saturated,
            fmt::format("{}: {:.2g} % of the values are beyond {} (amax {:.3g}, scale {:.3g}); {}", s.name,
@@ -89,7 +87,9 @@ void HealthRules::judge_sites(const Health& health, Warnings& found) const {
                        "scale; a finer scale keeps the others (smooth_swiglu for ffn.down, scales "
                        "by row), or this layer in BF16",
                        s.name, 100 * s.flushed, format, s.amax)});
-    if (s.snr < ideal_snr(s.cast.format) - limits_.snr_drop)
+    // The energy of outliers is what a quantile gives up for the others' accuracy.
+    const bool gives_up = s.cast.scaling == Scaling::Quantile && s.saturated <= most.saturated;
+    if (s.snr < ideal_snr(s.cast.format) - limits_.snr_drop && !gives_up)
       found.push_back({"signal_to_noise", s.name, s.block, s.snr,
                        fmt::format("{}: {:.1f} dB of signal to noise after the cast, rounding to {} alone "
                                    "leaves {:.1f}: saturation or flushing loses the rest; a finer scale, or "

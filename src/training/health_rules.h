@@ -20,6 +20,12 @@ struct HealthWarning {
 };
 
 // The limits. Ours, unless they say whose.
+// A quantile's threshold falls to 15/16 of where values end, however many lie between. Up to an amax of 1.25
+// thresholds (values of a warm-up grow in that step, too) no value loses more than a fifth, and none is lost.
+inline bool is_near_its_end(const SiteHealth& site) {
+  return site.cast.scaling == Scaling::Quantile && site.utilisation <= 1.25;
+}
+
 struct HealthLimits {
   // Shares of a cast's values. A saturated value is off by any factor, and one in a thousand is far beyond
   // what a scale with history lets through by chance; a flushed one is small, so many have to be.
@@ -27,9 +33,6 @@ struct HealthLimits {
   // Scales that follow these shares hold them: a share is worth a warning at four times as many, which is
   // beyond what counting a few values does to them.
   AdaptiveScaling adaptive = {};
-  // A quantile's threshold falls to 15/16 of where values end, however many lie between. Up to an amax of
-  // this many thresholds (values of a warm-up grow in that step, too) no value loses more than a fifth.
-  double near = 1.25;
   // Below what rounding to nearest leaves: 10 dB are three times its error. Stochastic rounding costs 3.
   double snr_drop = 10;
   // log-sum-exp of attention. QK-Clip (Kimi K2, 2507.20534) cuts at 100; healthy runs stay below some 30.

@@ -7,9 +7,8 @@ namespace {
 
 bool is_vector(const Parameter& p) { return p.kind == ParameterKind::Vector; }
 
-bool follows_steps(const SiteInfo& site) {
-  return is_float8(site.cast.format) &&
-         (site.cast.scaling == Scaling::Delayed || is_counted(site.cast.scaling));
+bool is_refreshed(const SiteInfo& site) {
+  return is_float8(site.cast.format) && follows_steps(site.cast.scaling);
 }
 
 }  // namespace
@@ -79,7 +78,7 @@ void LocalSgd::finish_update(int64_t step, const Optimizer::Updated& hand_on) {
 // rank that did not apply this step has an older one in its place.
 void LocalSgd::merge_scales(int64_t step) {
   ScaleTable& scales = model_.scales();
-  if (ranks_ == 1 || std::none_of(scales.sites.begin(), scales.sites.end(), follows_steps)) return;
+  if (ranks_ == 1 || std::none_of(scales.sites.begin(), scales.sites.end(), is_refreshed)) return;
   Tensor bits = scales.amax_history;
   bits.dtype = DType::U32;  // not negative: in the order of their bits
   communicator_->all_reduce(bits, Reduction::Max);

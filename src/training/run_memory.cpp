@@ -20,7 +20,7 @@ TransformerOptions transformer_options(const RunConfig& c, const Sharding& ranks
   o.z_loss = c.loss.z_loss;
   o.seed = c.run.seed;
   // Local SGD: a rank alone.
-  o.batch_tokens = c.parallel.sync_every > 1 ? c.batch.tokens / ranks.ranks : c.batch.tokens;
+  o.batch_tokens = trains_alone(c) ? c.batch.tokens / ranks.ranks : c.batch.tokens;
   o.observe = c.health.every > 0 && c.health.activations;
   if (c.optimizer.name == OptimizerName::Muon)
     o.update_products = [storage = dtype_of(c.precision.storage)](std::span<const Parameter> parameters) {

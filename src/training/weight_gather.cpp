@@ -44,7 +44,7 @@ std::string WeightGather::describe() const {
                      plural(static_cast<int64_t>(code_gathers_.size()), "tensor"), storage, values);
 }
 
-// What every rank casts whole is counted once.
+// What every rank casts whole is counted once, but where scales follow shares, which are the same.
 void WeightGather::refresh(const MasterPiece& piece, int64_t step) {
   ScaleTable& scales = model_.scales();
   const bool count = scales.count;

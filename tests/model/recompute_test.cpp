@@ -35,8 +35,9 @@ Trace train(const TransformerOptions& options, uint64_t first_batch = 0) {
   return trace;
 }
 
-void same_bits_under_every_policy(const Recipe& recipe) {
+void same_bits_under_every_policy(const Recipe& recipe, const TransformerSpec& spec) {
   TransformerOptions options = test::tiny(recipe);
+  options.spec = spec;
   options.spec.qkv_bias = true;
   const Trace reference = train(options);
   for (Recompute policy : policies) {
@@ -53,7 +54,20 @@ void same_bits_under_every_policy(const Recipe& recipe) {
   CHECK(other.gradients != reference.gradients);
 }
 
+void same_bits_under_every_policy(const Recipe& recipe) {
+  same_bits_under_every_policy(recipe, test::tiny(recipe).spec);
+}
+
 }  // namespace
+
+TEST_CASE("recomputation gives the same bits with static scales and a weighted stream") {
+  TransformerSpec spec = test::tiny("munit").spec;
+  spec.pre_norm = false;
+  spec.post_norm = PostNorm::RMS;
+  spec.residual = Residual::Weighted;
+  spec.parametrization = Parametrization::Unit;
+  for (const char* recipe : {"munit", "bf16"}) same_bits_under_every_policy(make_recipe(recipe), spec);
+}
 
 TEST_CASE("recomputation gives the same bits with FP8 attention") {
   for (const Scaling scaling : {Scaling::Current, Scaling::Delayed}) {

@@ -285,6 +285,33 @@ TEST_CASE("what a unit model casts is of the size that static scales expect, at 
   }
 }
 
+// The largest of a few thousand Gaussians is 3 to 5 deviations. What is derived is the stream's gradient: a
+// branch's is sqrt(tau) / rms of it, from 0.3 to 8 (an average of up to 64 values).
+TEST_CASE("gradients of a unit model are as large as their static scale expects, not by far another one") {
+  const auto outside = [](int64_t width, int64_t batch_tokens) {
+    TransformerOptions options = unit_model();
+    options.spec.width = width, options.spec.ffn_width = 4 * width;
+    options.batch_tokens = batch_tokens;
+    TinyModel tiny(options);
+    tiny.train(test::random_batch(options, 0), {0, 0});
+    const std::vector<double> amax = tiny.values(tiny.model->scales().amax), scales = scales_of(tiny);
+    int count = 0;
+    for (size_t i = 0; i < amax.size(); ++i) {
+      if (!tiny.model->scales().sites[i].name.ends_with(".grad")) continue;
+      const double seen = amax[i] * scales[i];
+      INFO(tiny.model->scales().sites[i].name << ": " << seen);
+      if (seen < 3 * 0.3 / 2 || seen > 5 * 8) ++count;
+    }
+    return count;
+  };
+  const int64_t tokens = 2 * 64;  // of the micro-batch, which gradients are means over here
+  for (const int64_t width : {64, 256}) {
+    CHECK(outside(width, tokens) == 0);
+    CHECK(outside(width, tokens * 256) == 8);
+    CHECK(outside(width, tokens / 64) == 8);
+  }
+}
+
 TEST_CASE("a stream that is weighted keeps a deviation of one, one that is a sum does not") {
   const auto variance = [](Residual residual) {
     TransformerOptions options = unit_model();

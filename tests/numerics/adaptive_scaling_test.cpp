@@ -69,8 +69,8 @@ long double reference(const AdaptiveScaling& options, const CastsOfStep& step, l
   const long double threshold = 448 / present,
                     p = static_cast<long double>(step.saturated) / static_cast<long double>(step.elements),
                     q = static_cast<long double>(options.above);
-  return 448 /
-         std::min(threshold * std::min(1 + (p / q - 1) / 16, 2.0L), static_cast<long double>(step.amax));
+  const long double cap = std::max(static_cast<long double>(step.amax), threshold * 15 / 16);
+  return 448 / std::min(threshold * std::min(1 + (p / q - 1) / 16, 2.0L), cap);
 }
 
 }  // namespace
@@ -106,6 +106,14 @@ TEST_CASE("a quantile's scale ends where the wanted share saturates, from above 
         INFO(d.name << ", above " << above << ", from " << start << ": " << p);
         CHECK(std::fabs(p - above) <= 1e-3 * above);
       }
+}
+
+TEST_CASE("a calm step lowers a quantile's threshold by a sixteenth, however calm it is") {
+  const AdaptiveScaling options{.above = 1e-4};
+  for (const float amax : {0x1p-20f, 0.01f, 0.5f}) {
+    const float scale = adaptive_scale(options, quantile, {amax, 1000000, 0, 0}, 448);  // T was 1
+    CHECK(std::fabs(scale - 448 * 16 / 15.0f) <= 448 * 0x1p-22f);
+  }
 }
 
 TEST_CASE("a quantile's threshold stays within a sixteenth of where values end sharply") {

@@ -3,6 +3,7 @@
 #include "training/segment.h"
 
 #include "error_of.h"
+#include "tensor/safetensors.h"
 #include "training/child_run.h"
 #include "training/loaded_model.h"
 
@@ -77,6 +78,35 @@ TEST_CASE("a stage begins as a run that was stopped there and resumed with its r
       CHECK(unchanged.curve()[static_cast<size_t>(from)] != scheduled.curve()[static_cast<size_t>(from)]);
       CHECK(masters_of(unchanged, 8) != masters_of(scheduled, 8));
     }
+}
+
+// Static scales are the model's, not a checkpoint's: there are none in a BF16 run's.
+TEST_CASE("a run that goes from BF16 to static scales has them from its first step on") {
+  const TinyData data;
+  const std::vector<std::string> unit = {"model.preset=munit", "model.tied_head=false"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), unit.begin(), unit.end());
+    return more;
+  };
+  const std::string plain = R"({"recipe": "bf16"})", munit = R"({"recipe": "munit"})";
+  TinyRun scheduled(data, with({"precision=" + plain, schedule({stage(4, munit)})})),
+      by_hand(data, with({"precision=" + plain})), whole(data, with({"precision=" + munit}));
+  REQUIRE(scheduled.go().code == ExitCode::Success);
+  REQUIRE(by_hand.go({"signal:name=TERM,phase=step,step=5"}).step == 4);
+  by_hand.request.config.precision = whole.request.config.precision;
+  REQUIRE(by_hand.go().code == ExitCode::Success);
+  REQUIRE(whole.go().code == ExitCode::Success);
+  CHECK(scheduled.curve() == by_hand.curve());
+  CHECK(tensors_in(scheduled.checkpoint(8)) == tensors_in(by_hand.checkpoint(8)));
+  const auto scales = [](const TinyRun& run, int64_t step) {
+    const SafetensorsReader file(run.checkpoint(step) / "scale_table.safetensors", ExitCode::Internal);
+    std::vector<float> values(file.find("scale").bytes / sizeof(float));
+    file.read(file.find("scale"), values.data());
+    return values;
+  };
+  CHECK(scales(scheduled, 6) == scales(whole, 2));
+  CHECK(scales(scheduled, 6).size() == 12);
+  for (const float scale : scales(scheduled, 6)) CHECK(scale > 0);
 }
 
 TEST_CASE("three stages: each runs what it promises, and the log says where it begins") {

@@ -21,16 +21,12 @@ void CpuDevice::scale_table_update(const ScaleTableUpdate& op) {
   for (int64_t i = 0; applied && i < sites; ++i) {
     history[newest * sites + i] = amax[i];
     const Cast& cast = table.sites[static_cast<size_t>(i)].cast;
-    if (!is_float8(cast.format)) continue;
-    if (is_counted(cast.scaling)) {
-      const CastCounters& counts = counters[i];
-      scale[i] = adaptive_scale(op.adaptive, cast,
-                                {amax[i], counts.elements, counts.saturated, counts.flushed}, scale[i]);
-    } else if (cast.scaling == Scaling::Delayed) {
-      scale[i] = delayed_scale(op.options, cast, {history + i, sites, newest}, scale[i]);
-    } else {
-      continue;
-    }
+    if (!is_float8(cast.format) || !follows_steps(cast.scaling)) continue;
+    const CastCounters& n = counters[i];
+    scale[i] =
+        is_counted(cast.scaling)
+            ? adaptive_scale(op.adaptive, cast, {amax[i], n.elements, n.saturated, n.flushed}, scale[i])
+            : delayed_scale(op.options, cast, {history + i, sites, newest}, scale[i]);
     if (scale[i] != 0.0f) inverse[i] = 1.0f / scale[i];
   }
   std::fill_n(amax, sites, 0.0f);

@@ -83,7 +83,9 @@ RecipeOnGpu recipe_on_gpu(const Recipe& recipe, const GemmCapabilities& gpu) {
   if (!recipe.float8()) return found;
   const auto rowwise = [](const Cast& cast) { return cast.scaling == Scaling::Rowwise; };
   const bool by_row = rowwise(recipe.input) || rowwise(recipe.weight) || rowwise(recipe.grad);
-  const char* scales = by_row ? "scales of rows" : "Smooth-SwiGLU's scales";
+  const char* scales = by_row                    ? "scales of rows"
+                       : recipe.smooth_quant > 0 ? "SmoothQuant's scales"
+                                                 : "Smooth-SwiGLU's scales";
   found.notes.push_back(recipe.weight.scaling == Scaling::Blockwise
                             ? "scales of blocks of 128 values ride in cuBLASLt's products"
                         : outer == OuterScales::Library
