@@ -71,8 +71,7 @@ TEST_CASE("a run ahead of its results is the run that waits for each, in every r
   check_like_cpu(data, {"precision.scaling=delayed", "precision.grad.rounding=stochastic"});
   check_like_cpu(data, {"precision.scaling=quantile", "precision.grad.scaling=following", "run.steps=4"});
   check_like_cpu(data, {"precision.attention=fp8"});
-  check_like_cpu(data,
-                 {"model.preset=munit", "model.tied_head=false", "precision.recipe=munit", "run.steps=4"});
+  check_like_cpu(data, unit_model({"precision.recipe=munit", "run.steps=4"}));
   // Nothing but the key of stochastic rounding differs between its steps.
   check_like_cpu(data, {"precision.grad.rounding=stochastic", "health.every=0", "checkpoint.every=0",
                         "evaluation.every=0"});

@@ -83,14 +83,9 @@ TEST_CASE("a stage begins as a run that was stopped there and resumed with its r
 // Static scales are the model's, not a checkpoint's: there are none in a BF16 run's.
 TEST_CASE("a run that goes from BF16 to static scales has them from its first step on") {
   const TinyData data;
-  const std::vector<std::string> unit = {"model.preset=munit", "model.tied_head=false"};
-  const auto with = [&](std::vector<std::string> more) {
-    more.insert(more.begin(), unit.begin(), unit.end());
-    return more;
-  };
   const std::string plain = R"({"recipe": "bf16"})", munit = R"({"recipe": "munit"})";
-  TinyRun scheduled(data, with({"precision=" + plain, schedule({stage(4, munit)})})),
-      by_hand(data, with({"precision=" + plain})), whole(data, with({"precision=" + munit}));
+  TinyRun scheduled(data, unit_model({"precision=" + plain, schedule({stage(4, munit)})})),
+      by_hand(data, unit_model({"precision=" + plain})), whole(data, unit_model({"precision=" + munit}));
   REQUIRE(scheduled.go().code == ExitCode::Success);
   REQUIRE(by_hand.go({"signal:name=TERM,phase=step,step=5"}).step == 4);
   by_hand.request.config.precision = whole.request.config.precision;

@@ -40,6 +40,16 @@ struct TinyData {
   std::string glob(const std::string& prefix) const { return (folder.path / (prefix + "_*.bin")).string(); }
 };
 
+// Overrides: the tiny model with the options of the preset munit, and `more`.
+inline std::vector<std::string> unit_model(const std::vector<std::string>& more) {
+  std::vector<std::string> all = {"model.tied_head=false",     "model.pre_norm=false",
+                                  "model.post_norm=rms",       "model.post_norm_initial_gain=1",
+                                  "model.activation=gelu",     "model.residual=weighted",
+                                  "model.parametrization=unit"};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
 struct TinyRun {
   const TinyData& data;
   TemporaryFolder folder;
