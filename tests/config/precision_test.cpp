@@ -338,6 +338,10 @@ TEST_CASE("static scales are those of a unit model, and of nothing else") {
   CHECK(said(unit, R"(, "attention": "fp8")").has("/precision/attention: found \"fp8\" beside"));
   CHECK(said(unit + R"(, "vocabulary": 272)", R"(, "head": "fp8")").has("/precision/head: found \"fp8\""));
   CHECK(said(unit, R"(, "smooth_swiglu": "channel")").has("measures scales"));
+  CHECK(said(unit + R"(, "residual": "sum")", "").has("/model/residual: found \"sum\" beside"));
+  CHECK(complaint_of(
+            R"({"model": {"preset": "munit"}, "optimizer": {"name": "muon"}, "parallel": {"zero": 0}})")
+            .has("/optimizer/name: found \"muon\" with /model/parametrization \"unit\""));
   // The shorthand sets all three roles; others may be beside it.
   const Recipe shorthand = parse_config(R"({"model": {"preset": "munit"},
                        "precision": {"recipe": "fp8", "smooth_swiglu": "none", "scaling": "static"}})",
