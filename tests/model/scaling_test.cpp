@@ -268,7 +268,7 @@ TEST_CASE("what a unit model casts is of the size that static scales expect, at 
     ScaleTable& table = tiny.model->scales();
     table.count = true;
     tiny.train(test::random_batch(options, 0), {0, 0});
-    const auto* counters = table.counters.as<CastCounters>();
+    const auto* counters = static_cast<const CastCounters*>(table.counters.data);
     const std::vector<double> amax = tiny.values(table.amax), scales = scales_of(tiny);
     for (size_t i = 0; i < table.sites.size(); ++i) {
       INFO(table.sites[i].name << " of " << width);
