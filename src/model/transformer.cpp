@@ -402,6 +402,8 @@ std::vector<size_t> Transformer::observed_weights() const { return implementatio
 Tensor Transformer::loss_sum() const { return implementation_->loss_sum; }
 Tensor Transformer::token_losses() const { return implementation_->losses; }
 
+void Transformer::write_static_scales() { implementation_->write_static_scales(); }
+
 void Transformer::initialize_masters() {
   Implementation& self = *implementation_;
   self.parameters.initialize(*self.device, self.options.seed);

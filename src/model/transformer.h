@@ -79,8 +79,9 @@ class Transformer {
   void observe_weights();  // as products read them now: weights(), and the alignment of gates
   std::vector<size_t> observed_weights() const;  // which parameters: all matrices and tables
 
-  void initialize_masters();  // without the working weights
-  void initialize();          // masters from the seed, then refresh_working_weights(); norms 1, biases 0
+  void write_static_scales();  // of sites with constant scales, over what the table holds
+  void initialize_masters();   // without the working weights
+  void initialize();           // masters from the seed, then refresh_working_weights(); norms 1, biases 0
   // What initialize_masters() makes of a parameter before it is rounded to the masters' format.
   void initial_values(size_t parameter, int64_t first, std::span<float> values) const;
   // masters -> BF16 copies or codes; after load and every update. `step`: updates asked for so far, the key

@@ -116,8 +116,8 @@ void Snapshot::take(Device& device) {
 }
 
 // The scale of a site with current scaling is that of its last cast, which a stop between two micro-batches
-// may have moved on; nothing reads it before the next cast. Only scales that are known
-// before their casts are state across steps.
+// may have moved on; nothing reads it before the next cast. Only scales that are known before their casts are
+// state across steps.
 void Snapshot::forget_stateless_sites() const {
   const size_t sites = scales_->sites.size();
   if (sites == 0) return;
@@ -134,16 +134,9 @@ void Snapshot::forget_stateless_sites() const {
   }
 }
 
-void Snapshot::put_static_scales(const Payload& payload) const {
-  for (size_t s = 0; s < scales_->sites.size(); ++s) {
-    if (scales_->sites[s].cast.scaling != Scaling::Static) continue;
-    payload.tensors[1].values.as<float>()[s] = scales_->sites[s].static_scale;
-    payload.tensors[2].values.as<float>()[s] = 1 / scales_->sites[s].static_scale;
-  }
-}
-
 void Snapshot::put_back(Device& device) const {
   for (const Pair& p : pairs_) device.copy_from_host(p.device.data, p.host.data, p.host.bytes());
+  model_->write_static_scales();  // the model's own, also where the checkpoint's casts were others
   device.synchronize();
 }
 
@@ -156,7 +149,6 @@ void Snapshot::load(const std::filesystem::path& checkpoint, Scales scales) {
                                                    : scales == Scales::Forget && payload.file == scales_file;
     if (unread) {
       for (const TensorPiece& t : payload.tensors) std::memset(t.values.data, 0, t.values.bytes());
-      if (payload.file == scales_file) put_static_scales(payload);
       continue;
     }
     if (payload.file == own) payload.file = found;

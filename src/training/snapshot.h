@@ -60,7 +60,6 @@ class Snapshot {
                          const MomentTensor& moment);
   void add(Payload& payload, const Item& item, MemoryPlan& plan);
   void forget_stateless_sites() const;
-  void put_static_scales(const Payload& payload) const;  // over zeros
 
   Transformer* model_;
   ScaleTable* scales_;
