@@ -12,7 +12,7 @@ struct ResidualStream {
   Tensor branch;       // storage [T, D], or empty
   Tensor branch_gain;  // F32 [D], or empty
   Tensor branch_rstd;  // F32 [T] or empty: where 1/rms of the branch goes
-  float residual_factor = 1, branch_factor = 1;
+  float stream_factor = 1, branch_factor = 1;
 };
 
 //   r' = r + post(attention(norm(r))),   r'' = r' + post(down(h)),   h = f(up(norm(r')))

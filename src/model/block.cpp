@@ -13,17 +13,18 @@ struct LinearShape {
   int64_t outputs, inputs;
 };
 LinearShape shape_of(const TransformerSpec& spec, BlockLinear which) {
+  const int64_t inputs = spec.linear_inputs(which);
   switch (which) {
     case BlockLinear::Qkv:
-      return {"attention.qkv", spec.qkv_width(), spec.width};
+      return {"attention.qkv", spec.qkv_width(), inputs};
     case BlockLinear::Out:
-      return {"attention.out", spec.width, spec.attention_width()};
+      return {"attention.out", spec.width, inputs};
     case BlockLinear::Up:
-      return {is_gated(spec.activation) ? "ffn.gate_up" : "ffn.up", spec.up_width(), spec.width};
+      return {is_gated(spec.activation) ? "ffn.gate_up" : "ffn.up", spec.up_width(), inputs};
     case BlockLinear::Down:
       break;
   }
-  return {"ffn.down", spec.width, spec.ffn_width};
+  return {"ffn.down", spec.width, inputs};
 }
 
 // The matrices that a linear is.
@@ -82,7 +83,7 @@ Block::Block(const Blueprint& blueprint, int index)
       storage_(blueprint.storage()),
       recompute_(blueprint.options.recompute),
       saves_codes_(blueprint.options.recipe.saved_activations == SavedActivations::FP8),
-      residual_factor_(static_cast<float>(std::sqrt(1 - spec_.residual_tau_()))),
+      stream_factor_(static_cast<float>(std::sqrt(1 - spec_.residual_tau_()))),
       branch_factor_(spec_.residual == Residual::Sum ? 1.0f
                                                      : static_cast<float>(std::sqrt(spec_.residual_tau_()))),
       attention_norm_(declare_pre_norm(blueprint, index, "attention_norm")),
@@ -101,14 +102,14 @@ std::array<const Linear*, 4> Block::linears() const {
 ResidualStream Block::after_attention(const Tensor& branch) const {
   const BlockActivations& a = activations_;
   if (!scales_branches()) return {a.residual, branch, {}, {}};
-  return {a.residual,       a.attention_branch, attention_post_norm_.master, a.attention_branch_rstd,
-          residual_factor_, branch_factor_};
+  return {a.residual,     a.attention_branch, attention_post_norm_.master, a.attention_branch_rstd,
+          stream_factor_, branch_factor_};
 }
 
 ResidualStream Block::after_ffn(const Tensor& branch) const {
   const BlockActivations& a = activations_;
   if (!scales_branches()) return {a.middle, branch, {}, {}};
-  return {a.middle, a.ffn_branch, ffn_post_norm_.master, a.ffn_branch_rstd, residual_factor_, branch_factor_};
+  return {a.middle, a.ffn_branch, ffn_post_norm_.master, a.ffn_branch_rstd, stream_factor_, branch_factor_};
 }
 
 void Block::add_and_normalise(const Pass& pass, const ResidualStream& in, const PreNorm& norm,
@@ -127,7 +128,7 @@ void Block::add_and_normalise(const Pass& pass, const ResidualStream& in, const 
                                .out = out,
                                .branch_gain = in.branch_gain,
                                .branch_rstd = in.branch_rstd,
-                               .stream_factor = in.residual_factor,
+                               .stream_factor = in.stream_factor,
                                .branch_factor = in.branch_factor});
 }
 
@@ -220,7 +221,7 @@ void Block::branch_backward(const Pass& pass, const BlockGradients& g, const Par
                                 .gain_gradient = gain.gradient,
                                 .residual_gradient_in = {},
                                 .residual_gradient = gradient,
-                                .stream_factor = stream.residual_factor,
+                                .stream_factor = stream.stream_factor,
                                 .branch_factor = stream.branch_factor});
 }
 

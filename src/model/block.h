@@ -86,7 +86,7 @@ class Block {
   DType storage_;
   Recompute recompute_;
   bool saves_codes_;
-  float residual_factor_, branch_factor_;  // of the sum after each layer
+  float stream_factor_, branch_factor_;  // of the sum after each layer
   // Gains [D]; tensors empty where the spec has no such norm.
   Parameter attention_norm_;
   Attention attention_;

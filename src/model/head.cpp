@@ -99,7 +99,7 @@ void Head::normalise(const Pass& pass, const ResidualStream& in) const {
                                .out = output,
                                .branch_gain = in.branch_gain,
                                .branch_rstd = in.branch_rstd,
-                               .stream_factor = in.residual_factor,
+                               .stream_factor = in.stream_factor,
                                .branch_factor = in.branch_factor});
 }
 

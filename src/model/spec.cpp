@@ -122,17 +122,10 @@ void check_float8(Rules& rules, const TransformerSpec& s) {
 }  // namespace
 
 int64_t TransformerSpec::linear_elements(BlockLinear which) const {
-  switch (which) {
-    case BlockLinear::Qkv:
-      return qkv_width() * width;
-    case BlockLinear::Out:
-      return width * attention_width();
-    case BlockLinear::Up:
-      return up_width() * width;
-    case BlockLinear::Down:
-      break;
-  }
-  return width * ffn_width;
+  const int64_t outputs = which == BlockLinear::Qkv  ? qkv_width()
+                          : which == BlockLinear::Up ? up_width()
+                                                     : width;
+  return outputs * linear_inputs(which);
 }
 
 int64_t TransformerSpec::parameters() const {

@@ -198,7 +198,7 @@ namespace {
 
 struct Branch {
   bool normalised, norm_follows;
-  float residual_factor = 1, branch_factor = 1;
+  float stream_factor = 1, branch_factor = 1;
 };
 
 }  // namespace
@@ -226,7 +226,7 @@ TEST_CASE("a branch is normalised or scaled by its gain on its way into the sum,
     op.out.high = f.zeros(storage, {tokens, width});
   }
   op.epsilon = epsilon;
-  op.stream_factor = b.residual_factor;
+  op.stream_factor = b.stream_factor;
   op.branch_factor = b.branch_factor;
   f->rmsnorm_forward(op);
 
@@ -237,7 +237,7 @@ TEST_CASE("a branch is normalised or scaled by its gain on its way into the sum,
     const double added = b.normalised ? normal[i] * static_cast<double>(b.branch_factor)
                                       : static_cast<double>(branch[i]) *
                                             static_cast<double>(branch_gain[i % static_cast<size_t>(width)]);
-    const double stream = static_cast<double>(b.residual_factor) * static_cast<double>(residual[i]);
+    const double stream = static_cast<double>(b.stream_factor) * static_cast<double>(residual[i]);
     const double expected = stream + added;
     CHECK(std::abs(static_cast<double>(sum[i]) - expected) <=
           error * std::abs(added) + 0x1p-24 * (std::abs(stream) + std::abs(expected)) +
@@ -257,7 +257,7 @@ TEST_CASE("a weighted branch has its weight in both gradients, and the stream's 
           "[rmsnorm]") {
   const DType storage = GENERATE(DType::F32, DType::BF16);
   const int64_t tokens = 70, width = 33, n = tokens * width;
-  const float residual_factor = 0.75f, branch_factor = 0.25f;  // exact, so that the bits are the same
+  const float stream_factor = 0.75f, branch_factor = 0.25f;  // exact, so that the bits are the same
   const Values x = normal_values(n, 1, 2.0, storage), gradient = normal_values(n, 2, 1.0, storage),
                gain = normal_values(width, 3);
   struct Backward {
@@ -280,14 +280,13 @@ TEST_CASE("a weighted branch has its weight in both gradients, and the stream's 
     return Backward{read_floats(op.residual_gradient.high), read_floats(op.gain_gradient),
                     read_floats(op.out_gradient)};
   };
-  const Backward weighted = backward(residual_factor, branch_factor, 1),
-                 plain = backward(1, 1, branch_factor);
+  const Backward weighted = backward(stream_factor, branch_factor, 1), plain = backward(1, 1, branch_factor);
   CHECK(weighted.dx == plain.dx);
   CHECK(weighted.dx != backward(1, 1, 1).dx);
   CHECK(plain.left == gradient);
   for (size_t d = 0; d < plain.dgain.size(); ++d) CHECK(weighted.dgain[d] == branch_factor * plain.dgain[d]);
   for (size_t i = 0; i < gradient.size(); ++i)
-    CHECK(weighted.left[i] == rounded(storage, residual_factor * gradient[i]));
+    CHECK(weighted.left[i] == rounded(storage, stream_factor * gradient[i]));
 }
 
 TEST_CASE("without 1/rms the backward is that of a scale", "[rmsnorm]") {

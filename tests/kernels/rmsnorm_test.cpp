@@ -96,9 +96,9 @@ void check_backward(OpFixture& f, const Case& c, const TargetKind& kind, Gradien
   }
   const Side &expected = sides[0], &run = sides[1];
   const bool weighted = gradient_in == GradientIn::None;  // as a branch's norm has it
-  const float residual_factor = weighted ? 0.9f : 1.0f, branch_factor = weighted ? 0.3f : 1.0f;
+  const float stream_factor = weighted ? 0.9f : 1.0f, branch_factor = weighted ? 0.3f : 1.0f;
   f->rmsnorm_backward({expected.out_gradient, x, gain, rstd, expected.gain_gradient, expected.in,
-                       expected.out, residual_factor, branch_factor});
+                       expected.out, stream_factor, branch_factor});
   std::vector<float> partial(static_cast<size_t>(kernels::rmsnorm_partial_elements(c.tokens, c.width)), NAN);
   KernelCast cast(run.out);
   kernels::rmsnorm_backward({.storage = format_of(c.storage),
@@ -109,7 +109,7 @@ void check_backward(OpFixture& f, const Case& c, const TargetKind& kind, Gradien
                              .gradient_in = run.in.empty() ? nullptr : run.in.data,
                              .gain_gradient = run.gain_gradient.data,
                              .gain_gradient_storage = format_of(gain_storage),
-                             .stream_factor = residual_factor,
+                             .stream_factor = stream_factor,
                              .branch_factor = branch_factor,
                              .weighted_gradient = weighted ? run.out_gradient.data : nullptr,
                              .partial = partial.data(),

@@ -30,7 +30,7 @@ struct AddedRow {
   const float* branch_gain;    // nullptr = one
   float branch_rstd;
   T* out;  // nullptr = nowhere
-  float residual_factor = 1;
+  float stream_factor = 1;
 };
 // Writes x = residual + branch to `out` (when there is a branch or another place); the sum of its squares.
 template <class T>
@@ -44,7 +44,7 @@ OCTET_HD float add_row_body(const AddedRow<T>& given, int64_t n) {
     if (row.branch && row.branch_gain) {
       const float* gain = row.branch_gain + begin;
       for (int64_t i = 0; i < count; ++i)
-        x[i] = row.residual_factor * x[i] + load(row.branch[begin + i]) * row.branch_rstd * gain[i];
+        x[i] = row.stream_factor * x[i] + load(row.branch[begin + i]) * row.branch_rstd * gain[i];
     } else if (row.branch) {
       for (int64_t i = 0; i < count; ++i) x[i] += load(row.branch[begin + i]);
     }
