@@ -186,8 +186,8 @@ void Optimizer::muon(const Parameter& parameter, const StatePiece& piece, const 
   MuonUpdate update{};
   update.master = state.master.flat();
   update.master_code = state.code;
-  update.learning_rate = static_cast<float>(step.learning_rate * parameter.learning_rate_factor);
-  update.weight_decay = static_cast<float>(decay_of(parameter) / parameter.learning_rate_factor);
+  update.learning_rate = static_cast<float>(step.learning_rate);  // its own factor is of Adam's updates
+  update.weight_decay = static_cast<float>(decay_of(parameter));
   update.control = control();
   update.amax = amaxes_[piece.parameter];
   update.rounding_key = rounding_key(piece, step);
