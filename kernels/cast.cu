@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(threads) decide_fine_kernel(DecideFineArgument
   }
 }
 
-// One block: S is of all columns. A GPU makes a few hundred thousand logarithms in the time of a launch.
+// One block, because S is of all columns, of which a model has some ten thousand.
 constexpr unsigned smoothing_threads = 512;
 __global__ void __launch_bounds__(smoothing_threads) decide_smooth_kernel(DecideSmoothArguments args) {
   const auto amax_of = [&](int64_t i) {

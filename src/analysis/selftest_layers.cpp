@@ -44,38 +44,27 @@ void add_branch_norms(std::vector<SelftestCase>& cases) {
                              }});
           }
         }
-        cases.push_back({"rmsnorm backward",
-                         with_storage(storage, fmt::format("{}, {} x {}, a scale", producer_variant_name(v),
-                                                           rows, width)),
-                         0, [=](Workbench& w) {
-                           RmsNormBackward op;
-                           op.out_gradient = w.floats(storage, {rows, width}, normal(rows * width, 1, 1e-3));
-                           op.residual = w.floats(storage, {rows, width}, normal(rows * width, 2));
-                           op.gain = w.floats(DType::F32, {width}, normal(width, 3));
-                           op.gain_gradient = w.floats(DType::F32, {width}, normal(width, 5));
-                           op.residual_gradient = producer_target(w, v, storage, rows, width);
-                           w.device().rmsnorm_backward(op);
-                           w.output("gain gradient", op.gain_gradient);
-                           compare_cast(w, op.residual_gradient);
-                         }});
-        cases.push_back({"rmsnorm backward",
-                         with_storage(storage, fmt::format("{}, {} x {}, of a weighted branch",
-                                                           producer_variant_name(v), rows, width)),
-                         0, [=](Workbench& w) {
-                           RmsNormBackward op;
-                           op.out_gradient = w.floats(storage, {rows, width}, normal(rows * width, 1, 1e-3));
-                           op.residual = w.floats(storage, {rows, width}, normal(rows * width, 2));
-                           op.gain = w.floats(DType::F32, {width}, normal(width, 3));
-                           op.rstd = w.floats(DType::F32, {rows}, normal(rows, 4));
-                           op.gain_gradient = w.floats(DType::F32, {width}, normal(width, 5));
-                           op.residual_gradient = producer_target(w, v, storage, rows, width);
-                           op.stream_factor = 0.9f;
-                           op.branch_factor = 0.3f;
-                           w.device().rmsnorm_backward(op);
-                           w.output("gain gradient", op.gain_gradient);
-                           w.output("stream gradient", op.out_gradient);
-                           compare_cast(w, op.residual_gradient);
-                         }});
+        for (const bool weighted : {false, true})
+          cases.push_back(
+              {"rmsnorm backward",
+               with_storage(storage, fmt::format("{}, {} x {}, {}", producer_variant_name(v), rows, width,
+                                                 weighted ? "of a weighted branch" : "a scale")),
+               0, [=](Workbench& w) {
+                 RmsNormBackward op;
+                 op.out_gradient = w.floats(storage, {rows, width}, normal(rows * width, 1, 1e-3));
+                 op.residual = w.floats(storage, {rows, width}, normal(rows * width, 2));
+                 op.gain = w.floats(DType::F32, {width}, normal(width, 3));
+                 if (weighted) {
+                   op.rstd = w.floats(DType::F32, {rows}, normal(rows, 4));
+                   op.stream_factor = 0.9f, op.branch_factor = 0.3f;
+                 }
+                 op.gain_gradient = w.floats(DType::F32, {width}, normal(width, 5));
+                 op.residual_gradient = producer_target(w, v, storage, rows, width);
+                 w.device().rmsnorm_backward(op);
+                 w.output("gain gradient", op.gain_gradient);
+                 if (weighted) w.output("stream gradient", op.out_gradient);
+                 compare_cast(w, op.residual_gradient);
+               }});
       }
     }
   }

@@ -139,8 +139,8 @@ void add_model(List& list) {
       "/model/parametrization", AT(model.parametrization),
       Names<Parametrization>{{Parametrization::Standard, "standard"}, {Parametrization::Unit, "unit"}},
       about("what weights start from and how fast they learn: init_deviation and the learning rate, or what "
-            "makes products of numbers of deviation one, and learning rates hold for every width (mu-nit "
-            "Scaling)",
+            "makes products of numbers of deviation one, with rates that are meant to hold for every width "
+            "(mu-nit Scaling)",
             Forbidden)));
   list.push_back(
       integer("/model/base_width", AT(model.base_width), {1, 1 << 20},
