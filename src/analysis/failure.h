@@ -14,6 +14,7 @@
 #pragma once
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "analysis/run_history.h"
@@ -31,6 +32,7 @@ struct RunOutcome {
   std::string why;                                               // of a failure: which rule, with numbers
   double final_loss = std::numeric_limits<double>::quiet_NaN();  // averaged; NaN without a finite loss
   int64_t spikes = 0, judged = 0;                                // steps, and those that could be spikes
+  std::optional<int64_t> first_spike;                            // its step
   double spikes_per_thousand() const {
     return judged > 0 ? 1000.0 * static_cast<double>(spikes) / static_cast<double>(judged) : 0;
   }

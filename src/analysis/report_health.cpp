@@ -8,6 +8,7 @@
 #include <map>
 
 #include "analysis/chart.h"
+#include "analysis/failure.h"
 #include "base/text.h"
 
 namespace octet {
@@ -131,20 +132,38 @@ std::optional<int64_t> first_spike(const RunHistory& run) {
   for (const EventRecord& e : run.events)
     if ((e.event == "spike" || e.event == "skipped" || e.event == "rollback") && (!first || e.step < *first))
       first = e.step;
-  return first;
+  const int64_t steps = run.steps.empty() ? 0 : run.steps.back().step;
+  const std::optional<int64_t> judged =
+      outcome_of(run, steps, std::numeric_limits<double>::quiet_NaN()).first_spike;
+  return judged && (!first || *judged < *first) ? judged : first;
 }
 
 std::vector<LeadTime> lead_times(const RunHistory& run) {
   const std::optional<int64_t> spike = first_spike(run);
+  int64_t injected = 0;
+  for (const EventRecord& e : run.events)
+    if (e.event == "inject" && (injected == 0 || e.step < injected)) injected = e.step;
   std::vector<LeadTime> list;
   for (const EventRecord& e : run.events) {
-    if (e.event != "warning") continue;
+    if (e.event != "warning" || e.step < injected) continue;
     list.push_back({e.step, e.message, {}});
     if (spike) list.back().before_spike = *spike - e.step;
   }
   std::stable_sort(list.begin(), list.end(),
                    [](const LeadTime& a, const LeadTime& b) { return a.step < b.step; });
   return list;
+}
+
+std::string describe_lead(const RunHistory& run) {
+  const std::vector<LeadTime> warnings = lead_times(run);
+  const std::optional<int64_t> spike = first_spike(run);
+  if (warnings.empty()) return spike ? fmt::format("spike at step {} without a warning", *spike) : "–";
+  const LeadTime& first = warnings.front();
+  if (!spike) return fmt::format("warned at step {}, no spike", first.step);
+  if (*first.before_spike > 0)
+    return fmt::format("warned at step {}, {} before the first spike (step {})", first.step,
+                       plural(*first.before_spike, "step"), *spike);
+  return fmt::format("spike at step {}, warned at step {}: too late", *spike, first.step);
 }
 
 std::string health_section(const RunHistory& run) {

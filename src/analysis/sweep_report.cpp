@@ -10,6 +10,7 @@
 #include "analysis/chart.h"
 #include "analysis/injection_experiment.h"
 #include "analysis/page.h"
+#include "analysis/report_health.h"
 #include "analysis/sharpness_chart.h"
 #include "base/files.h"
 #include "base/text.h"
@@ -115,6 +116,11 @@ std::string state_of(const CellRow& row) {
   return row.run.failed ? "FAILED: " + row.run.why : "finished";
 }
 
+// (K4)
+std::string lead_of(const CellRow& row) {
+  return row.outcome.history ? describe_lead(*row.outcome.history) : "–";
+}
+
 // ---- the page
 
 std::string group_table(const SweepReport& report) {
@@ -136,13 +142,15 @@ std::string group_table(const SweepReport& report) {
 std::string cell_table(const SweepReport& report) {
   std::string out =
       "<div class=\"scroll\"><table><tr><th>cell</th><th>steps</th><th>final loss</th><th>gap</th>"
-      "<th>spikes</th><th>state</th></tr>";
+      "<th>spikes</th><th>warning and spike</th><th>state</th></tr>";
   for (const CellRow& row : report.cells) {
     const bool began = row.outcome.history && !row.outcome.history->steps.empty();
     out += fmt::format(
-        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
+        "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td>"
+        "<td class=\"text\">{}</td></tr>",
         escape_html(row.cell->name), began ? row.outcome.history->steps.back().step : 0,
-        number(row.run.final_loss), number(row.gap, "{:+.4f}"), row.run.spikes, escape_html(state_of(row)));
+        number(row.run.final_loss), number(row.gap, "{:+.4f}"), row.run.spikes, lead_of(row),
+        escape_html(state_of(row)));
   }
   return out + "</table></div>";
 }
@@ -289,6 +297,8 @@ std::string table(const SweepReport& report) {
   if (!report.inject.empty())
     for (const GroupRow& group : report.groups)
       out += fmt::format("{:<{}}  {}\n", group.name, width, describe(injection_verdict(report, group)));
+  if (!report.inject.empty())
+    for (const CellRow& row : report.cells) out += fmt::format("{}: {}\n", row.cell->name, lead_of(row));
   for (const CellRow& row : report.cells)
     if (row.run.failed || !row.outcome.error.empty())
       out += fmt::format("{}: {}\n", row.cell->name, escape_control(state_of(row)));
@@ -334,19 +344,25 @@ Json render_json(const SweepReport& report) {
   for (const CellRow& row : report.cells) {
     Json coordinates = Json::object();
     for (const auto& [axis, value] : row.cell->coordinates) coordinates[axis] = value;
-    json["cells"].push_back({{"cell", row.cell->name},
-                             {"group", row.cell->group},
-                             {"coordinates", coordinates},
-                             {"folder", row.cell->config.run.output},
-                             {"config_hash", config_hash(row.cell->config)},
-                             {"done", row.outcome.done},
-                             {"failed", row.run.failed},
-                             {"why", row.run.why},
-                             {"error", row.outcome.error},
-                             {"final_loss", finite_or_null(row.run.final_loss)},
-                             {"gap_to_bf16", finite_or_null(row.gap)},
-                             {"spikes", row.run.spikes},
-                             {"judged_steps", row.run.judged}});
+    const RunHistory none, &history = row.outcome.history ? *row.outcome.history : none;
+    const std::optional<int64_t> spike = first_spike(history);
+    const std::vector<LeadTime> warnings = lead_times(history);
+    json["cells"].push_back(
+        {{"cell", row.cell->name},
+         {"group", row.cell->group},
+         {"coordinates", coordinates},
+         {"folder", row.cell->config.run.output},
+         {"config_hash", config_hash(row.cell->config)},
+         {"done", row.outcome.done},
+         {"failed", row.run.failed},
+         {"why", row.run.why},
+         {"error", row.outcome.error},
+         {"final_loss", finite_or_null(row.run.final_loss)},
+         {"gap_to_bf16", finite_or_null(row.gap)},
+         {"spikes", row.run.spikes},
+         {"first_spike_step", spike ? Json(*spike) : Json(nullptr)},
+         {"first_warning_step", warnings.empty() ? Json(nullptr) : Json(warnings[0].step)},
+         {"judged_steps", row.run.judged}});
   }
   return json;
 }

@@ -72,6 +72,7 @@ void AttentionCore::cast(const Pass& pass, const Tensor& source, const Tensor& c
   operation.out.site = pass.site(site);
   operation.out.rounding_key = pass.rounding_key(site);
   pass.device.cast(operation);
+  pass.observe_cast(site, source, codes, {.values = operation.out.site.inverse_scale});
 }
 
 CodesBeforehand AttentionCore::beforehand(const Pass& pass, const Tensor& codes, int site) const {

@@ -49,14 +49,6 @@ void add_scales(CastTarget& target, ScaleGranularity granularity, const Tensor& 
   if (!target.column.empty()) target.column_inverse_scale = column;
 }
 
-// What the cast of `source` lost. Ranks share out weights, and count each once.
-void observe_cast(const Pass& pass, int site, const Tensor& source, const Tensor& codes,
-                  const InverseScales& scales) {
-  if (!pass.observed() || !pass.scales.count || codes.empty() || source.elements() == 0) return;
-  pass.observations->observe_cast(pass.device, site,
-                                  {.source = source, .codes = codes, .inverse_scales = scales});
-}
-
 // One name, one category, one life: what a layer's buffers have in common.
 struct Buffers {
   MemoryPlan& plan;
@@ -296,7 +288,7 @@ void Linear::refresh(const Pass& pass, const MasterPiece& piece) const {
   encode.out.column = weight_column_;
   add_scales(encode.out, weight_granularity(), weight_row_inverse_scale_, weight_column_inverse_scale_);
   if (!encode.out.row.empty() || !encode.out.column.empty()) pass.device.cast(encode);
-  observe_cast(pass, weight_site_, encode.source, encode.out.row, weight_scales(pass));
+  pass.observe_cast(weight_site_, encode.source, encode.out.row, weight_scales(pass));
 }
 
 void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
@@ -310,7 +302,7 @@ void Linear::encode_shard(const Pass& pass, const Tensor& amax) const {
   encode.out.row = code_shard_.codes.slice(parameter_.begin, parameter_.master.elements());
   encode.out.row.shape = encode.source.shape;
   pass.device.cast(encode);
-  observe_cast(pass, weight_site_, encode.source, encode.out.row, weight_scales(pass));
+  pass.observe_cast(weight_site_, encode.source, encode.out.row, weight_scales(pass));
 }
 
 void Linear::finish_codes(const Pass& pass) const {
@@ -398,7 +390,7 @@ void Linear::fprop(const Pass& pass, const CastBuffers& input, const Tensor& out
     scale_by(matmul.b, pass.site(folds_scales() ? folded_weight_site_ : weight_site_).inverse_scale);
     InverseScales scales = inverse_scales(matmul.a);
     if (channel) scales = {.values = input.column_inverse_scale.as<float>(), .column_stride = 1};
-    observe_cast(pass, input_site_, input.high, matmul.a.values, scales);
+    pass.observe_cast(input_site_, input.high, matmul.a.values, scales);
   }
   pass.device.matmul(matmul);
 }
@@ -408,7 +400,7 @@ void Linear::dgrad(const Pass& pass, const CastBuffers& grad, const Tensor& inpu
   if (dgrad_float8()) {
     scale_by(matmul.a, pass.site(grad_site_).inverse_scale);
     scale_by(matmul.b, pass.site(weight_site_).inverse_scale);
-    observe_cast(pass, grad_site_, grad.high, matmul.a.values, inverse_scales(matmul.a));
+    pass.observe_cast(grad_site_, grad.high, matmul.a.values, inverse_scales(matmul.a));
   }
   pass.device.matmul(matmul);
 }

@@ -44,6 +44,11 @@ struct Pass {
   void observe(int block, Observed what, const Tensor& x, const Columns& columns = {}) const {
     if (observed()) observations->observe(device, block, what, x, columns);
   }
+  // What the cast of `source` lost. Ranks share out weights, and count each once.
+  void observe_cast(int site, const Tensor& source, const Tensor& codes, const InverseScales& inverse) const {
+    if (!observed() || !scales.count || codes.empty() || source.elements() == 0) return;
+    observations->observe_cast(device, site, {.source = source, .codes = codes, .inverse_scales = inverse});
+  }
   uint64_t rounding_key(int site) const {
     return random_key(seed, Purpose::StochasticRounding, static_cast<uint64_t>(site), position);
   }

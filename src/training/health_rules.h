@@ -19,13 +19,13 @@ struct HealthWarning {
   std::string message;
 };
 
-// The limits. Ours, unless they say whose.
 // A quantile's threshold falls to 15/16 of where values end, however many lie between. Up to an amax of 1.25
 // thresholds (values of a warm-up grow in that step, too) no value loses more than a fifth, and none is lost.
 inline bool is_near_its_end(const SiteHealth& site) {
   return site.cast.scaling == Scaling::Quantile && site.utilisation <= 1.25;
 }
 
+// Ours, unless they say whose.
 struct HealthLimits {
   // Shares of a cast's values. A saturated value is off by any factor, and one in a thousand is far beyond
   // what a scale with history lets through by chance; a flushed one is small, so many have to be.

@@ -76,6 +76,8 @@ TEST_CASE("a spike is a step more than five average deviations above the average
   const RunOutcome spiked = outcome_of(with(0.09), 400, none);
   CHECK(spiked.spikes == 1);
   CHECK(spiked.judged == 380);
+  CHECK(spiked.first_spike == 300);
+  CHECK_FALSE(outcome_of(with(0.07), 400, none).first_spike);
   CHECK(spiked.spikes_per_thousand() == Approx(1000.0 / 380));
   // The first records only teach the averages.
   CHECK(outcome_of(run_of(20, [](int64_t step) { return step == 20 ? 9.0 : calm(step); }), 20, none).spikes ==

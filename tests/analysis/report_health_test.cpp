@@ -7,6 +7,7 @@
 #include "analysis/synthetic_run.h"
 #include "base/error.h"
 #include "catch.h"
+#include "training/tiny_run.h"
 
 using namespace octet;
 using namespace octet::testing;
@@ -64,6 +65,60 @@ TEST_CASE("the report says how long before the first spike each warning came") {
   run.events.clear();
   CHECK_FALSE(first_spike(run));
   CHECK(health_section(run).find("No warning.") != std::string::npos);
+}
+
+TEST_CASE("a spike that only the sweep's rule finds counts, and warnings from before an injection do not") {
+  RunHistory run = watched_run(0);
+  for (int64_t step = 1; step <= 400; ++step) {
+    run.steps.emplace_back();
+    run.steps.back().step = step;
+    run.steps.back().loss = (step % 2 ? 2.0 : 2.02) + (step == 90 ? 1 : 0);
+  }
+  CHECK(first_spike(run) == 90);
+  CHECK(lead_times(run)[0].before_spike == 50);
+  run.events.push_back({85, "spike", "an earlier one of the trainer's"});
+  CHECK(first_spike(run) == 85);
+  CHECK(describe_lead(run) == "warned at step 40, 45 steps before the first spike (step 85)");
+
+  run.events.push_back({50, "inject", "align"});
+  REQUIRE(lead_times(run).size() == 1);
+  CHECK(describe_lead(run) == "warned at step 60, 25 steps before the first spike (step 85)");
+  run.events.push_back({70, "inject", "align once more"});
+  CHECK(lead_times(run)[0].step == 60);  // from the first on
+  run.events.push_back({55, "skipped", "not finite"});
+  CHECK(describe_lead(run) == "spike at step 55, warned at step 60: too late");
+  std::erase_if(run.events, [](const EventRecord& e) { return e.event == "warning"; });
+  CHECK(describe_lead(run) == "spike at step 55 without a warning");
+  CHECK(describe_lead(watched_run(0)) == "warned at step 40, no spike");
+  CHECK(describe_lead(RunHistory{}) == "–");
+}
+
+// (K4) Of runs, not of records: a neuron that grows is warned of before the loss jumps, one that is there at
+// once is not.
+TEST_CASE("a run warns of a neuron that grows before its loss spikes") {
+  const TinyData data;
+  const auto history_of = [&](const std::vector<std::string>& faults) {
+    TinyRun run(data, {"run.steps=60", "health.every=1", "checkpoint.every=0", "evaluation.every=0",
+                       "schedule.final_steps=20", "schedule.final_fraction=1e-9", "health.spike_window=16"});
+    REQUIRE(run.go(faults).code == ExitCode::Success);
+    return read_run_history(run.path());
+  };
+  const RunHistory growing =
+      history_of({"align:step=41,hidden=5", "align:step=44,hidden=20", "align:step=47,hidden=100",
+                  "align:step=50,hidden=1000", "align:step=53,hidden=10000"});
+  INFO(describe_lead(growing));
+  REQUIRE(first_spike(growing));
+  REQUIRE_FALSE(lead_times(growing).empty());
+  CHECK(*first_spike(growing) >= 41);
+  CHECK(*lead_times(growing)[0].before_spike > 0);
+  CHECK(health_section(growing).find("steps before the first loss spike") != std::string::npos);
+
+  const RunHistory sudden = history_of({"align:step=47,hidden=10000"});
+  INFO(describe_lead(sudden));
+  CHECK(first_spike(sudden) == 47);
+  REQUIRE_FALSE(lead_times(sudden).empty());
+  CHECK(*lead_times(sudden)[0].before_spike <= 0);
+  CHECK_FALSE(first_spike(history_of({})));
 }
 
 TEST_CASE("health is shown by block, six at most, and the worst site of each role") {

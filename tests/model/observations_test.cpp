@@ -227,6 +227,37 @@ TEST_CASE("every cast to FP8 has its signal to noise, in every mode of Smooth-Sw
   }
 }
 
+TEST_CASE("casts before FP8 attention have their signal to noise, those inside its kernels none") {
+  Recipe recipe = make_recipe("fp8");
+  recipe.attention = AttentionFormat::FP8;
+  for (const Recompute recompute : {Recompute::None, Recompute::Block}) {
+    TinyModel tiny(watched(recipe, recompute));
+    look(tiny);
+    const Observations& o = tiny.model->observations();
+    const auto& sites = tiny.model->scales().sites;
+    int before = 0, inside = 0;
+    for (size_t s = 0; s < sites.size(); ++s) {
+      const auto at = sites[s].name.find(".core.");
+      if (at == std::string::npos) continue;
+      const std::string what = sites[s].name.substr(at + 6);
+      const double* sums = o.sums.as<double>() + o.layout.errors_of(static_cast<int64_t>(s));
+      INFO(sites[s].name << " " << sums[0] << " " << sums[1]);
+      if (what != "qkv" && what != "output_grad") {
+        CHECK(sums[0] == 0);  // the values before were never in memory
+        ++inside;
+        continue;
+      }
+      ++before;
+      const double decibels = 10 * std::log10(sums[0] / sums[1]);
+      const double worst = sites[s].cast.format == Format::E4M3 ? 24.08 : 18.06;
+      CHECK(decibels > worst);
+      CHECK(decibels < worst + 16);
+    }
+    CHECK(before == 2 * tiny.options.spec.layers);
+    CHECK(inside == 3 * tiny.options.spec.layers);
+  }
+}
+
 // (S9)
 TEST_CASE("an aligned neuron is the most aligned one, and the channel with the largest activation") {
   for (const char* recipe : {"fp32", "bf16", "fp8"}) {
