@@ -104,6 +104,10 @@ class SweepReader {
                                             "variants", "axes",   "inject", "sharpness"};
     if (!document_.root.is_object())
       return problem("", fmt::format("found {}; allowed: an object", show(document_.root)));
+    if (!find("base") && find("model")) {
+      problem("/model", "a run has this, a sweep has a \"base\" instead; train a run with octet train");
+      report();
+    }
     for (const auto& [key, value] : document_.root.items()) {
       if (std::find(known.begin(), known.end(), key) != known.end()) continue;
       const std::string near = nearest(key, known);

@@ -221,14 +221,19 @@ void add_precision(List& list) {
   Field scaling =
       choice("/precision/scaling", AT(precision.input.scaling), scalings,
              about("sets the scaling of input and grad; \"rowwise\", \"blockwise\" and \"static\" that of "
-                   "weight too",
+                   "weight too, which another takes back to \"current\"",
                    Recorded));
   scaling.shorthand = true;
   scaling.set = [](RunConfig& c, const Json& v) {
     for (const auto& [value, name] : scalings)
       if (v == name) {
         c.precision.input.scaling = c.precision.grad.scaling = value;
-        if (!is_one_scale(value) || value == Scaling::Static) c.precision.weight.scaling = value;
+        const auto of_weights_too = [](Scaling s) { return !is_one_scale(s) || s == Scaling::Static; };
+        Scaling& weight = c.precision.weight.scaling;
+        if (of_weights_too(value))
+          weight = value;
+        else if (of_weights_too(weight))
+          weight = Scaling::Current;
       }
   };
   list.push_back(scaling);

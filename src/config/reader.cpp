@@ -66,6 +66,8 @@ class Reader {
     if (!document_.root.is_object()) {
       violations_.push_back(
           {"", fmt::format("found {}; allowed: an object of sections", found(document_.root))});
+    } else if (document_.root.contains("base")) {  // then its other keys are not a run's either
+      violations_.push_back({"/base", "a sweep has this, a run does not; train its cells with octet sweep"});
     } else {
       read_section(document_.root, "");
       for (const Field& field : fields()) {  // table order: presets before what overrides them

@@ -85,6 +85,12 @@ TEST_CASE("everything that is wrong with a sweep is said at once, with its key a
   }
 }
 
+TEST_CASE("a run's configuration is no sweep, and one sentence says so") {
+  const std::string text = problems_of(R"({"run": {"name": "a"}, "model": {"preset": "llama"}, "data": {}})");
+  CHECK(text.find("/model: a run has this, a sweep has a \"base\" instead") != std::string::npos);
+  CHECK(text.find("unknown key") == std::string::npos);
+}
+
 TEST_CASE("each cell's configuration is checked, and what is wrong with many is said once") {
   const std::string text =
       complaint([] { sweep_of(R"("axes": {"precision.recipe": ["bf16", "fp9"], "run.seed": [1, 2, 3]})"); });

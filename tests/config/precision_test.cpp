@@ -146,6 +146,17 @@ TEST_CASE("scales of rows: by role, by shorthand, and what cannot stand beside t
   CHECK(inputs.weight.scaling == Scaling::Current);
   CHECK(inputs.gemms == GemmFormats{.wgrad = GemmFormat::Storage});
   CHECK(of(R"("scaling": "delayed")").weight.scaling == Scaling::Current);
+  // A recipe whose weights have scales of rows or blocks can be left by the same word.
+  for (const char* fine : {"torchao-rowwise", "deepseek"}) {
+    const std::string recipe = std::string(R"({"precision": {"recipe": ")") + fine + "\"";
+    for (const char* scaling : {"delayed", "current"}) {
+      const Recipe left = parse_config(recipe + R"(, "scaling": ")" + scaling + "\"}}", "t").precision;
+      CHECK(left.weight.scaling == Scaling::Current);
+      CHECK(left.input.scaling == left.grad.scaling);
+    }
+    CHECK(parse_config(recipe + "}}", "t").precision.weight.scaling != Scaling::Current);
+  }
+  CHECK(of(R"("weight": {"scaling": "delayed"}, "scaling": "current")").weight.scaling == Scaling::Delayed);
   for (const char* mode : {"token", "channel"})
     CHECK(complaint_of(R"({"precision": {"recipe": "fp8", "scaling": "rowwise", "smooth_swiglu": ")" +
                        std::string(mode) + "\"}}")

@@ -69,6 +69,9 @@ TEST_CASE("every key's misspelt sibling is refused with the key that was meant")
 
 TEST_CASE("a misspelt section and a key in the wrong section are both found") {
   CHECK(complaint_of(R"({"modle": {"width": 1}})").has("/modle: unknown key; did you mean \"model\"?"));
+  const auto sweep = complaint_of(R"({"name": "grid", "base": "run.json", "variants": {}, "axes": {}})");
+  CHECK(sweep.has("/base: a sweep has this, a run does not; train its cells with octet sweep"));
+  CHECK_FALSE(sweep.has("unknown key"));
   CHECK(complaint_of(R"({"optimizer": {"learning_rate": 1}})")
             .has("/optimizer/learning_rate: unknown key; did you mean /schedule/learning_rate?"));
   CHECK(complaint_of(R"({"log": {"xyzzyx": 1}})").has("unknown key; allowed: every, tensorboard"));
