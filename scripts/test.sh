@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs, builds and runs every test.
+# Installs, builds and runs the tests.
 #   scripts/test.sh          what the gate runs
 #   scripts/test.sh --full   also the long tests, fuzzing for minutes, the build without oneDNN, and the kernels for every GPU
 set -euo pipefail
