@@ -87,7 +87,10 @@ void add_sharpness(CLI::App& app, Action& action) {
                    "override a key of the checkpoint's configuration: --set precision.recipe=fp8")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
-  command->add_option("--device", options->request.device, "auto, cpu or cuda")->capture_default_str();
+  command
+      ->add_option("--device", options->request.device,
+                   "auto, cpu, cuda, or interpreter: the GPU's kernels executed on the CPU")
+      ->capture_default_str();
   command->add_option("--output", options->output,
                       "JSON file; by default sharpness.json in the run's folder");
   command->footer(

@@ -47,7 +47,10 @@ void add_whatif(CLI::App& app, Action& action) {
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   command->add_flag("--all", options->all, "each site of each block, not a line for all blocks");
-  command->add_option("--device", options->request.device, "auto, cpu or cuda")->capture_default_str();
+  command
+      ->add_option("--device", options->request.device,
+                   "auto, cpu, cuda, or interpreter: the GPU's kernels executed on the CPU")
+      ->capture_default_str();
   command->add_option("--output", options->output, "JSON file");
   command->footer("Example:\n  octet whatif runs/quickstart --recipes bf16,fp8,fp8:smooth_swiglu=none");
   command->callback([options, &action] { action = [options] { return run(*options); }; });

@@ -21,7 +21,7 @@
 //      "sites":[{"name","block","amax","scale","saturated":share,"flushed":share,"utilisation","snr_db"}],
 //      "activations":{"qkv":{"kurtosis":[by block],"sequence_kurtosis","mean","rms","max","amax"}, ..},
 //      "blocks":{"log_sum_exp":[by block],"channel","channel_amax","channel_median","neuron","cosine",
-//      "neuron_amax"}, "weights":[{"name","rms","growth"}], "health/..": the worst of all}
+//      "neuron_amax"}, "weights":[{"name","rms","growth","update_rms"}], "health/..": the worst of all}
 //     {"kind":"event", "step":k, "event":"spike|skipped|rollback|checkpoint|resume|stop|epoch|warning|inject|
 //     precision|fallback", "message":".."}; a warning also "rule", "subject", "block", "value"; a fallback
 //     "linear", "reason", "value", "limit"; "precision" is of a stage's first step
