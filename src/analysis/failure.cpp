@@ -43,10 +43,7 @@ RunOutcome outcome_of(const RunHistory& run, int64_t steps, double best) {
       const double above = step.loss - loss.value();
       if (seen >= failure::warm_up) {
         ++outcome.judged;
-        if (above > failure::spike_deviations * deviation.value()) {
-          ++outcome.spikes;
-          if (!outcome.first_spike) outcome.first_spike = step.step;
-        }
+        if (above > failure::spike_deviations * deviation.value()) outcome.spikes.push_back(step.step);
       }
       deviation.add(std::abs(above), kept);
     }

@@ -14,8 +14,8 @@
 #pragma once
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "analysis/run_history.h"
 
@@ -31,10 +31,10 @@ struct RunOutcome {
   bool failed = false;
   std::string why;                                               // of a failure: which rule, with numbers
   double final_loss = std::numeric_limits<double>::quiet_NaN();  // averaged; NaN without a finite loss
-  int64_t spikes = 0, judged = 0;                                // steps, and those that could be spikes
-  std::optional<int64_t> first_spike;                            // its step
+  std::vector<int64_t> spikes;                                   // their steps
+  int64_t judged = 0;                                            // steps that could be spikes
   double spikes_per_thousand() const {
-    return judged > 0 ? 1000.0 * static_cast<double>(spikes) / static_cast<double>(judged) : 0;
+    return judged > 0 ? 1000.0 * static_cast<double>(spikes.size()) / static_cast<double>(judged) : 0;
   }
 };
 

@@ -98,12 +98,12 @@ std::string snr_chart(const RunHistory& run) {
   return chart.series.empty() ? std::string{} : render(chart);
 }
 
-std::string timeline(const RunHistory& run) {
-  const std::vector<LeadTime> warnings = lead_times(run);
-  const std::optional<int64_t> spike = first_spike(run);
-  if (warnings.empty()) return "<p>No warning.</p>";
+std::string timeline(const Alarms& alarms) {
+  std::string out = fmt::format(
+      "<p>{}: {}.</p>", plural(static_cast<int64_t>(alarms.warnings.size()), "warning"), describe(alarms));
+  if (alarms.warnings.empty()) return out;
   std::string rows;
-  for (const LeadTime& w : warnings) {
+  for (const LeadTime& w : alarms.warnings) {
     const std::string lead = !w.before_spike        ? std::string("–")
                              : *w.before_spike > 0  ? fmt::format("{} before", *w.before_spike)
                              : *w.before_spike == 0 ? std::string("at the spike")
@@ -111,64 +111,53 @@ std::string timeline(const RunHistory& run) {
     rows += fmt::format("<tr><td>{}</td><td>{}</td><td class=\"text\">{}</td></tr>", w.step, lead,
                         escape_html(w.message));
   }
-  const LeadTime& first = warnings.front();
-  const std::string summary =
-      !spike ? fmt::format("{}, no loss spike.", plural(static_cast<int64_t>(warnings.size()), "warning"))
-      : *first.before_spike > 0
-          ? fmt::format("The first of {} came at step {}, {} steps before the first loss spike (step {}).",
-                        plural(static_cast<int64_t>(warnings.size()), "warning"), first.step,
-                        *first.before_spike, *spike)
-          : fmt::format("No warning came before the first loss spike (step {}).", *spike);
-  return fmt::format(
-      "<p>{}</p><div class=\"scroll\"><table><tr><th>step</th><th>steps to the first "
-      "spike</th><th>warning</th></tr>{}</table></div>",
-      summary, rows);
+  return out + fmt::format(
+                   "<div class=\"scroll\"><table><tr><th>step</th><th>steps to the first "
+                   "spike</th><th>warning</th></tr>{}</table></div>",
+                   rows);
 }
 
 }  // namespace
 
-std::optional<int64_t> first_spike(const RunHistory& run) {
-  std::optional<int64_t> first;
-  for (const EventRecord& e : run.events)
-    if ((e.event == "spike" || e.event == "skipped" || e.event == "rollback") && (!first || e.step < *first))
-      first = e.step;
-  const int64_t steps = run.steps.empty() ? 0 : run.steps.back().step;
-  const std::optional<int64_t> judged =
-      outcome_of(run, steps, std::numeric_limits<double>::quiet_NaN()).first_spike;
-  return judged && (!first || *judged < *first) ? judged : first;
-}
-
-std::vector<LeadTime> lead_times(const RunHistory& run) {
-  const std::optional<int64_t> spike = first_spike(run);
+Alarms alarms_of(const RunHistory& run) {
   int64_t injected = 0;
   for (const EventRecord& e : run.events)
     if (e.event == "inject" && (injected == 0 || e.step < injected)) injected = e.step;
-  std::vector<LeadTime> list;
+  std::vector<int64_t> spikes =
+      outcome_of(run, run.steps.empty() ? 0 : run.steps.back().step, std::numeric_limits<double>::quiet_NaN())
+          .spikes;
+  Alarms alarms;
+  alarms.watched = !run.health.empty();
   for (const EventRecord& e : run.events) {
-    if (e.event != "warning" || e.step < injected) continue;
-    list.push_back({e.step, e.message, {}});
-    if (spike) list.back().before_spike = *spike - e.step;
+    if (e.event == "spike" || e.event == "skipped" || e.event == "rollback") spikes.push_back(e.step);
+    if (e.event == "warning" && e.step >= injected) alarms.warnings.push_back({e.step, e.message, {}});
   }
-  std::stable_sort(list.begin(), list.end(),
+  for (const int64_t step : spikes)
+    if (step >= injected && (!alarms.spike || step < *alarms.spike)) alarms.spike = step;
+  for (LeadTime& warning : alarms.warnings)
+    if (alarms.spike) warning.before_spike = *alarms.spike - warning.step;
+  std::stable_sort(alarms.warnings.begin(), alarms.warnings.end(),
                    [](const LeadTime& a, const LeadTime& b) { return a.step < b.step; });
-  return list;
+  return alarms;
 }
 
-std::string describe_lead(const RunHistory& run) {
-  const std::vector<LeadTime> warnings = lead_times(run);
-  const std::optional<int64_t> spike = first_spike(run);
-  if (warnings.empty()) return spike ? fmt::format("spike at step {} without a warning", *spike) : "–";
-  const LeadTime& first = warnings.front();
-  if (!spike) return fmt::format("warned at step {}, no spike", first.step);
-  if (*first.before_spike > 0)
-    return fmt::format("warned at step {}, {} before the first spike (step {})", first.step,
-                       plural(*first.before_spike, "step"), *spike);
-  return fmt::format("spike at step {}, warned at step {}: too late", *spike, first.step);
+std::string describe(const Alarms& alarms) {
+  const auto& [watched, spike, warnings] = alarms;
+  if (warnings.empty()) {
+    if (!spike) return "no spike";
+    return fmt::format("spike at step {}{}", *spike, watched ? " without a warning" : ", health not watched");
+  }
+  const int64_t first = warnings.front().step;
+  if (!spike) return fmt::format("warned at step {}, no spike", first);
+  if (first < *spike)
+    return fmt::format("warned at step {}, {} before the first spike (step {})", first,
+                       plural(*spike - first, "step"), *spike);
+  return fmt::format("spike at step {}, warned at step {}: too late", *spike, first);
 }
 
 std::string health_section(const RunHistory& run) {
   if (run.health.empty()) return {};
-  std::string out = fmt::format("<h2>Health of {}</h2>", escape_html(run.name)) + timeline(run);
+  std::string out = fmt::format("<h2>Health of {}</h2>", escape_html(run.name)) + timeline(alarms_of(run));
   const BlockChart charts[] = {
       {"kurtosis/qkv", "kurtosis of queries, keys and values (Gaussian: 3)", "kurtosis", true},
       {"kurtosis/ffn_hidden", "kurtosis of what enters the down projection", "kurtosis", true},

@@ -16,14 +16,18 @@ struct LeadTime {
   std::string message;
   std::optional<int64_t> before_spike;  // steps; negative: after it; empty: there was no spike
 };
-// The step of the first spike, as the run (health.spike_deviations) or failure.h found it, or of the first
-// update that was not applied; empty: none.
-std::optional<int64_t> first_spike(const RunHistory& run);
-// Of every warning; where something was injected, of those from then on: what came before does not tell of
-// it.
-std::vector<LeadTime> lead_times(const RunHistory& run);
-// "warned at step 120, 80 steps before the first spike (step 200)"; "–" without either.
-std::string describe_lead(const RunHistory& run);
+// The warnings of a run and its first spike. Where something was injected, from then on: what came before
+// does not tell of it.
+struct Alarms {
+  bool watched = false;  // the run has health records
+  // The step of the first spike, as the run's detector (health.spike_deviations) or failure.h found it, or of
+  // the first update that was not applied; empty: none.
+  std::optional<int64_t> spike;
+  std::vector<LeadTime> warnings;  // by step
+};
+Alarms alarms_of(const RunHistory& run);
+// "warned at step 120, 80 steps before the first spike (step 200)".
+std::string describe(const Alarms& alarms);
 
 std::string health_section(const RunHistory& run);  // HTML; empty when nothing was recorded
 

@@ -82,7 +82,7 @@ GroupRow group_row(const SweepReport& report, const std::string& name) {
     if (!row.outcome.done) continue;
     ++group.done;
     group.failed += row.run.failed ? 1 : 0;
-    spikes += row.run.spikes;
+    spikes += static_cast<int64_t>(row.run.spikes.size());
     judged += row.run.judged;
     losses.push_back(row.run.final_loss);
     gaps.push_back(row.gap);
@@ -118,7 +118,7 @@ std::string state_of(const CellRow& row) {
 
 // (K4)
 std::string lead_of(const CellRow& row) {
-  return row.outcome.history ? describe_lead(*row.outcome.history) : "–";
+  return row.outcome.history ? describe(alarms_of(*row.outcome.history)) : "–";
 }
 
 // ---- the page
@@ -149,7 +149,7 @@ std::string cell_table(const SweepReport& report) {
         "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td>"
         "<td class=\"text\">{}</td></tr>",
         escape_html(row.cell->name), began ? row.outcome.history->steps.back().step : 0,
-        number(row.run.final_loss), number(row.gap, "{:+.4f}"), row.run.spikes, lead_of(row),
+        number(row.run.final_loss), number(row.gap, "{:+.4f}"), row.run.spikes.size(), lead_of(row),
         escape_html(state_of(row)));
   }
   return out + "</table></div>";
@@ -235,7 +235,10 @@ std::string definitions(const SweepReport& report) {
       "<p class=\"soft\">A run has <b>failed</b> when a loss is not finite, when its average loss ends more "
       "than {} above that of the best BF16 run ({}), or when the average rises more than {} above its lowest "
       "and is not back within {:.0f} % of the steps. A <b>spike</b> is a step more than {:.0f} average "
-      "absolute deviations above the average. Averages are exponential with decay {}. The fail rate has "
+      "absolute deviations above the average; the first one beside a warning may also be one that the run's "
+      "own "
+      "detector found, or an update that was not applied. Averages are exponential with decay {}. The fail "
+      "rate has "
       "Wilson's interval. A gap is to the BF16 cell that differs in the precision alone.</p>",
       failure::above_best, report.best.empty() ? "none here" : escape_html(report.best), failure::rise,
       100 * failure::return_share, failure::spike_deviations, failure::decay);
@@ -345,8 +348,7 @@ Json render_json(const SweepReport& report) {
     Json coordinates = Json::object();
     for (const auto& [axis, value] : row.cell->coordinates) coordinates[axis] = value;
     const RunHistory none, &history = row.outcome.history ? *row.outcome.history : none;
-    const std::optional<int64_t> spike = first_spike(history);
-    const std::vector<LeadTime> warnings = lead_times(history);
+    const Alarms alarms = alarms_of(history);
     json["cells"].push_back(
         {{"cell", row.cell->name},
          {"group", row.cell->group},
@@ -359,9 +361,10 @@ Json render_json(const SweepReport& report) {
          {"error", row.outcome.error},
          {"final_loss", finite_or_null(row.run.final_loss)},
          {"gap_to_bf16", finite_or_null(row.gap)},
-         {"spikes", row.run.spikes},
-         {"first_spike_step", spike ? Json(*spike) : Json(nullptr)},
-         {"first_warning_step", warnings.empty() ? Json(nullptr) : Json(warnings[0].step)},
+         {"spikes", row.run.spikes.size()},
+         {"health_watched", alarms.watched},
+         {"first_spike_step", alarms.spike ? Json(*alarms.spike) : Json(nullptr)},
+         {"first_warning_step", alarms.warnings.empty() ? Json(nullptr) : Json(alarms.warnings[0].step)},
          {"judged_steps", row.run.judged}});
   }
   return json;

@@ -9,6 +9,10 @@ namespace octet {
 // On standard error: "error: CAUSE", "hint:  REMEDY". Where that is closed or full, the exit code has to do.
 void complain(const Error& error) noexcept;
 
+// What --device may name (training/open_device.h).
+inline constexpr const char* device_names =
+    "auto, cpu, cuda, or interpreter: the GPU's kernels executed on the CPU";
+
 using Action = std::function<int()>;
 // Each adds one sub-command and sets `action` when the user chose it.
 void add_train(CLI::App& app, Action& action);

@@ -8,6 +8,7 @@
 #include "analysis/sharpness.h"
 #include "base/files.h"
 #include "base/text.h"
+#include "cli/command.h"
 #include "cli/experiments.h"
 #include "training/checkpoint.h"
 #include "training/run_files.h"
@@ -87,10 +88,7 @@ void add_sharpness(CLI::App& app, Action& action) {
                    "override a key of the checkpoint's configuration: --set precision.recipe=fp8")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
-  command
-      ->add_option("--device", options->request.device,
-                   "auto, cpu, cuda, or interpreter: the GPU's kernels executed on the CPU")
-      ->capture_default_str();
+  command->add_option("--device", options->request.device, device_names)->capture_default_str();
   command->add_option("--output", options->output,
                       "JSON file; by default sharpness.json in the run's folder");
   command->footer(

@@ -123,10 +123,7 @@ void add_train(CLI::App& app, Action& action) {
           "require: go on or fail; or the folder of a checkpoint")
       ->type_name("never|auto|require|PATH")
       ->capture_default_str();
-  command
-      ->add_option("--device", arguments->device,
-                   "auto, cpu, cuda, or interpreter: the GPU's kernels executed on the CPU")
-      ->capture_default_str();
+  command->add_option("--device", arguments->device, device_names)->capture_default_str();
   command->add_flag("--overwrite", arguments->overwrite,
                     "remove the run that the folder holds and start afresh");
   command->add_flag("--accept-changed-data", arguments->accept_changed_data,

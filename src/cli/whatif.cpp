@@ -6,6 +6,7 @@
 #include "analysis/whatif.h"
 #include "base/files.h"
 #include "base/text.h"
+#include "cli/command.h"
 #include "cli/experiments.h"
 
 namespace octet {
@@ -47,10 +48,7 @@ void add_whatif(CLI::App& app, Action& action) {
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   command->add_flag("--all", options->all, "each site of each block, not a line for all blocks");
-  command
-      ->add_option("--device", options->request.device,
-                   "auto, cpu, cuda, or interpreter: the GPU's kernels executed on the CPU")
-      ->capture_default_str();
+  command->add_option("--device", options->request.device, device_names)->capture_default_str();
   command->add_option("--output", options->output, "JSON file");
   command->footer("Example:\n  octet whatif runs/quickstart --recipes bf16,fp8,fp8:smooth_swiglu=none");
   command->callback([options, &action] { action = [options] { return run(*options); }; });

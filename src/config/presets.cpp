@@ -15,8 +15,8 @@ TransformerSpec named(const char* name) {
   return spec;
 }
 
-// ---- families of the FOG paper, and qwen3  [Hernandez-Cano et al. 2505.20524; options read in the paper and
-// its released code]
+// ---- families of the FOG paper, qwen3 and munit  [Hernandez-Cano et al. 2505.20524; options read in the
+// paper and its released code]
 //
 //   name         norms               queries, keys   activation  from
 //   llama        before              –               swiglu      Llama 3

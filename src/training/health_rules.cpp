@@ -74,6 +74,12 @@ void HealthRules::judge_sites(const Health& health, Warnings& found) const {
   for (const SiteHealth& s : health.sites) {
     if (!is_float8(s.cast.format)) continue;
     const char* format = format_name(s.cast.format);
+    // The core of attention has one scale a tensor, or is not in FP8.
+    const char* finer =
+        s.name.find(".core.") != std::string::npos
+            ? "precision.attention \"storage\" takes the core out of FP8"
+            : "a finer scale keeps the others (smooth_swiglu for ffn.down, scales by row), or "
+              "this layer in BF16";
     const ShareLimits most = limits_of(s.cast.scaling);
     if (s.saturated > most.saturated && !is_near_its_end(s))
       found.push_back(
@@ -81,20 +87,17 @@ void HealthRules::judge_sites(const Health& health, Warnings& found) const {
            fmt::format("{}: {:.2g} % of the values are beyond {} (amax {:.3g}, scale {:.3g}); {}", s.name,
                        100 * s.saturated, format, s.amax, s.scale, saturation_remedy(s.cast.scaling))});
     if (s.flushed > most.flushed)
-      found.push_back(
-          {"flushing", s.name, s.block, s.flushed,
-           fmt::format("{}: {:.2g} % of the values vanish in {} (amax {:.3g}): outliers set the "
-                       "scale; a finer scale keeps the others (smooth_swiglu for ffn.down, scales "
-                       "by row), or this layer in BF16",
-                       s.name, 100 * s.flushed, format, s.amax)});
+      found.push_back({"flushing", s.name, s.block, s.flushed,
+                       fmt::format("{}: {:.2g} % of the values vanish in {} (amax {:.3g}): outliers set the "
+                                   "scale; {}",
+                                   s.name, 100 * s.flushed, format, s.amax, finer)});
     // The energy of outliers is what a quantile gives up for the others' accuracy.
     const bool gives_up = s.cast.scaling == Scaling::Quantile && s.saturated <= most.saturated;
     if (s.snr < ideal_snr(s.cast.format) - limits_.snr_drop && !gives_up)
       found.push_back({"signal_to_noise", s.name, s.block, s.snr,
                        fmt::format("{}: {:.1f} dB of signal to noise after the cast, rounding to {} alone "
-                                   "leaves {:.1f}: saturation or flushing loses the rest; a finer scale, or "
-                                   "this layer in BF16",
-                                   s.name, s.snr, format, ideal_snr(s.cast.format))});
+                                   "leaves {:.1f}: saturation or flushing loses the rest; {}",
+                                   s.name, s.snr, format, ideal_snr(s.cast.format), finer)});
   }
 }
 

@@ -7,7 +7,7 @@
 //     {"kind":"start", "step":k, "time":unix, "config_hash":"..", "init_hash":"..", "data_fingerprint":"..",
 //     "device":"..",
 //      "version":"..", "recipe":"..", "stage":n (from 1),
-//      "gemm_table":[{"class","a","b","out","flops"}], "parameters":n,
+//      "gemm_table":[{"class","a","b","out","implementation","calls","flops"}], "parameters":n,
 //      "memory_bytes":n, "environment":{..}}
 //     {"kind":"step", "step":k (from 1: updates done), "tokens":n, "time":unix, "train/loss":x,
 //     "train/grad_norm":x, "train/learning_rate":x,

@@ -154,12 +154,13 @@ std::vector<double> preactivations(const InjectionSite& site, int64_t block, int
   return column;
 }
 
-// What brings the largest |z| of the neuron to where h is `hidden`: negative where that z is.
+// What brings the largest z of the neuron to where h is `hidden`, so that it fires for the tokens for which
+// it did; one that fires for none is turned round.
 double scale_for(const InjectionSite& site, int64_t block, const StateInjection& injection, int64_t neuron) {
   double largest = 0;
   if (site.ranks.leads())
     for (const double z : preactivations(site, block, neuron))
-      if (std::abs(z) > std::abs(largest)) largest = z;
+      if ((largest > 0 || z > 0) ? z > largest : z < largest) largest = z;
   // Ranks agree on rank 0's number, in hexadecimal so that no bit is lost.
   const std::string agreed =
       site.ranks.from_leader(fmt::format("inject/{}/{}/{}/{}", site.step, site.attempt, block, neuron),
@@ -182,7 +183,7 @@ void scale_column(const InjectionSite& site, const Parameter& p, int64_t column,
 std::string align(const StateInjection& injection, const InjectionSite& site) {
   MasterRows rows(site, fmt::format("inject-rows/{}/{}", site.step, site.attempt));
   const TransformerSpec& spec = site.memory.model.options().spec;
-  double least = INFINITY, most = 0;
+  double least = INFINITY, most = -INFINITY;
   for (int64_t block = 0; block < spec.layers; ++block) {
     const Parameter& gate_up = parameter_named(site, gate_up_of(block));
     for (int64_t neuron = injection.neuron; neuron < injection.neuron + injection.neurons; ++neuron) {
@@ -194,8 +195,8 @@ std::string align(const StateInjection& injection, const InjectionSite& site) {
       if (injection.contribution != 0)
         scale_column(site, parameter_named(site, fmt::format("blocks.{}.ffn.down.weight", block)), neuron,
                      static_cast<float>(injection.contribution / injection.hidden));
-      least = std::min(least, std::abs(scale));
-      most = std::max(most, std::abs(scale));
+      least = std::min(least, scale);
+      most = std::max(most, scale);
     }
     refresh(site);  // the next block sees what this one now computes
   }

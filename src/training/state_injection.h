@@ -4,11 +4,12 @@
 //
 //   align:step=K[,neuron=N][,neurons=M][,hidden=X[,contribution=Y] | scale=C]
 //       Neurons N .. N+M-1 (17, one) of every block's SwiGLU: the linear branch's weights become the gate's,
-//       and both are multiplied by C, or so that h = silu(z) z of the step's first micro-batch reaches X
-//       (1e4) there, one block after the other.  [Fishman et al. 2409.12517, Theorem 1: w1 and w2 align, and
-//       the neuron becomes quadratic in its input; this is that end of the road at once.] With a contribution
-//       the down projection's column of the neuron is multiplied by Y / X: the block's output is that of a
-//       neuron which reaches Y, so that the outlier is a matter of number formats and not of the function.
+//       and both are multiplied by C, or so that h = silu(z) z of the largest z of the step's first
+//       micro-batch is X (1e4), one block after the other.  [Fishman et al. 2409.12517, Theorem 1: w1 and w2
+//       align, and the neuron becomes quadratic in its input; this is that end of the road at once.] With a
+//       contribution the down projection's column of the neuron is multiplied by Y / X: the block's output is
+//       that of a neuron which reaches Y, so that the outlier is a matter of number formats and not of the
+//       function.
 //   row:step=K,parameter=NAME,row=R,scale=C
 //       Row R of a matrix is multiplied by C. Of "embedding.weight" that is one token's embedding.
 //

@@ -43,54 +43,58 @@ size_t count(const std::string& text, const std::string& part) {
 
 // (K4)
 TEST_CASE("the report says how long before the first spike each warning came") {
-  const std::vector<LeadTime> early = lead_times(watched_run(100));
+  const std::vector<LeadTime> early = alarms_of(watched_run(100)).warnings;
   REQUIRE(early.size() == 2);
   CHECK(early[0].step == 40);
   CHECK(early[0].before_spike == 60);
   CHECK(early[1].before_spike == 40);
   CHECK(health_section(watched_run(100))
-            .find("came at step 40, 60 steps before the first loss spike (step 100)") != std::string::npos);
+            .find("2 warnings: warned at step 40, 60 steps before the first spike (step 100).") !=
+        std::string::npos);
 
-  CHECK(lead_times(watched_run(50))[1].before_spike == -10);
+  CHECK(alarms_of(watched_run(50)).warnings[1].before_spike == -10);
   const std::string late = health_section(watched_run(30));
-  CHECK(late.find("No warning came before the first loss spike (step 30)") != std::string::npos);
+  CHECK(late.find("2 warnings: spike at step 30, warned at step 40: too late.") != std::string::npos);
   CHECK(late.find("10 after") != std::string::npos);
 
-  CHECK_FALSE(lead_times(watched_run(0))[0].before_spike);
-  CHECK(health_section(watched_run(0)).find("2 warnings, no loss spike") != std::string::npos);
+  CHECK_FALSE(alarms_of(watched_run(0)).warnings[0].before_spike);
+  CHECK(health_section(watched_run(0)).find("2 warnings: warned at step 40, no spike.") != std::string::npos);
 
   RunHistory run = watched_run(100);
   run.events.push_back({70, "skipped", "not finite"});
-  CHECK(first_spike(run) == 70);
+  CHECK(alarms_of(run).spike == 70);
   run.events.clear();
-  CHECK_FALSE(first_spike(run));
-  CHECK(health_section(run).find("No warning.") != std::string::npos);
+  CHECK_FALSE(alarms_of(run).spike);
+  CHECK(health_section(run).find("0 warnings: no spike.") != std::string::npos);
 }
 
-TEST_CASE("a spike that only the sweep's rule finds counts, and warnings from before an injection do not") {
+TEST_CASE("a spike that only the sweep's rule finds counts, and nothing from before an injection does") {
   RunHistory run = watched_run(0);
   for (int64_t step = 1; step <= 400; ++step) {
     run.steps.emplace_back();
     run.steps.back().step = step;
     run.steps.back().loss = (step % 2 ? 2.0 : 2.02) + (step == 90 ? 1 : 0);
   }
-  CHECK(first_spike(run) == 90);
-  CHECK(lead_times(run)[0].before_spike == 50);
+  CHECK(alarms_of(run).spike == 90);
+  CHECK(alarms_of(run).warnings[0].before_spike == 50);
   run.events.push_back({85, "spike", "an earlier one of the trainer's"});
-  CHECK(first_spike(run) == 85);
-  CHECK(describe_lead(run) == "warned at step 40, 45 steps before the first spike (step 85)");
+  CHECK(alarms_of(run).spike == 85);
+  CHECK(describe(alarms_of(run)) == "warned at step 40, 45 steps before the first spike (step 85)");
 
   run.events.push_back({50, "inject", "align"});
-  REQUIRE(lead_times(run).size() == 1);
-  CHECK(describe_lead(run) == "warned at step 60, 25 steps before the first spike (step 85)");
+  run.events.push_back({45, "spike", "before it"});
+  REQUIRE(alarms_of(run).warnings.size() == 1);
+  CHECK(describe(alarms_of(run)) == "warned at step 60, 25 steps before the first spike (step 85)");
   run.events.push_back({70, "inject", "align once more"});
-  CHECK(lead_times(run)[0].step == 60);  // from the first on
+  CHECK(alarms_of(run).warnings[0].step == 60);  // from the first on
   run.events.push_back({55, "skipped", "not finite"});
-  CHECK(describe_lead(run) == "spike at step 55, warned at step 60: too late");
+  CHECK(describe(alarms_of(run)) == "spike at step 55, warned at step 60: too late");
   std::erase_if(run.events, [](const EventRecord& e) { return e.event == "warning"; });
-  CHECK(describe_lead(run) == "spike at step 55 without a warning");
-  CHECK(describe_lead(watched_run(0)) == "warned at step 40, no spike");
-  CHECK(describe_lead(RunHistory{}) == "–");
+  CHECK(describe(alarms_of(run)) == "spike at step 55 without a warning");
+  CHECK(describe(alarms_of(watched_run(0))) == "warned at step 40, no spike");
+  CHECK(describe(alarms_of(RunHistory{})) == "no spike");
+  run.health.clear();
+  CHECK(describe(alarms_of(run)) == "spike at step 55, health not watched");
 }
 
 // (K4) Of runs, not of records: a neuron that grows is warned of before the loss jumps, one that is there at
@@ -106,19 +110,19 @@ TEST_CASE("a run warns of a neuron that grows before its loss spikes") {
   const RunHistory growing =
       history_of({"align:step=41,hidden=5", "align:step=44,hidden=20", "align:step=47,hidden=100",
                   "align:step=50,hidden=1000", "align:step=53,hidden=10000"});
-  INFO(describe_lead(growing));
-  REQUIRE(first_spike(growing));
-  REQUIRE_FALSE(lead_times(growing).empty());
-  CHECK(*first_spike(growing) >= 41);
-  CHECK(*lead_times(growing)[0].before_spike > 0);
-  CHECK(health_section(growing).find("steps before the first loss spike") != std::string::npos);
+  INFO(describe(alarms_of(growing)));
+  REQUIRE(alarms_of(growing).spike);
+  REQUIRE_FALSE(alarms_of(growing).warnings.empty());
+  CHECK(*alarms_of(growing).spike >= 41);
+  CHECK(*alarms_of(growing).warnings[0].before_spike > 0);
+  CHECK(health_section(growing).find("steps before the first spike") != std::string::npos);
 
   const RunHistory sudden = history_of({"align:step=47,hidden=10000"});
-  INFO(describe_lead(sudden));
-  CHECK(first_spike(sudden) == 47);
-  REQUIRE_FALSE(lead_times(sudden).empty());
-  CHECK(*lead_times(sudden)[0].before_spike <= 0);
-  CHECK_FALSE(first_spike(history_of({})));
+  INFO(describe(alarms_of(sudden)));
+  CHECK(alarms_of(sudden).spike == 47);
+  REQUIRE_FALSE(alarms_of(sudden).warnings.empty());
+  CHECK(*alarms_of(sudden).warnings[0].before_spike <= 0);
+  CHECK_FALSE(alarms_of(history_of({})).spike);
 }
 
 TEST_CASE("health is shown by block, six at most, and the worst site of each role") {

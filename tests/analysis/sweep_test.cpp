@@ -137,6 +137,32 @@ TEST_CASE(
   CHECK(table(report).find("50 % [9, 91]") != std::string::npos);
 }
 
+// (K4)
+TEST_CASE("a report says of each injected cell when it was warned and when it spiked") {
+  const Sweep sweep = sweep_of(R"("axes": {"run.seed": [1, 2]}, "inject": ["align:step=50"])");
+  std::vector<CellOutcome> outcomes;
+  outcomes.push_back(cell_with(2.0));
+  outcomes.push_back(cell_with(2.0));
+  RunHistory& run = *outcomes[0].history;
+  run.health.push_back({60, {}, {}});
+  run.events.push_back({40, "warning", "of something else"});
+  run.events.push_back({50, "inject", "align"});
+  run.events.push_back({60, "warning", "aligned"});
+  run.events.push_back({75, "spike", "loss 9"});
+  const SweepReport report = report_of(sweep, outcomes);
+  const std::string lead = "warned at step 60, 15 steps before the first spike (step 75)";
+  CHECK(table(report).find(report.cells[0].cell->name + ": " + lead + "\n") != std::string::npos);
+  CHECK(table(report).find(report.cells[1].cell->name + ": no spike\n") != std::string::npos);
+  CHECK(render_html(report).find("<td class=\"text\">" + lead + "</td><td class=\"text\">finished</td>") !=
+        std::string::npos);
+  const Json cells = render_json(report)["cells"];
+  CHECK(cells[0]["first_warning_step"] == 60);
+  CHECK(cells[0]["first_spike_step"] == 75);
+  CHECK(cells[0]["health_watched"] == true);
+  CHECK(cells[1]["first_spike_step"].is_null());
+  CHECK(cells[1]["health_watched"] == false);
+}
+
 TEST_CASE("a cell that could not be trained is named and is no failure of its numbers") {
   const Sweep sweep = sweep_of(R"("axes": {"run.seed": [1, 2]})");
   std::vector<CellOutcome> outcomes(2);

@@ -108,6 +108,24 @@ TEST_CASE("shipped twins differ in the precision section only") {
   CHECK(twins.size() * 2 + 13 == shipped().size());
 }
 
+TEST_CASE("every file in configs/ is in its table") {
+  const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
+  const std::string table = read_text(folder / "README.md", ExitCode::Usage);
+  for (const fs::path& in : {folder, folder / "recipes"}) {
+    for (const auto& entry : fs::directory_iterator(in)) {
+      if (entry.path().extension() != ".json") continue;
+      std::string stem = entry.path().stem().string();
+      INFO(stem);
+      bool named = table.find("`" + stem + ".json`") != std::string::npos;
+      // Twins by what they share: `124m-{bf16,fp8}.json`.
+      for (const std::string end : {"bf16", "fp8"})
+        if (stem.size() > end.size() && stem.compare(stem.size() - end.size(), end.size(), end) == 0)
+          named |= table.find("`" + stem.substr(0, stem.size() - end.size())) != std::string::npos;
+      CHECK(named);
+    }
+  }
+}
+
 TEST_CASE("the recipes of configs/recipes are the quickstart with another section precision") {
   const fs::path folder = fs::path(OCTET_SOURCE_DIR) / "configs";
   Json quickstart = document_of(folder / "quickstart.json");
