@@ -168,8 +168,9 @@ void judge(Comparison& c) {
                              c.slope.value, against);
   } else if (c.final_gap.high() <= band) {
     c.verdict = Verdict::Equivalent;
-    const char* better =
-        c.final_gap.high() < -band ? ": the variant is better, which counts as equivalent" : "";
+    const char* better = c.final_gap.high() < -band ? ": the variant is better, which counts as equivalent"
+                         : c.final_gap.low() > 0    ? ": measurably worse, but by less than the band"
+                                                    : "";
     c.sentence = fmt::format("{}{}; {}", gap, better, against);
   } else if (c.final_gap.low() > degraded_bands * band) {
     c.verdict = Verdict::Degraded;
@@ -343,12 +344,14 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
     c.net_benefit = c.speed_up / c.token_penalty;
   }
   const std::string diverged = own_divergence(variant), broken = own_divergence(baseline);
-  if (!diverged.empty()) {
-    c.verdict = Verdict::Diverged;
-    c.sentence = diverged;
-  } else if (!broken.empty()) {  // whoever is better than that need not be good
+  if (!broken.empty()) {  // whoever is better than that need not be good, nor need who is not have BF16 to
+                          // blame
     c.verdict = Verdict::Inconclusive;
     c.sentence = fmt::format("the baseline is none: {}", broken);
+    if (!diverged.empty()) c.sentence += "; and " + diverged;
+  } else if (!diverged.empty()) {
+    c.verdict = Verdict::Diverged;
+    c.sentence = diverged;
   } else if (!same_schedule(c.also_differ, baseline)) {
     c.verdict = Verdict::Inconclusive;
     c.sentence = "at the same step the two are at different places of their schedules";

@@ -32,6 +32,9 @@ Json variants() {
 Sweep injection_experiment(const std::string& path, const InjectionOptions& options) {
   const Json file = read_document(read_text(path, ExitCode::Usage, 1u << 20), path).root;
   if (file.is_object() && file.contains("base")) {
+    if (!options.fault.empty() || !options.seeds.empty())
+      throw Error(ExitCode::Usage, path + ": a sweep has its own faults and seeds",
+                  "leave --fault and --seeds away, or change its \"inject\" and \"axes\"");
     Sweep sweep = load_sweep(path, options.overrides, options.output);
     if (sweep.inject.empty())
       throw Error(ExitCode::Usage, path + ": a sweep without \"inject\"",
@@ -39,7 +42,7 @@ Sweep injection_experiment(const std::string& path, const InjectionOptions& opti
     return sweep;
   }
   const RunConfig config = load_config(path, options.overrides);
-  std::string fault = options.fault;
+  std::string fault = options.fault.empty() ? "align" : options.fault;
   if (fault.find("step=") == std::string::npos)
     fault += fmt::format("{}step={}", fault.find(':') == std::string::npos ? ":" : ",",
                          std::max<int64_t>(1, config.run.steps / 3));
@@ -65,11 +68,12 @@ InjectionVerdict injection_verdict(const SweepReport& report, const GroupRow& gr
       return InjectionVerdict::Reference;
     const double limit =
         precision.smooth_swiglu == SmoothSwiGLU::BF16 ? injection::holds_bf16_down : injection::holds;
-    if (row.run.failed || row.gap >= injection::breaks)
+    if (row.reference_broke) return InjectionVerdict::ReferenceBroke;
+    if (row.run.failed || row.injected >= injection::breaks)
       ++broken;
-    else if (row.gap <= limit)
+    else if (row.injected <= limit)
       ++held;
-    else if (!std::isfinite(row.gap))
+    else if (!std::isfinite(row.injected))
       return InjectionVerdict::Unknown;
   }
   if (broken == group.done) return InjectionVerdict::Breaks;
@@ -81,6 +85,8 @@ std::string describe(InjectionVerdict verdict) {
   switch (verdict) {
     case InjectionVerdict::Reference:
       return "reference";
+    case InjectionVerdict::ReferenceBroke:
+      return "its BF16 twin broke: says nothing of formats";
     case InjectionVerdict::Breaks:
       return "BREAKS";
     case InjectionVerdict::SomeBreak:

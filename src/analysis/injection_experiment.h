@@ -13,24 +13,38 @@
 namespace octet {
 
 struct InjectionOptions {
-  std::string fault = "align";      // without its step: at a third of the run
+  std::string fault = {};           // empty: "align"; without its step: at a third of the run
   std::vector<int64_t> seeds = {};  // empty: three, from the configuration's own
   std::vector<std::string> overrides;
   std::string output;
 };
 // The experiment around a run's configuration: BF16; FP8 with delayed scaling and without smoothing; FP8 with
 // Smooth-SwiGLU `dual` and `channel`; FP8 with the down projection in BF16. Or, when the file is a sweep with
-// "inject", that sweep.
+// "inject", that sweep, which has its own faults and seeds.
 Sweep injection_experiment(const std::string& path, const InjectionOptions& options);
 
 // What a group of an injected sweep did, against its BF16 twins with the same seeds and the same injection.
 //
-//   breaks   every seed's run has failed, or ended at least 0.10 above its twin
-//   holds    every seed's run ended within 0.03 of its twin or below; 0.02 where the down projection is BF16
+// by what the injection added to a run's gap: its mean over the (up to 100) steps from the last injection on,
+// less its mean over as many before the first.
+//
+//   breaks   every seed's run has failed, or the injection added at least 0.10
+//   holds    it added at most 0.03 with every seed; 0.02 where the down projection is in BF16
+//
+// It says nothing of formats where it threw BF16 itself off: added more than 0.25 to the loss of a twin.
 namespace injection {
-inline constexpr double breaks = 0.10, holds = 0.03, holds_bf16_down = 0.02;
-}
-enum class InjectionVerdict : uint8_t { Reference, Breaks, SomeBreak, Holds, Between, Unknown };
+inline constexpr double breaks = 0.10, holds = 0.03, holds_bf16_down = 0.02, threw_off = 0.25;
+inline constexpr int64_t window = 100, fewest = 10;  // steps
+}  // namespace injection
+enum class InjectionVerdict : uint8_t {
+  Reference,
+  ReferenceBroke,
+  Breaks,
+  SomeBreak,
+  Holds,
+  Between,
+  Unknown
+};
 InjectionVerdict injection_verdict(const SweepReport& report, const GroupRow& group);
 std::string describe(InjectionVerdict verdict);
 

@@ -58,6 +58,12 @@ class SweepReader {
     read_base();
     common_ = overrides_at("set");
     common_.insert(common_.end(), overrides.begin(), overrides.end());
+    for (const std::string& text : common_)
+      if (text.starts_with("run.output=") || text.starts_with("run.name="))
+        problem("/set",
+                fmt::format("{}: every cell has a name and a folder of its own; the sweep's are its \"name\" "
+                            "and --output",
+                            escape_control(text)));
     if (const Json* sharpness = find("sharpness")) {
       if (sharpness->is_number_integer() && *sharpness > 0 && *sharpness <= 1 << 20)
         sweep.sharpness = sharpness->get<int64_t>();
@@ -246,15 +252,6 @@ class SweepReader {
     if (axes_.empty()) problem("", "neither \"axes\" nor \"variants\": there is nothing to vary");
   }
 
-  // A name in model.preset or precision.recipe starts its section afresh, so it comes before what refines it.
-  std::vector<std::string> in_order(std::vector<std::string> overrides) const {
-    std::stable_partition(overrides.begin(), overrides.end(), [](const std::string& text) {
-      const std::string key = text.substr(0, text.find('='));
-      return key == "precision.recipe" || key == "model.preset";
-    });
-    return overrides;
-  }
-
   void build_cells(Sweep& sweep) {
     std::vector<size_t> at(axes_.size(), 0);
     std::map<std::string, std::vector<std::string>> complaints;  // of configurations: message, cells
@@ -280,7 +277,7 @@ class SweepReader {
       const std::string wanted = cell.name;
       for (int n = 2; !names.insert(cell.name).second; ++n) cell.name = fmt::format("{}.{}", wanted, n);
       try {
-        cell.config = parse_config(base_text_, base_name_, in_order(std::move(overrides)));
+        cell.config = parse_config(base_text_, base_name_, overrides);
         cell.config.run.name = fmt::format("{}-{}", sweep.name, cell.name).substr(0, 100);
         require_possible(parse_state_injections(sweep.inject), cell.config);
         cell.config.run.output = (sweep.folder / "cells" / cell.name).string();

@@ -15,6 +15,7 @@
 #include "base/files.h"
 #include "base/text.h"
 #include "numerics/recipes.h"
+#include "training/state_injection.h"
 
 namespace octet {
 namespace {
@@ -43,8 +44,51 @@ std::string task_key(const RunConfig& config) {
 
 double finite_low(double a, double b) { return std::isfinite(a) && a < b ? a : b; }
 
+// A run's losses around an injection, less `twin`'s unless that is null.
+struct Around {
+  double before = unknown, after = unknown;
+  double added() const { return after - before; }
+};
+Around around(const RunHistory& run, const RunHistory* twin, int64_t first, int64_t last) {
+  std::map<int64_t, double> reference;
+  if (twin)
+    for (const StepRecord& step : twin->steps) reference[step.step] = step.loss;
+  double sums[2] = {};
+  int64_t counts[2] = {};
+  for (const StepRecord& step : run.steps) {
+    const bool after = step.step >= last;
+    if (after ? step.step >= last + injection::window
+              : step.step >= first || step.step < first - injection::window)
+      continue;
+    const auto other = reference.find(step.step);
+    if (twin && other == reference.end()) continue;
+    sums[after] += step.loss - (twin ? other->second : 0);
+    ++counts[after];
+  }
+  if (counts[0] < injection::fewest || counts[1] < injection::fewest) return {};
+  return {sums[0] / static_cast<double>(counts[0]), sums[1] / static_cast<double>(counts[1])};
+}
+
+void judge_injection(SweepReport& report, const std::map<std::string, const CellRow*>& partner) {
+  if (report.inject.empty()) return;
+  int64_t first = std::numeric_limits<int64_t>::max(), last = 0;
+  for (const StateInjection& injection : parse_state_injections(report.inject)) {
+    first = std::min(first, injection.step);
+    last = std::max(last, injection.step);
+  }
+  for (CellRow& row : report.cells) {
+    if (!row.outcome.history || !row.outcome.done) continue;
+    const auto twin = partner.find(twins_key(row.cell->config));
+    if (twin == partner.end()) continue;
+    const RunHistory& reference = *twin->second->outcome.history;
+    row.injected = around(*row.outcome.history, &reference, first, last).added();
+    row.reference_broke = around(reference, nullptr, first, last).added() > injection::threw_off;
+  }
+}
+
 void judge_cells(SweepReport& report) {
-  std::map<std::string, double> best, partner;
+  std::map<std::string, double> best;
+  std::map<std::string, const CellRow*> partner;
   double lowest = std::numeric_limits<double>::infinity();
   for (CellRow& row : report.cells) {
     if (!row.outcome.history || !row.outcome.done) continue;
@@ -54,7 +98,7 @@ void judge_cells(SweepReport& report) {
     const double loss = row.run.final_loss;
     double& least = best.emplace(task_key(config), std::numeric_limits<double>::infinity()).first->second;
     least = finite_low(loss, least);
-    partner[twins_key(config)] = loss;
+    partner[twins_key(config)] = &row;
     if (loss < lowest) report.best = row.cell->name;
     lowest = finite_low(loss, lowest);
   }
@@ -65,14 +109,15 @@ void judge_cells(SweepReport& report) {
     row.run = outcome_of(*row.outcome.history, config.run.steps,
                          reference == best.end() ? unknown : reference->second);
     const auto twin = partner.find(twins_key(config));
-    if (twin != partner.end()) row.gap = row.run.final_loss - twin->second;
+    if (twin != partner.end()) row.gap = row.run.final_loss - twin->second->run.final_loss;
   }
+  judge_injection(report, partner);
 }
 
 GroupRow group_row(const SweepReport& report, const std::string& name) {
   GroupRow group;
   group.name = name;
-  std::vector<double> losses, gaps, sharpness;
+  std::vector<double> losses, gaps, injected, sharpness;
   int64_t spikes = 0, judged = 0;
   for (size_t i = 0; i < report.cells.size(); ++i) {
     const CellRow& row = report.cells[i];
@@ -86,6 +131,7 @@ GroupRow group_row(const SweepReport& report, const std::string& name) {
     judged += row.run.judged;
     losses.push_back(row.run.final_loss);
     gaps.push_back(row.gap);
+    injected.push_back(row.injected);
     if (const SharpnessRecord* newest = newest_sharpness(*row.outcome.history))
       sharpness.push_back(newest->last);
   }
@@ -94,6 +140,7 @@ GroupRow group_row(const SweepReport& report, const std::string& name) {
       judged > 0 ? 1000.0 * static_cast<double>(spikes) / static_cast<double>(judged) : 0;
   group.final_loss = spread_of(losses);
   group.gap = spread_of(gaps);
+  group.injected = spread_of(injected);
   group.sharpness = spread_of(sharpness);
   return group;
 }
@@ -127,7 +174,7 @@ std::string group_table(const SweepReport& report) {
   std::string out =
       "<div class=\"scroll\"><table><tr><th>group</th><th>runs</th><th>failed</th><th>fail rate, 95 %</th>"
       "<th>spikes per 1000 steps</th><th>final loss ± deviation</th><th>lowest … highest</th>"
-      "<th>gap to BF16, paired</th><th>sharpness, %</th></tr>";
+      "<th>gap to BF16 ± deviation, paired</th><th>sharpness, %</th></tr>";
   for (const GroupRow& group : report.groups)
     out += fmt::format(
         "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.1f}</td><td>{}</td><td>{} … {}</td>"
@@ -217,17 +264,23 @@ std::string injection_verdicts(const SweepReport& report) {
     const InjectionVerdict verdict = injection_verdict(report, group);
     if (verdict == InjectionVerdict::Reference) continue;
     out += fmt::format(
-        "<div class=\"verdict {}\"><b>{}</b> — {}: {} to BF16 with the same seed and injection</div>",
+        "<div class=\"verdict {}\"><b>{}</b> — {}: the injection added {} (± deviation) to the gap to BF16 "
+        "with the "
+        "same seed</div>",
         tone_of(verdict), escape_html(describe(verdict)), escape_html(group.name),
-        with_deviation(group.gap, "{:+.4f}"));
+        with_deviation(group.injected, "{:+.4f}"));
   }
   return out +
          fmt::format(
-             "<p class=\"soft\">A variant breaks when every run has failed or ended at least {:.2f} above "
-             "its "
-             "BF16 twin; it holds when every run ended within {:.2f}, or {:.2f} where the down projection is "
-             "in BF16.</p>",
-             injection::breaks, injection::holds, injection::holds_bf16_down);
+             "<p class=\"soft\">What the injection added: the mean gap over up to {} steps from the last "
+             "injection on, less that over as many before the first. A variant breaks when every run has "
+             "failed "
+             "or at least {:.2f} was added; it holds when at most {:.2f} was with every seed, or {:.2f} "
+             "where the "
+             "down projection is in BF16. Where more than {:.2f} was added to BF16's own loss, nothing is "
+             "said.</p>",
+             injection::window, injection::breaks, injection::holds, injection::holds_bf16_down,
+             injection::threw_off);
 }
 
 std::string definitions(const SweepReport& report) {
@@ -291,7 +344,7 @@ std::string table(const SweepReport& report) {
   size_t width = 5;
   for (const GroupRow& group : report.groups) width = std::max(width, group.name.size());
   std::string out = fmt::format("{:<{}}  {:>5} {:>7} {:>15} {:>8} {:>19} {:>19}\n", "group", width, "runs",
-                                "failed", "fail rate 95 %", "spk/1k", "final loss", "gap to BF16");
+                                "failed", "fail rate 95 %", "spk/1k", "final loss ± sd", "gap to BF16 ± sd");
   for (const GroupRow& group : report.groups)
     out += fmt::format("{:<{}}  {:>5} {:>7} {:>15} {:>8.1f} {:>19} {:>19}\n", group.name, width,
                        fmt::format("{}/{}", group.done, group.cells.size()), group.failed,
@@ -299,7 +352,9 @@ std::string table(const SweepReport& report) {
                        with_deviation(group.final_loss, "{:.4f}"), with_deviation(group.gap, "{:+.4f}"));
   if (!report.inject.empty())
     for (const GroupRow& group : report.groups)
-      out += fmt::format("{:<{}}  {}\n", group.name, width, describe(injection_verdict(report, group)));
+      out +=
+          fmt::format("{:<{}}  {}; the injection added {} ± sd\n", group.name, width,
+                      describe(injection_verdict(report, group)), with_deviation(group.injected, "{:+.4f}"));
   if (!report.inject.empty())
     for (const CellRow& row : report.cells) out += fmt::format("{}: {}\n", row.cell->name, lead_of(row));
   for (const CellRow& row : report.cells)
@@ -341,6 +396,7 @@ Json render_json(const SweepReport& report) {
          {"spikes_per_1000_steps", group.spikes_per_thousand},
          {"final_loss", json_of(group.final_loss)},
          {"gap_to_bf16", json_of(group.gap)},
+         {"injection_added", json_of(group.injected)},
          {"sharpness", json_of(group.sharpness)},
          {"injection",
           report.inject.empty() ? Json(nullptr) : Json(describe(injection_verdict(report, group)))}});
@@ -361,6 +417,7 @@ Json render_json(const SweepReport& report) {
          {"error", row.outcome.error},
          {"final_loss", finite_or_null(row.run.final_loss)},
          {"gap_to_bf16", finite_or_null(row.gap)},
+         {"injection_added", finite_or_null(row.injected)},
          {"spikes", row.run.spikes.size()},
          {"health_watched", alarms.watched},
          {"first_spike_step", alarms.spike ? Json(*alarms.spike) : Json(nullptr)},

@@ -32,6 +32,9 @@ struct CellRow {
   CellOutcome outcome;
   RunOutcome run;
   double gap = std::numeric_limits<double>::quiet_NaN();  // to its BF16 partner, in final average loss
+  // What an injection added to the gap, and whether it threw the partner off (injection_experiment.h).
+  double injected = std::numeric_limits<double>::quiet_NaN();
+  bool reference_broke = false;
 };
 struct GroupRow {
   std::string name;
@@ -42,6 +45,7 @@ struct GroupRow {
   Spread final_loss;
   Spread sharpness;  // at the last checkpoint measured, percent
   Spread gap;        // paired: each cell less the BF16 cell that differs from it in the precision alone
+  Spread injected;   // what an injection added to the gap
 };
 struct SweepReport {
   std::string name;

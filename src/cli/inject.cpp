@@ -40,10 +40,9 @@ void add_inject(CLI::App& app, Action& action) {
       ->add_option("CONFIG", options->file,
                    "a run's configuration, around which the experiment is made, or a sweep with \"inject\"")
       ->required();
-  command
-      ->add_option("--fault", options->experiment.fault,
-                   "what is injected, for example align:step=200,neurons=2")
-      ->capture_default_str();
+  command->add_option(
+      "--fault", options->experiment.fault,
+      "what is injected, for example align:step=200,neurons=2; by default align at a third of the run");
   command->add_option("--seeds", options->experiment.seeds, "by default three, from the configuration's own")
       ->delimiter(',');
   command->add_option("--set", options->experiment.overrides, "override a key of every run")

@@ -34,7 +34,7 @@ int run(Options options) {
   for (const double epsilon : options.request.epsilons)
     if (!(epsilon > 0) || epsilon >= 1)
       throw Error(ExitCode::Usage, fmt::format("--epsilon {}: found a value outside (0, 1)", epsilon),
-                  "5e-4 and 1e-3 are what the literature uses");
+                  "5e-4 and 1e-3 are the defaults");
   bool begun = false;
   const SharpnessResult result =
       measure_sharpness(options.request, [&](std::span<const SharpnessRecord> points) {
@@ -92,8 +92,8 @@ void add_sharpness(CLI::App& app, Action& action) {
   command->add_option("--output", options->output,
                       "JSON file; by default sharpness.json in the run's folder");
   command->footer(
-      "Example:\n  octet sharpness runs/quickstart\n"
-      "  octet sharpness runs/quickstart/checkpoints/step-00000300 --set precision.recipe=fp8");
+      "Example:\n  octet sharpness runs/quickstart/fp8\n"
+      "  octet sharpness runs/quickstart/fp8/checkpoints/step-00001200 --set precision.recipe=fp8");
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

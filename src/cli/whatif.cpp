@@ -50,7 +50,7 @@ void add_whatif(CLI::App& app, Action& action) {
   command->add_flag("--all", options->all, "each site of each block, not a line for all blocks");
   command->add_option("--device", options->request.device, device_names)->capture_default_str();
   command->add_option("--output", options->output, "JSON file");
-  command->footer("Example:\n  octet whatif runs/quickstart --recipes bf16,fp8,fp8:smooth_swiglu=none");
+  command->footer("Example:\n  octet whatif runs/quickstart/fp8 --recipes bf16,fp8,fp8:smooth_swiglu=none");
   command->callback([options, &action] { action = [options] { return run(*options); }; });
 }
 

@@ -54,7 +54,13 @@ class Reader {
     for (const Field& field : fields()) by_pointer_[field.pointer] = &field;
   }
 
-  void apply(const std::vector<std::string>& overrides) {
+  // A name in model.preset or precision.recipe starts its section afresh, so it comes before what refines it,
+  // whatever the order they were given in.
+  void apply(std::vector<std::string> overrides) {
+    std::stable_partition(overrides.begin(), overrides.end(), [](const std::string& text) {
+      const std::string key = text.substr(0, text.find('='));
+      return key == "precision.recipe" || key == "model.preset";
+    });
     for (const std::string& text : overrides) {
       const std::string problem = apply_override(document_, text);
       if (!problem.empty()) general_.push_back(fmt::format("--set {}: {}", escape_control(text), problem));

@@ -52,6 +52,26 @@ TEST_CASE("the verdict on synthetic twins is the one their gap was made for") {
         }).verdict == Verdict::Diverged);
 }
 
+TEST_CASE("a variant beside a baseline that diverged too is not said to have diverged for its format") {
+  SyntheticRun broken = bf16();
+  broken.gap = [](int64_t s) { return s < 300 ? 0.0 : 0.01 * static_cast<double>(s - 300); };
+  const RunHistory variant = synthetic_log(fp8(broken.gap));
+  const Comparison both = compare_runs(synthetic_log(broken), variant, NoiseBand{});
+  CHECK(both.verdict == Verdict::Inconclusive);
+  CHECK(both.sentence.find("the baseline is none") != std::string::npos);
+  CHECK(both.sentence.find("; and fp8's loss ends") != std::string::npos);
+  CHECK(compare_runs(synthetic_log(bf16()), variant, NoiseBand{}).verdict == Verdict::Diverged);
+}
+
+TEST_CASE("a gap inside the band that is surely above zero is called so") {
+  const auto says_worse = [](double gap) {
+    return compare_with_gap([=](int64_t) { return gap; }).sentence.find("measurably worse") !=
+           std::string::npos;
+  };
+  CHECK(says_worse(0.0015));
+  CHECK_FALSE(says_worse(0));
+}
+
 TEST_CASE("too few steps decide nothing and the report says how many more are needed") {
   const Comparison c = compare_with_gap([](int64_t) { return 0.0; }, 30);
   CHECK(c.verdict == Verdict::Inconclusive);

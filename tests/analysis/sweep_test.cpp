@@ -91,6 +91,11 @@ TEST_CASE("a run's configuration is no sweep, and one sentence says so") {
   CHECK(text.find("unknown key") == std::string::npos);
 }
 
+TEST_CASE("a sweep's cells have folders of their own, and an override cannot give them one") {
+  CHECK(problems_of(R"({"base": {}, "set": ["run.output=x"], "axes": {"run.seed": [1, 2]}})")
+            .find("run.output=x: every cell has a name and a folder of its own") != std::string::npos);
+}
+
 TEST_CASE("each cell's configuration is checked, and what is wrong with many is said once") {
   const std::string text =
       complaint([] { sweep_of(R"("axes": {"precision.recipe": ["bf16", "fp9"], "run.seed": [1, 2, 3]})"); });
@@ -199,12 +204,17 @@ TEST_CASE("an injected sweep says of each group whether it breaks, by the gap to
   const std::string fp8 = R"(["precision.recipe=fp8", "precision.smooth_swiglu=)";
   Sweep sweep = sweep_of(R"("variants": {"bf16": ["precision.recipe=bf16"], "plain": )" + fp8 +
                          R"(none"], "dual": )" + fp8 + R"(dual"], "down": )" + fp8 + R"(bf16"]},
-      "axes": {"run.seed": [1, 2]}, "inject": ["align:step=50"])");
+      "axes": {"run.seed": [1, 2]}, "inject": ["align:step=91", "align:step=101"])");
+  double reference = 0;
   const auto verdicts = [&](double plain, double plain_2, double dual, double down) {
     std::vector<CellOutcome> outcomes;
     for (const double gap : {0.0, 0.0, plain, plain_2, dual, dual, down, down})
-      outcomes.push_back(cell_with(2.0 + gap));
+      outcomes.push_back(cell_with(2.0 + 0.01 * gap, reference + gap));  // a hundredth was there before
     const SweepReport report = report_of(sweep, outcomes);
+    for (size_t i = 2; i < report.cells.size(); ++i) {
+      const double added = std::vector<double>{plain, plain_2, dual, dual, down, down}[i - 2];
+      CHECK(report.cells[i].injected == Approx(added).margin(1e-12));
+    }
     std::string text;
     for (const GroupRow& group : report.groups) text += describe(injection_verdict(report, group)) + "|";
     return text;
@@ -212,6 +222,12 @@ TEST_CASE("an injected sweep says of each group whether it breaks, by the gap to
   CHECK(verdicts(0.11, 0.3, 0.02, 0.01) == "reference|BREAKS|holds|holds|");
   CHECK(verdicts(0.11, 0.09, 0.04, 0.03) ==
         "reference|BREAKS for some seeds|worse, not broken|worse, not broken|");
+  CHECK(verdicts(0.02, 0.029, -0.2, 0.019) == "reference|holds|holds|holds|");
+  reference = 0.26;  // BF16's own loss
+  CHECK(verdicts(0.3, 0.3, 0.02, 0.01) ==
+        "reference|its BF16 twin broke: says nothing of formats|its BF16 twin broke: says nothing of formats|"
+        "its BF16 twin broke: says nothing of formats|");
+  reference = 0.24;
   CHECK(verdicts(0.02, 0.029, -0.2, 0.019) == "reference|holds|holds|holds|");
   const std::string text = complaint([] {
     sweep_of(

@@ -108,6 +108,15 @@ TEST_CASE("octet inject runs BF16 and four FP8 variants with the same outlier, a
   CHECK(other.says("injected: "));
   CHECK(run_octet("inject run.json --fault nan:step=3", folder.path()).code == 2);
   CHECK(run_octet("compare run.json --inject kill:step=3", folder.path()).code == 2);
+  // A sweep has its own.
+  std::ofstream(folder.path() / "sweep.json")
+      << R"({"base": "run.json", "axes": {"run.seed": [1, 2]}, "inject": ["align:step=5"]})";
+  CHECK(run_octet("inject sweep.json --dry-run", folder.path()).code == 0);
+  for (const char* option : {"--seeds 5", "--fault row:step=10"}) {
+    const CommandRun own = run_octet(std::string("inject sweep.json --dry-run ") + option, folder.path());
+    CHECK(own.code == 2);
+    CHECK(own.says("a sweep has its own faults and seeds"));
+  }
 }
 
 TEST_CASE("ranks inject the same outlier into shards of the masters as one process into the whole") {

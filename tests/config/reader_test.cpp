@@ -337,6 +337,19 @@ TEST_CASE("overrides are JSON or bare strings, and complaints name them") {
   CHECK(source.data.train[0].weight == 2.5);
 }
 
+TEST_CASE("an override of a recipe or preset does not undo the overrides around it, in any order") {
+  for (const bool recipe_first : {false, true}) {
+    std::vector<std::string> overrides = {"precision.smooth_swiglu=none", "model.layers=3"};
+    overrides.insert(recipe_first ? overrides.begin() : overrides.end(),
+                     {"precision.recipe=fp8", "model.preset=op"});
+    const RunConfig c = parse_config(R"({"precision": {"recipe": "bf16"}})", "t", overrides);
+    CHECK(c.precision.smooth_swiglu == SmoothSwiGLU::None);
+    CHECK(c.precision.name == "fp8");
+    CHECK(c.model.layers == 3);
+    CHECK(c.model.preset == "op");
+  }
+}
+
 TEST_CASE("overriding the recipe of a resolved file replaces the whole recipe") {
   const std::string resolved = to_json(parse_config(R"({"precision": {"recipe": "bf16"}})", "t"));
   // The resolved file spells out every BF16 operand; a run labelled fp8 must not keep them.
