@@ -99,8 +99,9 @@ std::string snr_chart(const RunHistory& run) {
 }
 
 std::string timeline(const Alarms& alarms) {
-  std::string out = fmt::format(
-      "<p>{}: {}.</p>", plural(static_cast<int64_t>(alarms.warnings.size()), "warning"), describe(alarms));
+  std::string out =
+      fmt::format("<p>{}: {}.</p>", plural(static_cast<int64_t>(alarms.warnings.size()), "warning"),
+                  escape_html(describe(alarms)));
   if (alarms.warnings.empty()) return out;
   std::string rows;
   for (const LeadTime& w : alarms.warnings) {
@@ -148,11 +149,14 @@ std::string describe(const Alarms& alarms) {
     return fmt::format("spike at step {}{}", *spike, watched ? " without a warning" : ", health not watched");
   }
   const int64_t first = warnings.front().step;
-  if (!spike) return fmt::format("warned at step {}, no spike", first);
+  const std::string& message = warnings.front().message;
+  const std::string what =
+      message.substr(0, std::min({message.size(), message.find(" ("), message.find(';')}));
+  if (!spike) return fmt::format("warned at step {}, no spike: {}", first, what);
   if (first < *spike)
-    return fmt::format("warned at step {}, {} before the first spike (step {})", first,
-                       plural(*spike - first, "step"), *spike);
-  return fmt::format("spike at step {}, warned at step {}: too late", *spike, first);
+    return fmt::format("warned at step {}, {} before the first spike (step {}): {}", first,
+                       plural(*spike - first, "step"), *spike, what);
+  return fmt::format("spike at step {}, warned at step {}, too late: {}", *spike, first, what);
 }
 
 std::string health_section(const RunHistory& run) {

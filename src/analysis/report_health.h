@@ -26,7 +26,8 @@ struct Alarms {
   std::vector<LeadTime> warnings;  // by step
 };
 Alarms alarms_of(const RunHistory& run);
-// "warned at step 120, 80 steps before the first spike (step 200)".
+// "warned at step 120, 80 steps before the first spike (step 200): block 3: what the first warning begins
+// with".
 std::string describe(const Alarms& alarms);
 
 std::string health_section(const RunHistory& run);  // HTML; empty when nothing was recorded

@@ -196,8 +196,8 @@ std::string cell_table(const SweepReport& report) {
         "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td>"
         "<td class=\"text\">{}</td></tr>",
         escape_html(row.cell->name), began ? row.outcome.history->steps.back().step : 0,
-        number(row.run.final_loss), number(row.gap, "{:+.4f}"), row.run.spikes.size(), lead_of(row),
-        escape_html(state_of(row)));
+        number(row.run.final_loss), number(row.gap, "{:+.4f}"), row.run.spikes.size(),
+        escape_html(lead_of(row)), escape_html(state_of(row)));
   }
   return out + "</table></div>";
 }
@@ -356,7 +356,8 @@ std::string table(const SweepReport& report) {
           fmt::format("{:<{}}  {}; the injection added {} ± sd\n", group.name, width,
                       describe(injection_verdict(report, group)), with_deviation(group.injected, "{:+.4f}"));
   if (!report.inject.empty())
-    for (const CellRow& row : report.cells) out += fmt::format("{}: {}\n", row.cell->name, lead_of(row));
+    for (const CellRow& row : report.cells)
+      out += fmt::format("{}: {}\n", row.cell->name, escape_control(lead_of(row)));
   for (const CellRow& row : report.cells)
     if (row.run.failed || !row.outcome.error.empty())
       out += fmt::format("{}: {}\n", row.cell->name, escape_control(state_of(row)));

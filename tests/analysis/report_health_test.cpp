@@ -48,17 +48,21 @@ TEST_CASE("the report says how long before the first spike each warning came") {
   CHECK(early[0].step == 40);
   CHECK(early[0].before_spike == 60);
   CHECK(early[1].before_spike == 40);
-  CHECK(health_section(watched_run(100))
-            .find("2 warnings: warned at step 40, 60 steps before the first spike (step 100).") !=
-        std::string::npos);
+  CHECK(
+      health_section(watched_run(100))
+          .find(
+              "2 warnings: warned at step 40, 60 steps before the first spike (step 100): an earlier one.") !=
+      std::string::npos);
 
   CHECK(alarms_of(watched_run(50)).warnings[1].before_spike == -10);
   const std::string late = health_section(watched_run(30));
-  CHECK(late.find("2 warnings: spike at step 30, warned at step 40: too late.") != std::string::npos);
+  CHECK(late.find("2 warnings: spike at step 30, warned at step 40, too late: an earlier one.") !=
+        std::string::npos);
   CHECK(late.find("10 after") != std::string::npos);
 
   CHECK_FALSE(alarms_of(watched_run(0)).warnings[0].before_spike);
-  CHECK(health_section(watched_run(0)).find("2 warnings: warned at step 40, no spike.") != std::string::npos);
+  CHECK(health_section(watched_run(0)).find("2 warnings: warned at step 40, no spike: an earlier one.") !=
+        std::string::npos);
 
   RunHistory run = watched_run(100);
   run.events.push_back({70, "skipped", "not finite"});
@@ -79,20 +83,25 @@ TEST_CASE("a spike that only the sweep's rule finds counts, and nothing from bef
   CHECK(alarms_of(run).warnings[0].before_spike == 50);
   run.events.push_back({85, "spike", "an earlier one of the trainer's"});
   CHECK(alarms_of(run).spike == 85);
-  CHECK(describe(alarms_of(run)) == "warned at step 40, 45 steps before the first spike (step 85)");
+  CHECK(describe(alarms_of(run)) ==
+        "warned at step 40, 45 steps before the first spike (step 85): an earlier one");
 
   run.events.push_back({50, "inject", "align"});
   run.events.push_back({45, "spike", "before it"});
   REQUIRE(alarms_of(run).warnings.size() == 1);
-  CHECK(describe(alarms_of(run)) == "warned at step 60, 25 steps before the first spike (step 85)");
+  CHECK(describe(alarms_of(run)) ==
+        "warned at step 60, 25 steps before the first spike (step 85): block 5: <i>outliers</i> form");
   run.events.push_back({70, "inject", "align once more"});
   CHECK(alarms_of(run).warnings[0].step == 60);  // from the first on
   run.events.push_back({55, "skipped", "not finite"});
-  CHECK(describe(alarms_of(run)) == "spike at step 55, warned at step 60: too late");
+  CHECK(describe(alarms_of(run)) ==
+        "spike at step 55, warned at step 60, too late: block 5: <i>outliers</i> form");
   std::erase_if(run.events, [](const EventRecord& e) { return e.event == "warning"; });
   CHECK(describe(alarms_of(run)) == "spike at step 55 without a warning");
-  CHECK(describe(alarms_of(watched_run(0))) == "warned at step 40, no spike");
+  CHECK(describe(alarms_of(watched_run(0))) == "warned at step 40, no spike: an earlier one");
   CHECK(describe(alarms_of(RunHistory{})) == "no spike");
+  CHECK(describe({.watched = true, .spike = {}, .warnings = {{7, "block 1: grows (5 now); a remedy", {}}}}) ==
+        "warned at step 7, no spike: block 1: grows");
   run.health.clear();
   CHECK(describe(alarms_of(run)) == "spike at step 55, health not watched");
 }

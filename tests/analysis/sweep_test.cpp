@@ -152,10 +152,10 @@ TEST_CASE("a report says of each injected cell when it was warned and when it sp
   run.health.push_back({60, {}, {}});
   run.events.push_back({40, "warning", "of something else"});
   run.events.push_back({50, "inject", "align"});
-  run.events.push_back({60, "warning", "aligned"});
+  run.events.push_back({60, "warning", "aligned (cosine 1); a remedy"});
   run.events.push_back({75, "spike", "loss 9"});
   const SweepReport report = report_of(sweep, outcomes);
-  const std::string lead = "warned at step 60, 15 steps before the first spike (step 75)";
+  const std::string lead = "warned at step 60, 15 steps before the first spike (step 75): aligned";
   CHECK(table(report).find(report.cells[0].cell->name + ": " + lead + "\n") != std::string::npos);
   CHECK(table(report).find(report.cells[1].cell->name + ": no spike\n") != std::string::npos);
   CHECK(render_html(report).find("<td class=\"text\">" + lead + "</td><td class=\"text\">finished</td>") !=
