@@ -353,7 +353,7 @@ std::string table(const SweepReport& report) {
   if (!report.inject.empty())
     for (const GroupRow& group : report.groups)
       out +=
-          fmt::format("{:<{}}  {}; the injection added {} ± sd\n", group.name, width,
+          fmt::format("{:<{}}  {}; the injection added {} (± sd)\n", group.name, width,
                       describe(injection_verdict(report, group)), with_deviation(group.injected, "{:+.4f}"));
   if (!report.inject.empty())
     for (const CellRow& row : report.cells)
