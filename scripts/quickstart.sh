@@ -25,7 +25,7 @@ else
 fi
 
 step "4/4 training the twins, and BF16 from a second seed for the noise band"
-echo "three runs of 1200 steps: on two idle cores with AVX-512 two or three minutes each, without it twice as long; Ctrl-C stops and saves, the same command goes on"
+echo "three runs of 1200 steps, some minutes each on two idle cores; Ctrl-C stops and saves, the same command goes on"
 # On a machine that is busy with something else, threads that spin while they wait cost ten times more than they gain. (Not the load
 # average: it still remembers the build.)
 others() {   # least number of other running threads in one second

@@ -344,8 +344,7 @@ Comparison compare_runs(const RunHistory& baseline, const RunHistory& variant, c
     c.net_benefit = c.speed_up / c.token_penalty;
   }
   const std::string diverged = own_divergence(variant), broken = own_divergence(baseline);
-  if (!broken.empty()) {  // whoever is better than that need not be good, nor need who is not have BF16 to
-                          // blame
+  if (!broken.empty()) {  // better than that need not be good, and as bad need not be the format's fault
     c.verdict = Verdict::Inconclusive;
     c.sentence = fmt::format("the baseline is none: {}", broken);
     if (!diverged.empty()) c.sentence += "; and " + diverged;

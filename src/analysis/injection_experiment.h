@@ -23,15 +23,14 @@ struct InjectionOptions {
 // "inject", that sweep, which has its own faults and seeds.
 Sweep injection_experiment(const std::string& path, const InjectionOptions& options);
 
-// What a group of an injected sweep did, against its BF16 twins with the same seeds and the same injection.
-//
-// by what the injection added to a run's gap: its mean over the (up to 100) steps from the last injection on,
+// What a group of an injected sweep did, against its BF16 twins with the same seeds and the same injection:
+// by what the injection added to a run's gap, its mean over the (up to 100) steps from the last injection on
 // less its mean over as many before the first.
 //
 //   breaks   every seed's run has failed, or the injection added at least 0.10
 //   holds    it added at most 0.03 with every seed; 0.02 where the down projection is in BF16
 //
-// It says nothing of formats where it threw BF16 itself off: added more than 0.25 to the loss of a twin.
+// It says nothing of formats where BF16 itself failed, or more than 0.25 was added to the loss of a twin.
 namespace injection {
 inline constexpr double breaks = 0.10, holds = 0.03, holds_bf16_down = 0.02, threw_off = 0.25;
 inline constexpr int64_t window = 100, fewest = 10;  // steps

@@ -58,12 +58,7 @@ class SweepReader {
     read_base();
     common_ = overrides_at("set");
     common_.insert(common_.end(), overrides.begin(), overrides.end());
-    for (const std::string& text : common_)
-      if (text.starts_with("run.output=") || text.starts_with("run.name="))
-        problem("/set",
-                fmt::format("{}: every cell has a name and a folder of its own; the sweep's are its \"name\" "
-                            "and --output",
-                            escape_control(text)));
+    for (const std::string& text : overrides) require_no_folder("--set", text);
     if (const Json* sharpness = find("sharpness")) {
       if (sharpness->is_number_integer() && *sharpness > 0 && *sharpness <= 1 << 20)
         sweep.sharpness = sharpness->get<int64_t>();
@@ -89,6 +84,13 @@ class SweepReader {
             ? pointer
             : fmt::format("line {}, column {}: {}", place->second.line, place->second.column, pointer);
     problems_.push_back(fmt::format("{}: {}", escape_control(where), message));
+  }
+
+  void require_no_folder(const std::string& pointer, const std::string& text) {
+    if (text.starts_with("run.output=") || text.starts_with("run.name="))
+      problem(pointer, fmt::format("{}: every cell has a name and a folder of its own; the sweep's are its "
+                                   "\"name\" and --output",
+                                   escape_control(text)));
   }
 
   void report() const {
@@ -165,6 +167,7 @@ class SweepReader {
                             show(list[i])));
       else
         texts.push_back(text);
+      require_no_folder(fmt::format("{}/{}", pointer, i), text);
     }
     return texts;
   }

@@ -10,7 +10,6 @@
 #include "analysis/chart.h"
 #include "analysis/injection_experiment.h"
 #include "analysis/page.h"
-#include "analysis/report_health.h"
 #include "analysis/sharpness_chart.h"
 #include "base/files.h"
 #include "base/text.h"
@@ -44,16 +43,13 @@ std::string task_key(const RunConfig& config) {
 
 double finite_low(double a, double b) { return std::isfinite(a) && a < b ? a : b; }
 
-// A run's losses around an injection, less `twin`'s unless that is null.
-struct Around {
-  double before = unknown, after = unknown;
-  double added() const { return after - before; }
-};
-Around around(const RunHistory& run, const RunHistory* twin, int64_t first, int64_t last) {
+// What injections from step `first` to step `last` added to a run's losses, less `twin`'s unless that is
+// null. NaN: too few steps around them.
+double added_by(const RunHistory& run, const RunHistory* twin, int64_t first, int64_t last) {
   std::map<int64_t, double> reference;
   if (twin)
     for (const StepRecord& step : twin->steps) reference[step.step] = step.loss;
-  double sums[2] = {};
+  double sums[2] = {};  // before, after
   int64_t counts[2] = {};
   for (const StepRecord& step : run.steps) {
     const bool after = step.step >= last;
@@ -65,40 +61,46 @@ Around around(const RunHistory& run, const RunHistory* twin, int64_t first, int6
     sums[after] += step.loss - (twin ? other->second : 0);
     ++counts[after];
   }
-  if (counts[0] < injection::fewest || counts[1] < injection::fewest) return {};
-  return {sums[0] / static_cast<double>(counts[0]), sums[1] / static_cast<double>(counts[1])};
+  if (counts[0] < injection::fewest || counts[1] < injection::fewest) return unknown;
+  return sums[1] / static_cast<double>(counts[1]) - sums[0] / static_cast<double>(counts[0]);
 }
 
-void judge_injection(SweepReport& report, const std::map<std::string, const CellRow*>& partner) {
+using Partners = std::map<std::string, CellRow*>;  // BF16 cells that are done, by twins_key
+
+void judge_injection(SweepReport& report, const Partners& partners) {
   if (report.inject.empty()) return;
   int64_t first = std::numeric_limits<int64_t>::max(), last = 0;
   for (const StateInjection& injection : parse_state_injections(report.inject)) {
     first = std::min(first, injection.step);
     last = std::max(last, injection.step);
   }
+  for (const auto& [key, bf16] : partners)
+    bf16->reference_broke |= added_by(*bf16->outcome.history, nullptr, first, last) > injection::threw_off;
   for (CellRow& row : report.cells) {
     if (!row.outcome.history || !row.outcome.done) continue;
-    const auto twin = partner.find(twins_key(row.cell->config));
-    if (twin == partner.end()) continue;
-    const RunHistory& reference = *twin->second->outcome.history;
-    row.injected = around(*row.outcome.history, &reference, first, last).added();
-    row.reference_broke = around(reference, nullptr, first, last).added() > injection::threw_off;
+    const auto twin = partners.find(twins_key(row.cell->config));
+    if (twin == partners.end()) continue;
+    row.injected = added_by(*row.outcome.history, &*twin->second->outcome.history, first, last);
+    row.reference_broke = twin->second->reference_broke;
   }
 }
 
 void judge_cells(SweepReport& report) {
   std::map<std::string, double> best;
-  std::map<std::string, const CellRow*> partner;
+  Partners partners;
   double lowest = std::numeric_limits<double>::infinity();
   for (CellRow& row : report.cells) {
+    if (row.outcome.history) row.alarms = alarms_of(*row.outcome.history);
     if (!row.outcome.history || !row.outcome.done) continue;
     const RunConfig& config = row.cell->config;
     row.run = outcome_of(*row.outcome.history, config.run.steps, unknown);
-    if (!plain_bf16(config) || row.run.failed) continue;
+    if (!plain_bf16(config)) continue;
+    partners[twins_key(config)] = &row;
+    row.reference_broke = row.run.failed;
+    if (row.run.failed) continue;
     const double loss = row.run.final_loss;
     double& least = best.emplace(task_key(config), std::numeric_limits<double>::infinity()).first->second;
     least = finite_low(loss, least);
-    partner[twins_key(config)] = &row;
     if (loss < lowest) report.best = row.cell->name;
     lowest = finite_low(loss, lowest);
   }
@@ -108,10 +110,11 @@ void judge_cells(SweepReport& report) {
     const auto reference = best.find(task_key(config));
     row.run = outcome_of(*row.outcome.history, config.run.steps,
                          reference == best.end() ? unknown : reference->second);
-    const auto twin = partner.find(twins_key(config));
-    if (twin != partner.end()) row.gap = row.run.final_loss - twin->second->run.final_loss;
+    const auto twin = partners.find(twins_key(config));
+    if (twin != partners.end() && !twin->second->reference_broke)
+      row.gap = row.run.final_loss - twin->second->run.final_loss;
   }
-  judge_injection(report, partner);
+  judge_injection(report, partners);
 }
 
 GroupRow group_row(const SweepReport& report, const std::string& name) {
@@ -164,9 +167,7 @@ std::string state_of(const CellRow& row) {
 }
 
 // (K4)
-std::string lead_of(const CellRow& row) {
-  return row.outcome.history ? describe(alarms_of(*row.outcome.history)) : "–";
-}
+std::string lead_of(const CellRow& row) { return row.outcome.history ? describe(row.alarms) : "–"; }
 
 // ---- the page
 
@@ -274,11 +275,9 @@ std::string injection_verdicts(const SweepReport& report) {
          fmt::format(
              "<p class=\"soft\">What the injection added: the mean gap over up to {} steps from the last "
              "injection on, less that over as many before the first. A variant breaks when every run has "
-             "failed "
-             "or at least {:.2f} was added; it holds when at most {:.2f} was with every seed, or {:.2f} "
-             "where the "
-             "down projection is in BF16. Where more than {:.2f} was added to BF16's own loss, nothing is "
-             "said.</p>",
+             "failed or at least {:.2f} was added; it holds when at most {:.2f} was with every seed, or "
+             "{:.2f} where the down projection is in BF16. Where more than {:.2f} was added to BF16's own "
+             "loss, or BF16 failed, nothing is said.</p>",
              injection::window, injection::breaks, injection::holds, injection::holds_bf16_down,
              injection::threw_off);
 }
@@ -288,10 +287,8 @@ std::string definitions(const SweepReport& report) {
       "<p class=\"soft\">A run has <b>failed</b> when a loss is not finite, when its average loss ends more "
       "than {} above that of the best BF16 run ({}), or when the average rises more than {} above its lowest "
       "and is not back within {:.0f} % of the steps. A <b>spike</b> is a step more than {:.0f} average "
-      "absolute deviations above the average; the first one beside a warning may also be one that the run's "
-      "own "
-      "detector found, or an update that was not applied. Averages are exponential with decay {}. The fail "
-      "rate has "
+      "absolute deviations above the average; beside a warning also what the run's own detector found, or an "
+      "update that was not applied. Averages are exponential with decay {}. The fail rate has "
       "Wilson's interval. A gap is to the BF16 cell that differs in the precision alone.</p>",
       failure::above_best, report.best.empty() ? "none here" : escape_html(report.best), failure::rise,
       100 * failure::return_share, failure::spike_deviations, failure::decay);
@@ -404,8 +401,7 @@ Json render_json(const SweepReport& report) {
   for (const CellRow& row : report.cells) {
     Json coordinates = Json::object();
     for (const auto& [axis, value] : row.cell->coordinates) coordinates[axis] = value;
-    const RunHistory none, &history = row.outcome.history ? *row.outcome.history : none;
-    const Alarms alarms = alarms_of(history);
+    const Alarms& alarms = row.alarms;
     json["cells"].push_back(
         {{"cell", row.cell->name},
          {"group", row.cell->group},

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "analysis/failure.h"
+#include "analysis/report_health.h"
 #include "analysis/run_history.h"
 #include "analysis/statistics.h"
 #include "analysis/sweep_file.h"
@@ -31,8 +32,10 @@ struct CellRow {
   const SweepCell* cell = nullptr;
   CellOutcome outcome;
   RunOutcome run;
+  Alarms alarms;
   double gap = std::numeric_limits<double>::quiet_NaN();  // to its BF16 partner, in final average loss
-  // What an injection added to the gap, and whether it threw the partner off (injection_experiment.h).
+  // What an injection added to the gap, and whether the partner failed or was thrown off
+  // (injection_experiment.h).
   double injected = std::numeric_limits<double>::quiet_NaN();
   bool reference_broke = false;
 };

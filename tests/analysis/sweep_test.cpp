@@ -93,7 +93,13 @@ TEST_CASE("a run's configuration is no sweep, and one sentence says so") {
 
 TEST_CASE("a sweep's cells have folders of their own, and an override cannot give them one") {
   CHECK(problems_of(R"({"base": {}, "set": ["run.output=x"], "axes": {"run.seed": [1, 2]}})")
-            .find("run.output=x: every cell has a name and a folder of its own") != std::string::npos);
+            .find("/set/0: run.output=x: every cell has a name and a folder of its own") !=
+        std::string::npos);
+  CHECK(problems_of(R"({"base": {}, "variants": {"a": ["run.name=x"], "b": []}})")
+            .find("run.name=x: every cell has a name") != std::string::npos);
+  CHECK(complaint([] {
+          parse_sweep(R"({"base": {}, "axes": {"run.seed": [1, 2]}})", "t", {"run.output=x"}, "");
+        }).find("--set: run.output=x: every cell") != std::string::npos);
 }
 
 TEST_CASE("each cell's configuration is checked, and what is wrong with many is said once") {
@@ -227,6 +233,13 @@ TEST_CASE("an injected sweep says of each group whether it breaks, by the gap to
   CHECK(verdicts(0.3, 0.3, 0.02, 0.01) ==
         "reference|its BF16 twin broke: says nothing of formats|its BF16 twin broke: says nothing of formats|"
         "its BF16 twin broke: says nothing of formats|");
+  // A twin that failed says nothing either, least of all that FP8 breaks.
+  reference = std::numeric_limits<double>::quiet_NaN();
+  std::vector<CellOutcome> all_failed;
+  for (int i = 0; i < 8; ++i) all_failed.push_back(cell_with(2.0, reference));
+  const SweepReport none_left = report_of(sweep, all_failed);
+  for (size_t g = 1; g < 4; ++g)
+    CHECK(injection_verdict(none_left, none_left.groups[g]) == InjectionVerdict::ReferenceBroke);
   reference = 0.24;
   CHECK(verdicts(0.02, 0.029, -0.2, 0.019) == "reference|holds|holds|holds|");
   const std::string text = complaint([] {
